@@ -1,0 +1,32 @@
+"""fxgrad: rewrite any PyTorch model so that its gradient attributions are FullGrad-complete.
+
+    libra = fxgrad.convert(model, (x,))     # same outputs, bit for bit
+    libra(x)[0, target].backward()          # x.grad is now the LibraGrad gradient
+
+The pass is one straight path, a file each: capture, classify, rewrite, check.
+"""
+
+from fxgrad.check import CheckReport, check
+from fxgrad.convert import convert
+from fxgrad.errors import (
+    CaptureError,
+    FxgradError,
+    InputError,
+    NoRuleError,
+    NotBalanceableError,
+    RuleTableError,
+)
+from fxgrad.module import ConvertedModule
+
+__all__ = [
+    "CaptureError",
+    "CheckReport",
+    "ConvertedModule",
+    "FxgradError",
+    "InputError",
+    "NoRuleError",
+    "NotBalanceableError",
+    "RuleTableError",
+    "check",
+    "convert",
+]

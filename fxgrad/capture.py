@@ -1,0 +1,398 @@
+"""Stage 1, capture: any PyTorch model becomes one functional graph of ATen ops, with its state apart.
+
+`torch.export` traces the model; high-level ops (linear, layer_norm, scaled_dot_product_attention)
+stay whole. The graph is *lifted*: parameters and buffers are placeholders like the inputs, so
+that the graph is a pure function and the state can be owned, moved and copied by whoever runs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+import traceback
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
+
+from fxgrad.errors import CaptureError, InputError
+
+Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Input:
+    """One leaf of the model's inputs, in flattened order.
+
+    Attributes:
+        name: as in the model's signature.
+        shape: sizes, None where dynamic; None for an input that is not a tensor.
+        dtype: of the example; None for an input that is not a tensor.
+        constant: the value that was captured, for an input that is not a tensor.
+    """
+
+    name: str
+    shape: tuple[int | None, ...] | None
+    dtype: torch.dtype | None
+    constant: Any = None
+
+    @property
+    def attributed(self) -> bool:
+        """Whether it gets an attribution: tensors of floating dtype do."""
+        return self.dtype is not None and self.dtype.is_floating_point
+
+    def check(self, value: Any) -> None:
+        """Raise `InputError` if `value` cannot stand for this input."""
+        if self.dtype is None or self.shape is None:
+            if not isinstance(value, Tensor) and value == self.constant:
+                return
+            raise InputError(
+                f"input {self.name!r} was captured as the constant {self.constant!r} and cannot become "
+                f"{value!r}. Convert the model again with that value among the example inputs."
+            )
+        wanted = ", ".join("any" if size is None else str(size) for size in self.shape)
+        if not isinstance(value, Tensor):
+            raise InputError(f"input {self.name!r} must be a tensor of shape ({wanted}), not {type(value).__name__}.")
+        fits = len(value.shape) == len(self.shape) and all(
+            want is None or size == want for size, want in zip(value.shape, self.shape)
+        )
+        if not fits:
+            raise InputError(
+                f"input {self.name!r} has shape {tuple(value.shape)}, but the model was captured for ({wanted}). "
+                "Convert it again with an example of that shape, or pass dynamic_shapes to fxgrad.convert."
+            )
+        if value.is_floating_point() != self.dtype.is_floating_point:
+            raise InputError(f"input {self.name!r} has dtype {value.dtype}, but the model was captured for {self.dtype}.")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as a pure function of its state and its inputs.
+
+    Attributes:
+        graph: functional ATen graph; placeholders are first the state, then the inputs.
+        state: for every leading placeholder, the path of its tensor in the model.
+        parameters: all parameters of the model by path, used or not.
+        buffers: all buffers by path, and tensor constants.
+        transient: paths of buffers that the model's state_dict leaves out.
+        inputs: the flattened inputs.
+        in_spec, out_spec: structure of (args, kwargs) and of the outputs.
+        signature: of the model's forward, or None where the model was an ExportedProgram.
+        example: the example inputs.
+    """
+
+    graph: fx.Graph
+    state: tuple[str, ...]
+    parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    transient: frozenset[str]
+    inputs: tuple[Input, ...]
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    signature: inspect.Signature | None
+    example: Arguments = field(repr=False)
+
+    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The inputs as a flat list, checked against the captured ones.
+
+        Raises:
+            InputError: another structure, shape or dtype than the model was captured for.
+        """
+        leaves, spec = pytree.tree_flatten(_canonical(self.signature, args, kwargs))
+        if spec != self.in_spec:
+            names = ", ".join(i.name for i in self.inputs)
+            raise InputError(
+                f"the model was captured with the inputs ({names}), structured as {self.in_spec}; "
+                f"these are structured as {spec}. Convert it again with an example like them."
+            )
+        for declared, value in zip(self.inputs, leaves):
+            declared.check(value)
+        return leaves
+
+
+def capture(
+    model: nn.Module | ExportedProgram | str | Path,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    dynamic_shapes: Any = None,
+) -> Captured:
+    """Trace a model into a functional graph of ATen ops. The model itself is left untouched.
+
+    Args:
+        model: a module in eval mode, an ExportedProgram, or the path of a .pt2 file that
+            `torch.export.save` wrote.
+        args, kwargs: example inputs; any shapes and dtypes that the model takes. An ExportedProgram
+            that has example inputs needs none.
+        dynamic_shapes: as for `torch.export.export`. By default the first axis of every tensor is
+            dynamic wherever the model's code allows it.
+
+    Returns:
+        The captured model.
+
+    Raises:
+        CaptureError: train mode, integer or quantised weights, example inputs that the model does
+            not take, control flow that depends on data, or anything else that torch.export refuses.
+
+    Example:
+        >>> captured = capture(nn.Linear(3, 2).eval(), (torch.zeros(4, 3),))
+        >>> captured.inputs[0].shape, captured.state
+        ((None, 3), ('weight', 'bias'))
+
+    Source: torch.export, https://docs.pytorch.org/docs/stable/export.html
+    """
+    if isinstance(model, (str, Path)):
+        model = _load(model)
+    if isinstance(model, ExportedProgram):
+        signature = None
+        example = (args, dict(kwargs or {})) if args or kwargs else model.example_inputs
+        if example is None:
+            raise CaptureError("this ExportedProgram holds no example inputs: pass some as args.")
+        program = model
+    else:
+        _refuse_bad_state(model)
+        signature = inspect.signature(model.forward)
+        example = _canonical(signature, args, kwargs or {})
+        program = _export(model, example, dynamic_shapes)
+    with torch.no_grad():
+        program = program.run_decompositions({})
+    return _captured(program, model, signature, example)
+
+
+def source_line(node: fx.Node) -> str:
+    """`file:line: code` of the innermost frame of the user's code that made a node, or ''."""
+    library = os.path.dirname(torch.__file__) + os.sep
+    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
+    for where, code in reversed(list(zip(trace, trace[1:]))):
+        if where.strip().startswith('File "') and library not in where:
+            file, line = where.split('"')[1], where.split("line ")[1].split(",")[0]
+            return f"{_short(file)}:{line}: {code.strip()}"
+    return ""
+
+
+def _short(file: str) -> str:
+    """A file's path as an import or the working directory would spell it."""
+    roots = [os.getcwd(), *(p for p in sys.path if p)]
+    return min((os.path.relpath(file, r) for r in roots if file.startswith(r + os.sep)), key=len, default=file)
+
+
+def module_path(node: fx.Node) -> str:
+    """Path of the innermost module that made a node, as in `blocks.0.attn`, or ''."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed([path for path, _ in stack.values()]), "")
+
+
+def _load(path: str | Path) -> ExportedProgram:
+    try:
+        return torch.export.load(path)
+    except Exception as error:
+        raise CaptureError(f"{path} is not a program that torch.export.save wrote: {error}") from error
+
+
+def _refuse_bad_state(model: nn.Module) -> None:
+    training = [path or "the model itself" for path, module in model.named_modules() if module.training]
+    if training:
+        raise CaptureError(
+            f"the model is in train mode ({training[0]}, {len(training)} modules in all), where dropout and batch "
+            "statistics make attributions meaningless. Call model.eval() first."
+        )
+    for path, module in model.named_modules():
+        if ".quantized" in type(module).__module__:
+            raise CaptureError(f"{path or 'the model'} is a quantised {type(module).__name__}: convert the float model.")
+    for path, parameter in model.named_parameters():
+        if not parameter.is_floating_point() or parameter.is_quantized:
+            raise CaptureError(
+                f"parameter {path} has dtype {parameter.dtype}: integer and quantised weights have no gradient. "
+                "Convert the float model."
+            )
+
+
+def _canonical(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+    """The same call, always spelled alike: positional wherever the signature allows it."""
+    if signature is None:
+        return tuple(args), dict(kwargs)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"the model's forward{signature} does not take these inputs: {error}.") from error
+    return bound.args, bound.kwargs
+
+
+def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> ExportedProgram:
+    args, kwargs = example
+    if dynamic_shapes is None:
+        args, kwargs = _spread_batch(args, kwargs)
+        dynamic_shapes = pytree.tree_map(_auto, (args, kwargs))
+        # One spec per parameter of forward, positional and keyword alike, is what torch.export wants.
+        if kwargs:
+            names = list(inspect.signature(model.forward).parameters)
+            dynamic_shapes = {**dict(zip(names, dynamic_shapes[0])), **dynamic_shapes[1]}
+        else:
+            dynamic_shapes = dynamic_shapes[0]
+    try:
+        with _quiet_kernels(), torch.no_grad():
+            return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+    except Exception as error:
+        raise CaptureError(_diagnose(model, example, error)) from error
+
+
+def _auto(leaf: Any) -> Any:
+    return {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None
+
+
+def _spread_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
+    """A batch of one, doubled: torch.export takes a size of 1 for a constant."""
+    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
+    if any(leaf.shape[0] != 1 for leaf in leaves):
+        return args, kwargs
+
+    def double(leaf: Any) -> Any:
+        return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+    args, kwargs = pytree.tree_map(double, (args, kwargs))
+    return args, kwargs
+
+
+@contextlib.contextmanager
+def _quiet_kernels() -> Iterator[None]:
+    """Without MultiheadAttention's fast path, a fused inference kernel that no rule can look into."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
+    """Say whose fault a failed export is: the example's, the model's control flow, or neither."""
+    args, kwargs = example
+    try:
+        with torch.no_grad():
+            model(*args, **kwargs)
+    except Exception as own:
+        shapes = ", ".join(
+            str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
+            for leaf in pytree.tree_leaves(example)
+        )
+        return f"the model itself fails on the example inputs ({shapes}): {type(own).__name__}: {_first_line(own)}"
+    where = _user_frame(error, model)
+    if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
+        return (
+            f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by torch.where, "
+            f"or move it out of forward. torch.export says: {_first_line(error)}"
+        )
+    return f"torch.export cannot trace the model{where}: {type(error).__name__}: {_first_line(error)}"
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def _user_frame(error: BaseException, model: nn.Module) -> str:
+    """` at file:line: code` of the innermost frame outside of torch and fxgrad, or ''."""
+    ours = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
+        chain.append(cause)
+    for link in reversed(chain):
+        for frame in reversed(traceback.extract_tb(link.__traceback__)):
+            if not frame.filename.startswith(ours) and os.path.exists(frame.filename):
+                return f" at {_short(frame.filename)}:{frame.lineno}: {frame.line}"
+    return ""
+
+
+def _captured(
+    program: ExportedProgram,
+    model: nn.Module | ExportedProgram,
+    signature: inspect.Signature | None,
+    example: Arguments,
+) -> Captured:
+    mutated = [spec.target for spec in program.graph_signature.output_specs if spec.kind != OutputKind.USER_OUTPUT]
+    if mutated:
+        raise CaptureError(
+            f"the model writes to its own state or inputs while it runs ({', '.join(map(str, mutated))}): it is not a "
+            "function of its inputs. Disable caches and running statistics."
+        )
+    graph = program.graph
+    _tidy(graph)
+    placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    state, inputs = [], []
+    names = _input_names(program, signature, example)
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            state.append(str(spec.target))
+        elif spec.kind is InputKind.USER_INPUT:
+            inputs.append(_input(names[len(inputs)], placeholders[spec.arg.name], spec.arg))
+        else:
+            raise CaptureError(f"{spec.arg.name} is an input of kind {spec.kind.name}, which fxgrad cannot capture.")
+    if not any(i.attributed for i in inputs):
+        raise CaptureError(
+            f"no input is a floating-point tensor ({', '.join(names)}), so there is nothing to attribute to. "
+            "For a model on token ids, convert the part that follows the embedding."
+        )
+    parameters = {k: v for k, v in program.state_dict.items() if isinstance(v, nn.Parameter)}
+    buffers = {k: v for k, v in program.state_dict.items() if k not in parameters}
+    constants = {k: v for k, v in program.constants.items() if isinstance(v, Tensor)}
+    if isinstance(model, nn.Module):
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        buffers |= dict(model.named_buffers(remove_duplicate=False))
+    persistent = set(model.state_dict())
+    buffers = constants | buffers
+    return Captured(
+        graph,
+        tuple(state),
+        parameters,
+        buffers,
+        frozenset(set(buffers) - persistent),
+        tuple(inputs),
+        program.call_spec.in_spec,
+        program.call_spec.out_spec,
+        signature,
+        example,
+    )
+
+
+def _tidy(graph: fx.Graph) -> None:
+    """Make the graph hold for other batches, dtypes and kernels than the traced ones."""
+    aten = torch.ops.aten
+    checks = ("_assert", "sym_constrain_range", "_check")
+    for node in list(graph.nodes):
+        if node.op != "call_function":
+            continue
+        if getattr(node.target, "__name__", "").startswith(checks) and not node.users:
+            graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            # A view holds only for the strides of the kernels that were traced.
+            node.target = aten.reshape.default
+    graph.eliminate_dead_code()
+
+
+def _input_names(program: ExportedProgram, signature: inspect.Signature | None, example: Arguments) -> list[str]:
+    """A readable name for every input leaf: the parameter's, with the path inside it."""
+    names = []
+    parameters = list(signature.parameters) if signature else []
+    paths, _ = pytree.tree_flatten_with_path(example)
+    for (first, *rest), _ in paths:
+        inner = pytree.keystr(rest[1:])
+        if first.idx == 0:
+            position = rest[0].idx
+            names.append((parameters[position] if position < len(parameters) else f"args[{position}]") + inner)
+        else:
+            names.append(f"{rest[0].key}{inner}")
+    return names
+
+
+def _input(name: str, placeholder: fx.Node, argument: Any) -> Input:
+    value = placeholder.meta.get("val")
+    if isinstance(value, Tensor):
+        return Input(name, tuple(s if isinstance(s, int) else None for s in value.shape), value.dtype)
+    return Input(name, None, None, getattr(argument, "value", value))

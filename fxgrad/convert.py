@@ -1,0 +1,63 @@
+"""The whole pass in one call: capture -> classify -> rewrite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from fxgrad.capture import capture
+from fxgrad.classify import classify
+from fxgrad.errors import CaptureError
+from fxgrad.module import ConvertedModule
+from fxgrad.rewrite import rewrite
+from fxgrad.table import Rules, load
+
+
+def convert(
+    model: nn.Module | ExportedProgram | str | Path,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    rules: Rules = "libragrad",
+    dynamic_shapes: Any = None,
+) -> ConvertedModule:
+    """Rewrite a model so that its gradient attributions are FullGrad-complete. The model stays as it is.
+
+    Args:
+        model: any module in eval mode, an ExportedProgram, or the path of a .pt2 file.
+        args, kwargs: example inputs, as for calling the model. Floating-point tensors among the inputs
+            are attributed; the first axis of every tensor is the batch and stays dynamic.
+        rules: the policy: a preset ("libragrad", "gradient"), the path of a TOML file, or a list of
+            either, such as ["libragrad", "my_ops.toml"].
+        dynamic_shapes: as for `torch.export.export`, where more than the batch varies.
+
+    Returns:
+        A drop-in module: the same outputs bit for bit, state_dict keys and output structure; the
+        gradient of its inputs is the policy's.
+
+    Raises:
+        CaptureError: the model is not one graph (train mode, control flow on data, wrong examples).
+        NoRuleError: some ops have no row in the rule table; all of them are listed.
+        NotBalanceableError: softmax weights, say, reach the output other than as a multiplier.
+        RuleTableError: a rule file is malformed.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.GELU(), nn.Linear(4, 2, bias=False)).eval()
+        >>> x = torch.randn(1, 3, requires_grad=True)
+        >>> libra = convert(model, (x,))
+        >>> libra(x)[0, 1].backward()
+        >>> torch.allclose((x * x.grad).sum(), model(x)[0, 1])
+        True
+
+    Source: LibraGrad (Mehri, Baghshah, Pilehvar, CVPR 2025, arXiv:2411.16760).
+    """
+    if isinstance(model, ConvertedModule):
+        raise CaptureError(f"the model is converted already, with rules={model.classified.table.name!r}. Convert the original.")
+    table = load(rules)
+    classified = classify(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes), table)
+    return ConvertedModule(classified, rewrite(classified))

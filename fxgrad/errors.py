@@ -1,0 +1,30 @@
+"""What can go wrong, one class a cause, all under `FxgradError`.
+
+Every message says what happened, where (module path, source line) and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class FxgradError(Exception):
+    """Base class of every error that fxgrad raises on purpose."""
+
+
+class CaptureError(FxgradError):
+    """The model could not be captured as a graph."""
+
+
+class RuleTableError(FxgradError):
+    """A rule table is malformed; the message names file and row."""
+
+
+class NoRuleError(FxgradError):
+    """Some ops of the model have no row in the rule table; the message lists all of them."""
+
+
+class NotBalanceableError(FxgradError):
+    """A value that can only multiply (softmax weights, say) reaches the output as an addend."""
+
+
+class InputError(FxgradError):
+    """A converted module, or the check of one, was called with inputs that it cannot take."""

@@ -1,0 +1,110 @@
+"""What `convert` hands back: the rewritten program as a drop-in `torch.nn.Module`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxgrad.classify import Classified
+from fxgrad.report import Report, report
+
+
+class ConvertedModule(nn.Module):
+    """A model whose outputs are the original's, bit for bit, and whose gradients are the policy's.
+
+    It owns parameters and buffers under the original's paths, so state_dict keys are the original's;
+    they share memory with the original's until moved or cast, but are objects of their own, frozen:
+    attribution needs the gradient of the inputs only. `requires_grad_(True)` asks for the others.
+
+    Bit identity is to the original under `torch.no_grad()`: with parameters that require gradients
+    PyTorch itself picks another attention kernel in places.
+
+    Attributes:
+        classified: the captured program, the rule table, and the decision for every node.
+        program: the rewritten graph as a `torch.fx.GraphModule`; its placeholders are the state,
+            then the inputs.
+
+    Example:
+        >>> import fxgrad
+        >>> model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)).eval()
+        >>> x = torch.randn(5, 3, requires_grad=True)
+        >>> libra = fxgrad.convert(model, (x,))
+        >>> torch.equal(libra(x), model(x)), list(libra.state_dict()) == list(model.state_dict())
+        (True, True)
+    """
+
+    def __init__(self, classified: Classified, graph: fx.Graph) -> None:
+        super().__init__()
+        self.classified = classified
+        # Not a submodule: it has no state, and the module tree is the original's.
+        self.__dict__["program"] = fx.GraphModule(nn.Module(), graph, class_name="FxgradProgram")
+        captured = classified.captured
+        copies: dict[int, nn.Parameter] = {}
+        for path, parameter in captured.parameters.items():
+            # One copy per tensor, so that tied parameters stay tied.
+            copy = copies.setdefault(id(parameter), nn.Parameter(parameter.detach(), requires_grad=False))
+            self._owner(path).register_parameter(path.rpartition(".")[2], copy)
+        for path, buffer in captured.buffers.items():
+            persistent = path not in captured.transient
+            self._owner(path).register_buffer(path.rpartition(".")[2], buffer.detach(), persistent)
+        self.eval()
+
+    def _owner(self, path: str) -> nn.Module:
+        """The submodule that holds a tensor, made where it is missing."""
+        module: nn.Module = self
+        for name in path.split(".")[:-1]:
+            if name not in module._modules:
+                module.add_module(name, nn.Module())
+            module = module.get_submodule(name)
+        return module
+
+    @property
+    def state(self) -> list[Tensor]:
+        """The tensors that the program takes ahead of the inputs."""
+        tensors = []
+        for path in self.classified.captured.state:
+            owner, _, name = path.rpartition(".")
+            tensors.append(getattr(self.get_submodule(owner), name))
+        return tensors
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The rewritten graph."""
+        return self.program.graph
+
+    @property
+    def program(self) -> fx.GraphModule:
+        return self.__dict__["program"]  # type: ignore[no-any-return]
+
+    @property
+    def report(self) -> Report:
+        """Which op got which rule, and why: printable, a table in notebooks, `.to_json()`."""
+        return report(self.classified)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the rewritten program.
+
+        Args:
+            *args, **kwargs: as the original model takes them.
+
+        Returns:
+            What the original model returns, in the same structure.
+
+        Raises:
+            InputError: inputs of another structure, shape or dtype than the captured ones.
+        """
+        captured = self.classified.captured
+        outputs = self.program(*self.state, *captured.flatten(args, kwargs))
+        return pytree.tree_unflatten(list(outputs), captured.out_spec)
+
+    def __repr__(self) -> str:
+        captured, decisions = self.classified.captured, self.classified.decisions
+        rewritten = sum(d.backward not in ("native", "held") for d in decisions.values())
+        inputs = ", ".join(i.name for i in captured.inputs if i.attributed)
+        return (
+            f"ConvertedModule(rules={self.classified.table.name!r}, attributed inputs: {inputs}; "
+            f"{len(decisions)} nodes depend on them, {rewritten} rewritten)"
+        )

@@ -1,0 +1,72 @@
+"""Operands whose cotangents are held or scaled: products, quotients, powers, attention.
+
+All of these are homogeneous in their operands, so Euler's theorem balances them: if f has degree
+d_i in operand a_i, then <g, f(a)> = sum_i w_i <J_i^T g, a_i> whenever sum_i w_i d_i = 1. A weight of
+zero *holds* the operand: no autograd graph is recorded for it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class _Scale(torch.autograd.Function):
+    """Identity whose backward multiplies the cotangent by a number."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: float) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.weight = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+        return cotangent * ctx.weight, None
+
+
+def _scale(operand: Any, weight: Any) -> Any:
+    if isinstance(operand, (list, tuple)):
+        if not isinstance(weight, (list, tuple)):
+            weight = [weight] * len(operand)
+        return [_scale(o, w) for o, w in zip(operand, weight)]
+    if not isinstance(operand, Tensor) or weight == 1:
+        return operand
+    return operand.detach() if weight == 0 else _Scale.apply(operand, weight)  # type: ignore[no-untyped-call]
+
+
+def weighted(op: Any, weights: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
+    """Call `op`, and scale the cotangent of each positional operand by its weight.
+
+    The forward is `op(*args, **kwargs)` itself, hence bit-identical. The vjp is the op's own, times
+    the weight: 1 leaves an operand alone, 0 holds it (detached, nothing is recorded), 1/n shares a
+    product among n carriers or balances a power of degree n.
+
+    Args:
+        op: any callable on tensors, usually a `torch._ops.OpOverload`.
+        weights: one number per positional argument; for a list of tensors a tuple of numbers, or
+            one number for all of them. Arguments that are not tensors ignore theirs.
+        *args: the op's operands, any shape and dtype that it takes.
+        **kwargs: passed through.
+
+    Returns:
+        What `op` returns.
+
+    Raises:
+        Whatever `op` raises.
+
+    Example:
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> y = weighted(torch.ops.aten.mul.Tensor, (0.5, 0.5), x, x)
+        >>> torch.autograd.grad(y, x)[0].item() * x.item() == y.item()
+        True
+
+    Source: LibraGrad, arXiv:2411.16760, section 3 (pruning and scaling of backward paths).
+    """
+    return op(*(_scale(a, w) for a, w in zip(args, weights)), **kwargs)

@@ -1,0 +1,162 @@
+"""Tables of what was decided and measured: printable, HTML in notebooks, JSON."""
+
+from __future__ import annotations
+
+import html
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Generic, TypeVar
+
+from fxgrad.classify import Classified
+
+RowType = TypeVar("RowType")
+
+
+class Table(Sequence[RowType], Generic[RowType]):
+    """Rows of one dataclass, under a title. A sequence of them, printable, HTML in notebooks.
+
+    Args:
+        title: printed above the rows.
+        rows: dataclass instances, all of one class, their fields plain data.
+        shown: how many rows `str` prints; the rest are counted. HTML and JSON have them all.
+
+    Example:
+        >>> @dataclass
+        ... class Point:
+        ...     x: int
+        ...     y: int
+        >>> print(Table("Points", [Point(1, 2)]))
+        Points
+        x  y
+        1  2
+    """
+
+    def __init__(self, title: str, rows: Sequence[RowType], shown: int = 40) -> None:
+        self.title, self.rows, self.shown = title, tuple(rows), shown
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.rows[index]
+
+    def __iter__(self) -> Iterator[RowType]:
+        return iter(self.rows)
+
+    def __str__(self) -> str:
+        return "\n".join([self.title, *_columns(self.rows[: self.shown]), *self._more()])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _more(self) -> list[str]:
+        left = len(self.rows) - self.shown
+        return [f"... and {left} more rows"] if left > 0 else []
+
+    def to_json(self) -> str:
+        """The rows as a JSON list of objects, keys in the order of the fields. Stable: same rows, same text."""
+        return json.dumps([asdict(row) for row in self.rows], indent=1)  # type: ignore[call-overload]
+
+    def _repr_html_(self) -> str:
+        return f"<h4>{html.escape(self.title)}</h4>{_html(self.rows)}"
+
+
+@dataclass(frozen=True)
+class ReportRow:
+    """One node of the report: what it is, what it got, and where it stands in the user's code."""
+
+    node: str
+    op: str
+    kind: str
+    roles: str
+    rule: str
+    reason: str
+    module_path: str
+    source_line: str
+
+
+@dataclass(frozen=True)
+class SummaryRow:
+    """All nodes of one op that got the same rule."""
+
+    count: int
+    op: str
+    kind: str
+    rule: str
+    first_at: str
+
+
+class Report(Table[ReportRow]):
+    """One row per node that depends on the attributed inputs; `str` groups them by op and rule."""
+
+    def summary(self) -> Table[SummaryRow]:
+        """The rows, counted by op, kind and rule, most frequent first."""
+        groups = Counter((r.op, r.kind, r.rule) for r in self.rows)
+        first = {(r.op, r.kind, r.rule): r for r in reversed(self.rows)}
+        rows = [SummaryRow(n, *key, first_at=first[key].module_path or first[key].node) for key, n in groups.most_common()]
+        return Table(self.title, rows)
+
+    def details(self) -> str:
+        """Every row, as text."""
+        return "\n".join([self.title, *_columns(self.rows)])
+
+    def __str__(self) -> str:
+        return f"{self.summary()}\nEvery node: report.details(), report.rows or report.to_json()"
+
+
+def report(classified: Classified) -> Report:
+    """The decisions as a table.
+
+    Args:
+        classified: what `fxgrad.classify.classify` returned.
+
+    Returns:
+        One row per node that depends on an attributed input, in the order of the graph.
+
+    Example:
+        >>> import fxgrad, torch
+        >>> libra = fxgrad.convert(torch.nn.GELU().eval(), (torch.zeros(2, 3),))
+        >>> libra.report[0].rule
+        'hold_gate'
+    """
+    rows = [
+        ReportRow(
+            node=d.node,
+            op=d.op,
+            kind=d.kind.value,
+            roles=f"{', '.join(o.role.label for o in d.operands)} -> {d.role.label}",
+            rule=d.backward,
+            reason=d.reason,
+            module_path=d.module_path,
+            source_line=d.source_line,
+        )
+        for d in classified.decisions.values()
+    ]
+    return Report(f"{classified.table.name}: {len(rows)} nodes depend on the attributed inputs", rows)
+
+
+def _cell(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cells(rows: Sequence[Any]) -> list[list[str]]:
+    return [[_cell(getattr(row, f.name)) for f in fields(row)] for row in rows]
+
+
+def _columns(rows: Sequence[Any]) -> list[str]:
+    """The rows as aligned lines of text, a header first."""
+    if not rows:
+        return ["(no rows)"]
+    lines = [[f.name for f in fields(rows[0])], *_cells(rows)]
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() for line in lines]
+
+
+def _html(rows: Sequence[Any]) -> str:
+    if not rows:
+        return "<p>(no rows)</p>"
+    head = "".join(f"<th>{html.escape(f.name)}</th>" for f in fields(rows[0]))
+    body = "".join("<tr>" + "".join(f"<td>{html.escape(c)}</td>" for c in line) + "</tr>" for line in _cells(rows))
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"

@@ -1,0 +1,130 @@
+"""Stage 3, rewrite: the only place that changes a graph. One node in, one node out.
+
+A node whose backward is not its own becomes a call of `fxgrad.ops`, with the original op as its
+first argument; every other node stays as it was captured.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+from torch import fx
+
+from fxgrad import ops
+from fxgrad.classify import Classified, Decision, arguments_of
+from fxgrad.errors import NoRuleError
+from fxgrad.ops import Layout
+
+
+def rewrite(classified: Classified) -> fx.Graph:
+    """Replace every node that needs another backward by its forward-identical twin.
+
+    Args:
+        classified: what `classify` returned; its graph is copied, not changed.
+
+    Returns:
+        A graph with the same nodes, names and placeholders.
+
+    Raises:
+        NoRuleError: an op listed with a secant has none (it is not finite at 0).
+
+    Example:
+        >>> from fxgrad.capture import capture
+        >>> from fxgrad.classify import classify
+        >>> from fxgrad.table import load
+        >>> captured = capture(torch.nn.GELU().eval(), (torch.zeros(2, 3),))
+        >>> [n.target.__name__ for n in rewrite(classify(captured, load())).nodes if n.op == "call_function"]
+        ['secant']
+
+    Source: LibraGrad, arXiv:2411.16760, section 3.
+    """
+    graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    recorded: set[str] = set()
+    for node in classified.captured.graph.nodes:
+        copies[node] = graph.node_copy(node, copies.__getitem__)
+        if node.op == "placeholder":
+            recorded.add(node.name)
+        elif node.name in classified.decisions:
+            _rewrite_node(copies[node], classified.decisions[node.name], recorded)
+    graph.lint()
+    return graph
+
+
+def _rewrite_node(node: fx.Node, decision: Decision, recorded: set[str]) -> None:
+    """Rewrite one node; `recorded` gathers the nodes whose results autograd follows."""
+    if decision.live:
+        recorded.add(node.name)
+    if decision.vjp == "secant":
+        _replace(node, ops.secant, _series(node, decision))
+    elif decision.vjp == "hold_scale":
+        node.args, node.kwargs = tuple(arguments_of(node).values()), {}
+        _replace(node, ops.hold_scale, _layout(node, decision))
+    elif decision.live:
+        if any(o.data and w != 1 for o, w in zip(decision.operands, decision.weights)):
+            _weight(node, decision)
+    elif any(o.data and o.value.name in recorded for o in decision.operands):
+        # Here the data flow leaves what is differentiated: cut, so that nothing further is recorded.
+        if node.target is operator.getitem:
+            recorded.add(node.name)  # taking an item records nothing; whoever uses it cuts
+        else:
+            _weight(node, decision)
+
+
+def _replace(node: fx.Node, function: Callable[..., Any], detail: Any) -> None:
+    node.args = (node.target, detail, *node.args)
+    node.target = function
+
+
+def _weight(node: fx.Node, decision: Decision) -> None:
+    """Call the op through `ops.weighted`, one weight per positional argument."""
+    last = max(o.position for o in decision.operands)
+    arguments = arguments_of(node)
+    names = list(arguments)[: max(last + 1, len(node.args))]
+    node.args = tuple(arguments[name] for name in names)
+    node.kwargs = {name: value for name, value in node.kwargs.items() if name not in names}
+    by_place = {(o.position, o.item): w for o, w in zip(decision.operands, decision.weights)}
+
+    def weight(position: int, argument: Any) -> Any:
+        if isinstance(argument, (list, tuple)):
+            items = tuple(by_place.get((position, item), 1.0) for item in range(len(argument)))
+            return items if any(w != 1 for w in items) else 1.0
+        return by_place.get((position, None), 1.0)
+
+    _replace(node, ops.weighted, tuple(weight(p, a) for p, a in enumerate(node.args)))
+
+
+def _series(node: fx.Node, decision: Decision) -> ops.Taylor:
+    """f(0), f'(0), ... of the node's function."""
+    try:
+        return ops.taylor(node.target, *node.args[1:], **node.kwargs)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise NoRuleError(
+            f"{decision.op} at {decision.module_path or 'the model itself'}, {decision.source_line}: is listed as "
+            f"{decision.kind.value} ({decision.row.origin if decision.row else ''}), but has no secant through 0: {error}"
+        ) from error
+
+
+def _layout(node: fx.Node, decision: Decision) -> Layout:
+    assert decision.row is not None
+    row, arguments = decision.row, arguments_of(node)
+    places = {name: position for position, name in enumerate(arguments)}
+
+    def place(part: str) -> int | None:
+        names = [n for n in row.parts.get(part, ()) if arguments[n] is not None]
+        return places[names[0]] if names else None
+
+    carrier = node.args[places[row.parts["carrier"][0]]]
+    channels = carrier.meta["val"].shape[1] if isinstance(carrier, fx.Node) else 0
+    over, groups, eps = (row.options.get(key) for key in ("over", "groups", "eps"))
+    return Layout(
+        carrier=places[row.parts["carrier"][0]],
+        weight=place("coefficient"),
+        bias=place("source"),
+        trailing=len(arguments[over]) if over else 0,
+        groups=arguments[groups] if groups else int(channels),
+        centered=row.options.get("centered", True),
+        eps=arguments[eps] if eps else 0.0,
+    )

@@ -1,0 +1,119 @@
+"""The abstract values of the analysis: what a tensor means to the attribution, and what an op is.
+
+A role says how a value relates to the attributed inputs. Roles are ordered by how much attribution
+a value can carry, so that the role of a sum, of a product or of any other linear op is the `max` of
+its operands' roles.
+
+Source: LibraGrad (Mehri, Baghshah, Pilehvar, CVPR 2025, arXiv:2411.16760), section 3.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class Role(enum.IntEnum):
+    """How a value relates to the attributed inputs.
+
+    Example:
+        >>> max(Role.GATE, Role.CARRIER).label
+        'carrier'
+        >>> min(Role.GATE, Role.CARRIER).label
+        'gate'
+    """
+
+    CONSTANT = 0
+    """Does not depend on the attributed inputs: parameters, buffers, masks, comparisons."""
+    PURE_GATE = 1
+    """Depends on them and means something only as a multiplier: softmax weights."""
+    GATE = 2
+    """Meant as a multiplier, but can carry attribution where it must: sigmoid, exp, 1/rms."""
+    CARRIER = 3
+    """Depends on them and carries attribution: hidden states."""
+
+    @property
+    def label(self) -> str:
+        """The role as it is printed: lower case, words apart."""
+        return self.name.lower().replace("_", " ")
+
+
+class Kind(str, enum.Enum):
+    """What an op is, as far as its backward is concerned. One section of rules/ops.toml each.
+
+    Example:
+        >>> Kind("gated_activation").value
+        'gated_activation'
+    """
+
+    LINEAR = "linear"
+    PIECEWISE_LINEAR = "piecewise_linear"
+    GATED_ACTIVATION = "gated_activation"
+    SQUASH = "squash"
+    GATE = "gate"
+    PRODUCT = "product"
+    QUOTIENT = "quotient"
+    POWER = "power"
+    NORMALIZATION = "normalization"
+    ATTENTION = "attention"
+    CONSTANT = "constant"
+
+
+@dataclass(frozen=True)
+class Operand:
+    """One operand of one node, as the analysis sees it.
+
+    Attributes:
+        name: as in the op's schema; `tensors[1]` for an item of a list.
+        part: what the rule table says it is: carrier, coefficient, source, factor, numerator, ...
+        position: index among the op's arguments in schema order.
+        item: index inside a list argument, or None.
+        value: a `torch.fx.Node` or a number.
+        role: constant for numbers.
+    """
+
+    name: str
+    part: str
+    position: int
+    item: int | None
+    value: Any
+    role: Role
+
+    @property
+    def data(self) -> bool:
+        """Whether it depends on the attributed inputs."""
+        return self.role is not Role.CONSTANT
+
+
+def transfer(kind: Kind, operands: Sequence[Operand], *, degree: float | None = None, carries: bool = True) -> Role:
+    """Role of a node's result, given the roles of its operands.
+
+    Args:
+        kind: what the op is.
+        operands: its operands, at least one of which depends on the attributed inputs.
+        degree: degree of homogeneity, for powers (and gates that have one).
+        carries: for gates, whether the result can carry attribution where it must.
+
+    Returns:
+        The result's role.
+
+    Example:
+        >>> x = Operand("self", "carrier", 0, None, None, Role.CARRIER)
+        >>> transfer(Kind.GATE, [x]).label, transfer(Kind.SQUASH, [x]).label
+        ('gate', 'carrier')
+    """
+    role = {part: max(o.role for o in operands if o.part == part) for part in {o.part for o in operands}}
+    strongest = max(role.values())
+    if kind is Kind.CONSTANT or degree == 0:
+        return Role.CONSTANT
+    if kind is Kind.GATE:
+        return min(strongest, Role.GATE if carries else Role.PURE_GATE)
+    if kind is Kind.QUOTIENT:
+        return role["numerator"] or min(strongest, Role.GATE)
+    if kind is Kind.POWER:
+        return strongest if degree is None or degree > 0 else min(strongest, Role.GATE)
+    if kind is Kind.ATTENTION:
+        return role["value"] or Role.PURE_GATE
+    return strongest

@@ -1,0 +1,270 @@
+"""The rule table: what every op is, and which backward every kind gets. Data, read from TOML.
+
+A file may hold rows (one section per kind, one row per op) and a policy (the section `backward`).
+The shipped `rules/ops.toml` has the rows; each shipped policy is a file of its own.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+
+from fxgrad.backwards import BACKWARDS
+from fxgrad.errors import RuleTableError
+from fxgrad.roles import Kind
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Rules = Union[str, Path, Sequence[Union[str, Path]]]
+"""A preset's name, the path of a TOML file, or several of either."""
+
+OPTIONS: dict[str, type | tuple[type, ...]] = {
+    "odd": bool,  # squash: odd and bounded, so that number + f(x) is a gate
+    "secant": bool,  # gate: finite at 0, so that it can carry attribution by its secant
+    "degree": (int, float, str),  # power, gate: degree of homogeneity, or the operand that holds it
+    "over": str,  # normalization: the operand that holds the normalized shape
+    "groups": str,  # normalization: the operand that holds the number of groups
+    "centered": bool,  # normalization: whether the mean is subtracted
+    "eps": str,  # normalization: the operand that holds epsilon
+}
+
+# For every kind: parts that a row must name, parts that it may name, options that it may set.
+GRAMMAR: dict[Kind, tuple[set[str], set[str], set[str]]] = {
+    Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "like"}, set()),
+    Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, set()),
+    Kind.GATED_ACTIVATION: ({"carrier"}, set(), set()),
+    Kind.SQUASH: ({"carrier"}, set(), {"odd"}),
+    Kind.GATE: ({"carrier"}, set(), {"secant", "degree"}),
+    Kind.PRODUCT: ({"factor"}, {"source"}, set()),
+    Kind.QUOTIENT: ({"numerator", "denominator"}, set(), set()),
+    Kind.POWER: ({"carrier"}, set(), {"degree"}),
+    Kind.NORMALIZATION: ({"carrier"}, {"coefficient", "source"}, {"over", "groups", "centered", "eps"}),
+    Kind.ATTENTION: ({"query", "key", "value"}, {"mask"}, set()),
+    Kind.CONSTANT: (set(), set(), set()),
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one op is.
+
+    Attributes:
+        op: `namespace.name`, which stands for all overloads, or `namespace.name.overload`.
+        kind: its kind.
+        parts: part -> names of the operands that play it, as in the op's schema.
+        options: see `OPTIONS`.
+        origin: file and section, for messages.
+    """
+
+    op: str
+    kind: Kind
+    parts: Mapping[str, tuple[str, ...]]
+    options: Mapping[str, Any]
+    origin: str
+
+    @property
+    def part_of(self) -> dict[str, str]:
+        """Operand name -> part."""
+        return {name: part for part, names in self.parts.items() for name in names}
+
+    @property
+    def operands(self) -> set[str]:
+        """Every operand name that the row mentions, in parts or options."""
+        named = {self.options[key] for key in ("degree", "over", "groups", "eps") if key in self.options}
+        return set(self.part_of) | {name for name in named if isinstance(name, str)}
+
+    def fits(self, overload: Any) -> bool:
+        """Whether the overload's schema has every operand that the row mentions."""
+        return self.operands <= {argument.name for argument in overload._schema.arguments}
+
+
+@dataclass(frozen=True)
+class RuleTable:
+    """Rows and policy, merged from one or more files.
+
+    Attributes:
+        name: how the policy was asked for, as in "libragrad".
+        rows: op -> row.
+        policy: kind -> name of its backward.
+        cite: where the policy comes from.
+    """
+
+    name: str
+    rows: Mapping[str, Row]
+    policy: Mapping[Kind, str]
+    cite: str = ""
+    origins: Mapping[Kind, str] = field(default_factory=dict)
+
+    def row(self, overload: Any) -> Row | None:
+        """The row of an `OpOverload`: its own, else its packet's if that one fits its schema.
+
+        Example:
+            >>> load("libragrad").row(torch.ops.aten.gelu.default).kind.value
+            'gated_activation'
+        """
+        name = str(overload)
+        exact = self.rows.get(name)
+        packet = self.rows.get(name.rpartition(".")[0])
+        return exact or (packet if packet is not None and packet.fits(overload) else None)
+
+
+def presets() -> dict[str, str]:
+    """The shipped policies: name -> citation.
+
+    Example:
+        >>> "libragrad" in presets()
+        True
+    """
+    files = sorted(f.name for f in _shipped().iterdir() if f.name.endswith(".toml") and f.name != "ops.toml")
+    return {name.removesuffix(".toml"): _read(name.removesuffix(".toml"))[1].get("cite", "") for name in files}
+
+
+def load(rules: Rules = "libragrad") -> RuleTable:
+    """Read the shipped ops and the given policy and row files, and check them against torch.
+
+    Args:
+        rules: a preset's name ("libragrad"), the path of a TOML file, or a sequence of either. Rows
+            add to the shipped ones. At most one file may set a kind's backward; where none does,
+            it is libragrad's.
+
+    Returns:
+        The table, checked: ops exist, operands are in their schemas, every kind has a backward.
+
+    Raises:
+        RuleTableError: naming the file and the row, and what to change.
+
+    Example:
+        >>> table = load("gradient")
+        >>> set(table.policy.values())
+        {'native'}
+
+    Source: LibraGrad, arXiv:2411.16760, for the shipped policy.
+    """
+    names = [rules] if isinstance(rules, (str, Path)) else list(rules)
+    rows: dict[str, Row] = {}
+    policy: dict[Kind, str] = {}
+    origins: dict[Kind, str] = {}
+    cites = []
+    for name in ["ops", *names]:
+        origin, content = _read(name)
+        cites += [content["cite"]] if "cite" in content else []
+        for row in _rows(origin, content):
+            if row.op in rows:
+                raise RuleTableError(
+                    f"{row.origin}: a second row for {row.op}, which {rows[row.op].origin} has already. Keep one."
+                )
+            rows[row.op] = row
+        for kind, backward in _policy(origin, content):
+            if kind in policy:
+                raise RuleTableError(f"{origin} [backward]: {kind.value} is already set by {origins[kind]}. Keep one.")
+            policy[kind], origins[kind] = backward, origin
+    if not policy:
+        policy.update(_policy(*_read("libragrad")))
+    missing = [k.value for k in GRAMMAR if k not in policy and k is not Kind.CONSTANT]
+    if missing:
+        raise RuleTableError(f"{', '.join(map(str, names))} [backward]: no backward for {', '.join(missing)}. Add them.")
+    return RuleTable("+".join(Path(n).stem for n in names), rows, policy, "; ".join(cites), origins)
+
+
+def _shipped() -> Any:
+    return resources.files("fxgrad") / "rules"
+
+
+def _read(name: str | Path) -> tuple[str, dict[str, Any]]:
+    """Origin (for messages) and content of a preset or file."""
+    try:
+        if isinstance(name, Path) or str(name).endswith(".toml"):
+            return str(name), tomllib.loads(Path(name).read_text("utf-8"))
+        shipped = _shipped() / f"{name}.toml"
+        if not shipped.is_file():
+            raise RuleTableError(
+                f"there is no policy {name!r}. Shipped: {', '.join(presets())}; or give the path of a .toml file."
+            )
+        return f"rules/{name}.toml", tomllib.loads(shipped.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RuleTableError(f"{name}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RuleTableError(f"{name}: is not TOML: {error}") from error
+
+
+def _rows(origin: str, content: dict[str, Any]) -> Iterator[Row]:
+    for section, entries in content.items():
+        if section in ("cite", "backward"):
+            continue
+        if section not in {kind.value for kind in GRAMMAR}:
+            raise RuleTableError(
+                f"{origin} [{section}]: not a kind. The kinds are {', '.join(kind.value for kind in GRAMMAR)}."
+            )
+        if not isinstance(entries, dict):
+            raise RuleTableError(f"{origin}: {section} must be a section of rows, not {entries!r}.")
+        for op, entry in entries.items():
+            yield _row(f"{origin} [{section}]", op, Kind(section), entry)
+
+
+def _row(origin: str, op: str, kind: Kind, entry: Any) -> Row:
+    def fail(problem: str) -> RuleTableError:
+        return RuleTableError(f"{origin} {op!r}: {problem}")
+
+    if not isinstance(entry, dict):
+        raise fail(f"a row is a table such as {{ carrier = \"self\" }}, not {entry!r}.")
+    required, optional, options = GRAMMAR[kind]
+    parts: dict[str, tuple[str, ...]] = {}
+    chosen: dict[str, Any] = {}
+    for key, value in entry.items():
+        if key in required | optional:
+            names = [value] if isinstance(value, str) else value
+            if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+                raise fail(f"{key} must be an operand's name or a list of names, not {value!r}.")
+            parts[key] = tuple(names)
+        elif key in options:
+            if not isinstance(value, OPTIONS[key]):
+                raise fail(f"{key} = {value!r} has the wrong type.")
+            chosen[key] = value
+        else:
+            raise fail(f"unknown key {key!r}. A {kind.value} row takes {', '.join(sorted(required | optional | options))}.")
+    if missing := required - set(parts):
+        raise fail(f"{', '.join(sorted(missing))} is missing.")
+    if kind is Kind.POWER and "degree" not in chosen:
+        raise fail("degree is missing: a number, or the operand that holds it.")
+    row = Row(op, kind, parts, chosen, origin)
+    overloads = _overloads(op)
+    if not overloads:
+        raise fail("torch has no such op. Import the library that defines it before converting, or correct the name.")
+    if not any(row.fits(overload) for overload in overloads):
+        schemas = "; ".join(str(overload._schema) for overload in overloads[:3])
+        raise fail(f"no overload has the operands {', '.join(sorted(row.operands))}. Its schema: {schemas}.")
+    return row
+
+
+def _overloads(op: str) -> list[Any]:
+    """The functional overloads that a row's name stands for; empty if torch has none."""
+    namespace, _, name = op.partition(".")
+    name, _, overload = name.partition(".")
+    try:
+        packet = getattr(getattr(torch.ops, namespace), name)
+        return [getattr(packet, o) for o in ([overload] if overload else packet.overloads())]
+    except AttributeError:
+        return []
+
+
+def _policy(origin: str, content: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
+    section = content.get("backward", {})
+    if not isinstance(section, dict):
+        raise RuleTableError(f"{origin}: backward must be a section, not {section!r}.")
+    for key, backward in section.items():
+        if key not in {kind.value for kind in GRAMMAR if kind is not Kind.CONSTANT}:
+            raise RuleTableError(f"{origin} [backward] {key!r}: not a kind that has a backward.")
+        kind = Kind(key)
+        served = [name for name, known in BACKWARDS.items() if kind in known.kinds]
+        if backward not in served:
+            raise RuleTableError(f"{origin} [backward] {key} = {backward!r}: must be one of {', '.join(served)}.")
+        yield kind, backward

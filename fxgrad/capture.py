@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
-import sys
-import traceback
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +21,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from fxgrad.errors import CaptureError, InputError
+from fxgrad.places import raised_at
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -70,7 +68,7 @@ class Input:
                 "Convert it again with an example of that shape, or pass dynamic_shapes to fxgrad.convert."
             )
         if value.is_floating_point() != self.dtype.is_floating_point:
-            raise InputError(f"input {self.name!r} has dtype {value.dtype}, but the model was captured for {self.dtype}.")
+            raise InputError(f"input {self.name!r} is {value.dtype}, but the model was captured for {self.dtype}.")
 
 
 @dataclass(frozen=True)
@@ -167,29 +165,6 @@ def capture(
     return _captured(program, model, signature, example)
 
 
-def source_line(node: fx.Node) -> str:
-    """`file:line: code` of the innermost frame of the user's code that made a node, or ''."""
-    library = os.path.dirname(torch.__file__) + os.sep
-    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
-    for where, code in reversed(list(zip(trace, trace[1:]))):
-        if where.strip().startswith('File "') and library not in where:
-            file, line = where.split('"')[1], where.split("line ")[1].split(",")[0]
-            return f"{_short(file)}:{line}: {code.strip()}"
-    return ""
-
-
-def _short(file: str) -> str:
-    """A file's path as an import or the working directory would spell it."""
-    roots = [os.getcwd(), *(p for p in sys.path if p)]
-    return min((os.path.relpath(file, r) for r in roots if file.startswith(r + os.sep)), key=len, default=file)
-
-
-def module_path(node: fx.Node) -> str:
-    """Path of the innermost module that made a node, as in `blocks.0.attn`, or ''."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return next(reversed([path for path, _ in stack.values()]), "")
-
-
 def _load(path: str | Path) -> ExportedProgram:
     try:
         return torch.export.load(path)
@@ -206,7 +181,8 @@ def _refuse_bad_state(model: nn.Module) -> None:
         )
     for path, module in model.named_modules():
         if ".quantized" in type(module).__module__:
-            raise CaptureError(f"{path or 'the model'} is a quantised {type(module).__name__}: convert the float model.")
+            what = f"{path or 'the model'} is a quantised {type(module).__name__}"
+            raise CaptureError(f"{what}, and quantised weights have no gradient. Convert the float model.")
     for path, parameter in model.named_parameters():
         if not parameter.is_floating_point() or parameter.is_quantized:
             raise CaptureError(
@@ -284,30 +260,18 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
             for leaf in pytree.tree_leaves(example)
         )
         return f"the model itself fails on the example inputs ({shapes}): {type(own).__name__}: {_first_line(own)}"
-    where = _user_frame(error, model)
+    line = raised_at(error)
+    where = f" at {line}" if line else ""
     if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
         return (
-            f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by torch.where, "
-            f"or move it out of forward. torch.export says: {_first_line(error)}"
+            f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by "
+            f"torch.where, or move it out of forward. torch.export says: {_first_line(error)}"
         )
     return f"torch.export cannot trace the model{where}: {type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
-def _user_frame(error: BaseException, model: nn.Module) -> str:
-    """` at file:line: code` of the innermost frame outside of torch and fxgrad, or ''."""
-    ours = (os.path.dirname(torch.__file__) + os.sep, os.path.dirname(__file__) + os.sep)
-    chain: list[BaseException] = [error]
-    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None:
-        chain.append(cause)
-    for link in reversed(chain):
-        for frame in reversed(traceback.extract_tb(link.__traceback__)):
-            if not frame.filename.startswith(ours) and os.path.exists(frame.filename):
-                return f" at {_short(frame.filename)}:{frame.lineno}: {frame.line}"
-    return ""
 
 
 def _captured(
@@ -325,8 +289,9 @@ def _captured(
     graph = program.graph
     _tidy(graph)
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
-    state, inputs = [], []
-    names = _input_names(program, signature, example)
+    state: list[str] = []
+    inputs: list[Input] = []
+    names = _input_names(signature, example)
     for spec in program.graph_signature.input_specs:
         if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
             state.append(str(spec.target))
@@ -376,19 +341,16 @@ def _tidy(graph: fx.Graph) -> None:
     graph.eliminate_dead_code()
 
 
-def _input_names(program: ExportedProgram, signature: inspect.Signature | None, example: Arguments) -> list[str]:
+def _input_names(signature: inspect.Signature | None, example: Arguments) -> list[str]:
     """A readable name for every input leaf: the parameter's, with the path inside it."""
-    names = []
+    args, kwargs = example
     parameters = list(signature.parameters) if signature else []
-    paths, _ = pytree.tree_flatten_with_path(example)
-    for (first, *rest), _ in paths:
-        inner = pytree.keystr(rest[1:])
-        if first.idx == 0:
-            position = rest[0].idx
-            names.append((parameters[position] if position < len(parameters) else f"args[{position}]") + inner)
-        else:
-            names.append(f"{rest[0].key}{inner}")
-    return names
+    roots = [parameters[i] if i < len(parameters) else f"args[{i}]" for i in range(len(args))] + list(kwargs)
+    return [
+        root + pytree.keystr(path)
+        for root, value in zip(roots, [*args, *kwargs.values()])
+        for path, _ in pytree.tree_flatten_with_path(value)[0]
+    ]
 
 
 def _input(name: str, placeholder: fx.Node, argument: Any) -> Input:

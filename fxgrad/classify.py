@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.backwards import BACKWARDS
-from fxgrad.capture import Captured, module_path, source_line
+from fxgrad.capture import Captured
 from fxgrad.errors import CaptureError, NoRuleError, NotBalanceableError
+from fxgrad.places import Place, place_of
 from fxgrad.roles import Kind, Operand, Role, transfer
 from fxgrad.table import Row, RuleTable
 
@@ -40,7 +41,7 @@ class Decision:
         degree: of homogeneity, where the kind has one.
         sources: the constants that enter additively, by name.
         row: the rule table's row; None for the plumbing of tuples.
-        module_path, source_line: where the model's author wrote it.
+        place: where the model's author wrote it.
     """
 
     node: str
@@ -54,8 +55,7 @@ class Decision:
     degree: float | None
     sources: tuple[str, ...]
     row: Row | None
-    module_path: str
-    source_line: str
+    place: Place
 
     @property
     def live(self) -> bool:
@@ -65,8 +65,8 @@ class Decision:
     @property
     def reason(self) -> str:
         """Why this backward, in words."""
-        roles = [o for o in self.operands if o.data]
-        what = ", ".join(f"{o.name} is a {o.role.label}{_fate(w)}" for o, w in zip(self.operands, self.weights) if o in roles)
+        data = [(o, w) for o, w in zip(self.operands, self.weights) if o.data]
+        what = ", ".join(f"{o.name} is a {o.role.label}{_fate(w)}" for o, w in data)
         return what if self.live else f"{what}; the result is only ever held"
 
 
@@ -237,8 +237,7 @@ def _decide(
         degree=degree,
         sources=tuple(_sources(operands, paths)),
         row=row,
-        module_path=module_path(node),
-        source_line=source_line(node),
+        place=place_of(node),
     )
 
 
@@ -318,16 +317,12 @@ def _liveness(
     }
 
 
-def _place(path: str, line: str) -> str:
-    return f"{path or 'the model itself'}, {line or 'source line unknown'}"
-
-
 def _not_balanceable_message(stuck: list[Decision], flow: nx.DiGraph[str], outputs: list[str], table: RuleTable) -> str:
     lines = []
     for decision in stuck:
         target = next(o for o in outputs if nx.has_path(flow, decision.node, o))
         path = " -> ".join(nx.shortest_path(flow, decision.node, target))
-        lines.append(f"  {decision.op} at {_place(decision.module_path, decision.source_line)}\n    reaches the output by {path}")
+        lines += [f"  {decision.op} at {decision.place}", f"    reaches the output by {path}"]
     return (
         f"under {table.name}, {len(stuck)} op(s) can only multiply (their backward passes nothing on), but reach the "
         "output as an addend:\n" + "\n".join(lines) + "\nAttribute what comes before: the logits instead of the "
@@ -342,14 +337,14 @@ def _no_rule_message(unruled: list[_Unruled]) -> str:
     lines = []
     for (op, problem), nodes in groups.items():
         lines.append(f"  {op} {problem} ({len(nodes)} x)")
-        lines += [f"    at {_place(module_path(n), source_line(n))}" for n in nodes[:3]]
+        lines += [f"    at {place_of(n)}" for n in nodes[:3]]
         lines += [f"    and {len(nodes) - 3} more"] if len(nodes) > 3 else []
         if problem == "has no row":
             tensors = [a.name for a in nodes[0].target._schema.arguments if "Tensor" in str(a.type)]  # type: ignore[union-attr]
             first = tensors[0] if tensors else "self"
             lines.append(f'    add to the section of its kind: "{op.rpartition(".")[0]}" = {{ carrier = "{first}" }}')
     return (
-        f"{len(groups)} op(s) have no rule:\n" + "\n".join(lines) + "\nPut the rows into a TOML file of your own, under "
-        "[linear], [piecewise_linear], [gated_activation], [squash], [gate] or another kind, and pass "
+        f"{len(groups)} op(s) have no rule:\n" + "\n".join(lines) + "\nPut the rows into a TOML file of your own, "
+        "under [linear], [piecewise_linear], [gated_activation], [squash], [gate] or another kind, and pass "
         'rules=["libragrad", "my_rules.toml"]; rules/README.md explains the kinds.'
     )

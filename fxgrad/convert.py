@@ -57,7 +57,8 @@ def convert(
     Source: LibraGrad (Mehri, Baghshah, Pilehvar, CVPR 2025, arXiv:2411.16760).
     """
     if isinstance(model, ConvertedModule):
-        raise CaptureError(f"the model is converted already, with rules={model.classified.table.name!r}. Convert the original.")
+        name = model.classified.table.name
+        raise CaptureError(f"the model is converted already, with rules={name!r}. Convert the original.")
     table = load(rules)
     classified = classify(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes), table)
     return ConvertedModule(classified, rewrite(classified))

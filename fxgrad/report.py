@@ -95,7 +95,7 @@ class Report(Table[ReportRow]):
         """The rows, counted by op, kind and rule, most frequent first."""
         groups = Counter((r.op, r.kind, r.rule) for r in self.rows)
         first = {(r.op, r.kind, r.rule): r for r in reversed(self.rows)}
-        rows = [SummaryRow(n, *key, first_at=first[key].module_path or first[key].node) for key, n in groups.most_common()]
+        rows = [SummaryRow(n, *key, first[key].module_path or first[key].node) for key, n in groups.most_common()]
         return Table(self.title, rows)
 
     def details(self) -> str:
@@ -129,8 +129,8 @@ def report(classified: Classified) -> Report:
             roles=f"{', '.join(o.role.label for o in d.operands)} -> {d.role.label}",
             rule=d.backward,
             reason=d.reason,
-            module_path=d.module_path,
-            source_line=d.source_line,
+            module_path=d.place.module_path,
+            source_line=d.place.source_line,
         )
         for d in classified.decisions.values()
     ]

@@ -74,7 +74,8 @@ def _rewrite_node(node: fx.Node, decision: Decision, recorded: set[str]) -> None
 
 
 def _replace(node: fx.Node, function: Callable[..., Any], detail: Any) -> None:
-    node.args = (node.target, detail, *node.args)
+    op: Any = node.target
+    node.args = (op, detail, *node.args)
     node.target = function
 
 
@@ -101,9 +102,9 @@ def _series(node: fx.Node, decision: Decision) -> ops.Taylor:
     try:
         return ops.taylor(node.target, *node.args[1:], **node.kwargs)
     except (TypeError, ValueError, RuntimeError) as error:
+        origin = decision.row.origin if decision.row else ""
         raise NoRuleError(
-            f"{decision.op} at {decision.module_path or 'the model itself'}, {decision.source_line}: is listed as "
-            f"{decision.kind.value} ({decision.row.origin if decision.row else ''}), but has no secant through 0: {error}"
+            f"{decision.op} at {decision.place}: {origin} lists it, but it has no secant through 0: {error}"
         ) from error
 
 

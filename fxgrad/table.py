@@ -22,7 +22,7 @@ from fxgrad.roles import Kind
 if sys.version_info >= (3, 11):
     import tomllib
 else:
-    import tomli as tomllib
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 Rules = Union[str, Path, Sequence[Union[str, Path]]]
 """A preset's name, the path of a TOML file, or several of either."""
@@ -171,7 +171,8 @@ def load(rules: Rules = "libragrad") -> RuleTable:
         policy.update(_policy(*_read("libragrad")))
     missing = [k.value for k in GRAMMAR if k not in policy and k is not Kind.CONSTANT]
     if missing:
-        raise RuleTableError(f"{', '.join(map(str, names))} [backward]: no backward for {', '.join(missing)}. Add them.")
+        files = ", ".join(map(str, names))
+        raise RuleTableError(f"{files} [backward]: no backward for {', '.join(missing)}. Add them.")
     return RuleTable("+".join(Path(n).stem for n in names), rows, policy, "; ".join(cites), origins)
 
 
@@ -230,7 +231,8 @@ def _row(origin: str, op: str, kind: Kind, entry: Any) -> Row:
                 raise fail(f"{key} = {value!r} has the wrong type.")
             chosen[key] = value
         else:
-            raise fail(f"unknown key {key!r}. A {kind.value} row takes {', '.join(sorted(required | optional | options))}.")
+            known = ", ".join(sorted(required | optional | options))
+            raise fail(f"unknown key {key!r}. A {kind.value} row takes {known or 'none'}.")
     if missing := required - set(parts):
         raise fail(f"{', '.join(sorted(missing))} is missing.")
     if kind is Kind.POWER and "degree" not in chosen:

@@ -1,0 +1,254 @@
+"""The books of a backward, node by node: what arrives, what is handed on, what stays.
+
+The converted program is run forwards once, keeping every value, then backwards one node at a time,
+each node's own vjp called with the cotangent that arrived. What its constants keep is computed
+apart from any backward, so that no fault can hide in it.
+
+Source: FullGrad (Srinivas & Fleuret, NeurIPS 2019, arXiv:1905.00780), eq. 1, applied to every node.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxgrad.classify import Decision
+from fxgrad.errors import InputError
+from fxgrad.module import ConvertedModule
+from fxgrad.roles import Kind
+
+
+@dataclass(frozen=True)
+class LedgerRow:
+    """The books of one node, for one cotangent of the outputs.
+
+    Attributes:
+        node, op, kind, rule: what it is.
+        inflow: <g, z>, what arrives.
+        outflow: sum of <g_i, a_i>, what is handed on to operands.
+        source: <g, b>, what stays with the node's constants.
+        residual: inflow - outflow - source; 0 when balanced.
+        error: |residual| relative to the output, or the relative error of a secant's limit at 0 if
+            that is larger.
+        module_path, source_line: where the model's author wrote it.
+    """
+
+    node: str
+    op: str
+    kind: str
+    rule: str
+    inflow: float
+    outflow: float
+    source: float
+    residual: float
+    error: float
+    module_path: str
+    source_line: str
+
+
+@dataclass(frozen=True)
+class SourceRow:
+    """What the constants of one node contribute: <g, b>, and that relative to the output."""
+
+    source: str
+    node: str
+    contribution: float
+    share: float
+    module_path: str
+    source_line: str
+
+
+class Ledger:
+    """One run of the converted program, and the books of its backward, node by node.
+
+    Args:
+        converted: what `fxgrad.convert` returned.
+        leaves: its inputs, flattened.
+
+    Raises:
+        InputError: a value on the way to the output is NaN or infinite; names the node that made it.
+
+    Example:
+        >>> import fxgrad
+        >>> x = torch.ones(2, 3)
+        >>> books = Ledger(fxgrad.convert(torch.nn.GELU().eval(), (x,)), [x])
+        >>> rows, sources = books.close([torch.ones(2, 3)], scale=1.0)
+        >>> rows[0].rule, abs(rows[0].residual) < 1e-5
+        ('hold_gate', True)
+    """
+
+    def __init__(self, converted: ConvertedModule, leaves: list[Any]) -> None:
+        self.decisions = converted.classified.decisions
+        self.program = converted.program
+        self.originals = {n.name: n for n in converted.classified.captured.graph.nodes}
+        self.values: dict[str, Any] = {}
+        recorder = _Recorder(self.program, self.values)
+        with torch.no_grad():
+            self.outputs: list[Any] = list(recorder.run(*converted.state, *leaves))
+        for name, decision in self.decisions.items():
+            if decision.live:
+                refuse_non_finite(self.values[name], f"the result of {name} ({decision.op} at {decision.place})")
+
+    def close(self, cotangents: list[Tensor | None], scale: float) -> tuple[list[LedgerRow], list[SourceRow]]:
+        """Run backwards from the outputs' cotangents, one per tensor; errors are relative to `scale`.
+
+        Returns:
+            One row per live node, and one per node that has sources.
+        """
+        arrived: dict[str, Any] = {}
+        rows, sources = [], []
+        tensors = [n for n in pytree.tree_leaves(self.program.graph.output_node().args[0]) if isinstance(n, fx.Node)]
+        for node, g in zip(tensors, cotangents):
+            self._deliver(arrived, node.name, g)
+        for node in reversed(list(self.program.graph.nodes)):
+            decision = self.decisions.get(node.name)
+            if decision is None or not decision.live or node.name not in arrived:
+                continue
+            g = arrived.pop(node.name)
+            if node.target is operator.getitem:
+                parent, index = node.args[0], node.args[1]
+                parts = arrived.setdefault(parent.name, [None] * len(self.values[parent.name]))
+                parts[index] = g if parts[index] is None else parts[index] + g
+                continue
+            row, source = self._book(node, decision, g, arrived, scale)
+            rows.append(row)
+            sources += [source] if source else []
+        return rows, sources
+
+    def _book(
+        self, node: fx.Node, decision: Decision, g: Any, arrived: dict[str, Any], scale: float
+    ) -> tuple[LedgerRow, SourceRow | None]:
+        carrying = self._carrying(decision)
+        gradients = self._vjp(node, carrying, g)
+        for name, gradient in zip(carrying, gradients):
+            self._deliver(arrived, name, gradient)
+        inflow = dot(g, self.values[node.name])
+        outflow = sum(dot(gradient, self.values[name]) for name, gradient in zip(carrying, gradients))
+        source = self._offset(decision, carrying, g)
+        residual = inflow - outflow - source
+        row = LedgerRow(
+            node=node.name,
+            op=decision.op,
+            kind=decision.kind.value,
+            rule=decision.backward,
+            inflow=inflow,
+            outflow=outflow,
+            source=source,
+            residual=residual,
+            error=max(abs(residual) / scale, self._limit_error(node, decision)),
+            module_path=decision.place.module_path,
+            source_line=decision.place.source_line,
+        )
+        if source == 0:
+            return row, None
+        name = ", ".join(decision.sources) or f"{decision.op} at 0"
+        return row, SourceRow(name, node.name, source, source / scale, *decision.place)
+
+    def _carrying(self, decision: Decision) -> list[str]:
+        """The operands that a cotangent may travel on to: live nodes and attributed inputs."""
+        names = dict.fromkeys(o.value.name for o in decision.operands if o.data)
+        return [n for n in names if n not in self.decisions or self.decisions[n].live]
+
+    def _vjp(
+        self, node: fx.Node, wanted: list[str], g: Any, at: Callable[[Tensor], Tensor] = torch.detach
+    ) -> list[Any]:
+        """The vjp of one node's call for some of its operands: None where nothing arrives."""
+        leaves = {name: at(self.values[name]).requires_grad_() for name in wanted}
+        with torch.enable_grad():
+            result = self._call(node, leaves)
+        pairs = [
+            (z, c)
+            for z, c in zip(*(v if isinstance(v, (list, tuple)) else [v] for v in (result, g)))
+            if c is not None and z.requires_grad
+        ]
+        if not pairs or not leaves:
+            return [None] * len(wanted)
+        return list(
+            torch.autograd.grad([z for z, _ in pairs], list(leaves.values()), [c for _, c in pairs], allow_unused=True)
+        )
+
+    def _call(self, node: fx.Node, substitutes: Mapping[str, Tensor]) -> Any:
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs), lambda n: substitutes.get(n.name, self.values.get(n.name))
+        )
+        return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _offset(self, decision: Decision, carrying: list[str], g: Any) -> float:
+        """<g, b>: what the node's constants contribute, without looking at its backward.
+
+        An affine op shows b where its carriers are 0. A piecewise linear one has an offset per piece,
+        z - J a, with J from the original op's own derivative.
+        """
+        original = self.originals[decision.node]
+        if decision.kind is Kind.PIECEWISE_LINEAR and decision.sources:
+            native = self._vjp(original, carrying, g)
+            return dot(g, self.values[decision.node]) - sum(
+                dot(j, self.values[name]) for j, name in zip(native, carrying)
+            )
+        if decision.sources or _through_secant(decision):
+            zeros = {name: torch.zeros_like(self.values[name]) for name in carrying}
+            with torch.no_grad():
+                return dot(g, self._call(original, zeros))
+        return 0.0
+
+    def _limit_error(self, node: fx.Node, decision: Decision) -> float:
+        """How far a secant's slope at 0 is from f'(0). Completeness cannot see it: 0 times anything is 0."""
+        if decision.vjp != "secant":
+            return 0.0
+        name = decision.operands[0].value.name
+        one = torch.ones_like(self.values[name])
+        ours, exact = (
+            self._vjp(n, [name], one, at=torch.zeros_like)[0] for n in (node, self.originals[decision.node])
+        )
+        error = (ours - exact).abs().max() / exact.abs().max().clamp(min=1)
+        return float(error) if error > 4 * torch.finfo(error.dtype).eps else 0.0
+
+    def _deliver(self, arrived: dict[str, Any], name: str, g: Tensor | None) -> None:
+        if g is not None:
+            arrived[name] = arrived[name] + g if name in arrived else g
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a program and keeps the value of every node."""
+
+    def __init__(self, program: fx.GraphModule, values: dict[str, Any]) -> None:
+        super().__init__(program, garbage_collect_values=False)
+        self.values = values
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        self.values[n.name] = result
+        return result
+
+
+def _through_secant(decision: Decision) -> bool:
+    secant_gate = decision.row is not None and decision.row.options.get("secant", False)
+    return decision.kind is Kind.SQUASH or bool(secant_gate)
+
+
+def dot(g: Any, z: Any) -> float:
+    """<g, z> in float64, over tensors or lists of them; the real part where they are complex."""
+    if g is None or z is None:
+        return 0.0
+    if isinstance(z, (list, tuple)):
+        return sum(dot(gi, zi) for gi, zi in zip(g, z))
+    if z.is_complex():
+        return float((g.conj().to(torch.complex128) * z.to(torch.complex128)).real.sum())
+    return float((g.double() * z.double()).sum())
+
+
+def refuse_non_finite(value: Any, what: str) -> None:
+    """Raise `InputError` if a tensor among the leaves of `value` holds NaN or an infinity; says where."""
+    for tensor in pytree.tree_leaves(value):
+        if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
+            where = tuple(int(i) for i in (~tensor.isfinite()).nonzero()[0])
+            raise InputError(
+                f"{what} is {tensor[where].item()} at {list(where)} ({int((~tensor.isfinite()).sum())} of "
+                f"{tensor.numel()} elements are not finite), so no completeness can be measured. Mend that value first."
+            )

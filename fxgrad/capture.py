@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,12 +105,14 @@ class Captured:
         Raises:
             InputError: another structure, shape or dtype than the model was captured for.
         """
-        leaves, spec = pytree.tree_flatten(_canonical(self.signature, args, kwargs))
+        call = _canonical(self.signature, args, kwargs)
+        leaves, spec = pytree.tree_flatten(call)
         if spec != self.in_spec:
-            names = ", ".join(i.name for i in self.inputs)
+            captured = ", ".join(i.name for i in self.inputs)
+            given = ", ".join(_input_names(self.signature, call))
             raise InputError(
-                f"the model was captured with the inputs ({names}), structured as {self.in_spec}; "
-                f"these are structured as {spec}. Convert it again with an example like them."
+                f"the model was captured with the inputs ({captured}), these are ({given}). "
+                "Convert it again with an example like them."
             )
         for declared, value in zip(self.inputs, leaves):
             declared.check(value)
@@ -158,7 +161,7 @@ def capture(
     else:
         _refuse_bad_state(model)
         signature = inspect.signature(model.forward)
-        example = _canonical(signature, args, kwargs or {})
+        example = pytree.tree_map(_detach, _canonical(signature, args, kwargs or {}))
         program = _export(model, example, dynamic_shapes)
     with torch.no_grad():
         program = program.run_decompositions({})
@@ -206,18 +209,18 @@ def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> Export
     args, kwargs = example
     if dynamic_shapes is None:
         args, kwargs = _spread_batch(args, kwargs)
-        dynamic_shapes = pytree.tree_map(_auto, (args, kwargs))
-        # One spec per parameter of forward, positional and keyword alike, is what torch.export wants.
-        if kwargs:
-            names = list(inspect.signature(model.forward).parameters)
-            dynamic_shapes = {**dict(zip(names, dynamic_shapes[0])), **dynamic_shapes[1]}
-        else:
-            dynamic_shapes = dynamic_shapes[0]
+        # One entry per parameter of forward, *args and **kwargs included, is what torch.export wants.
+        bound = inspect.signature(model.forward).bind(*args, **kwargs)
+        dynamic_shapes = pytree.tree_map(_auto, bound.arguments)
     try:
-        with _quiet_kernels(), torch.no_grad():
+        with _export_settings(), torch.no_grad():
             return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
     except Exception as error:
         raise CaptureError(_diagnose(model, example, error)) from error
+
+
+def _detach(leaf: Any) -> Any:
+    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _auto(leaf: Any) -> Any:
@@ -238,14 +241,20 @@ def _spread_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
 
 
 @contextlib.contextmanager
-def _quiet_kernels() -> Iterator[None]:
-    """Without MultiheadAttention's fast path, a fused inference kernel that no rule can look into."""
-    before = torch.backends.mha.get_fastpath_enabled()
+def _export_settings() -> Iterator[None]:
+    """Without MultiheadAttention's fast path, a fused inference kernel that no rule can look into.
+
+    And without the tracebacks that the tracer logs ahead of an exception: the error tells it all.
+    """
+    logger = logging.getLogger("torch._subclasses.fake_tensor")
+    fastpath, disabled = torch.backends.mha.get_fastpath_enabled(), logger.disabled
     torch.backends.mha.set_fastpath_enabled(False)
+    logger.disabled = True
     try:
         yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(before)
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+        logger.disabled = disabled
 
 
 def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
@@ -310,7 +319,7 @@ def _captured(
     if isinstance(model, nn.Module):
         parameters = dict(model.named_parameters(remove_duplicate=False))
         buffers |= dict(model.named_buffers(remove_duplicate=False))
-    persistent = set(model.state_dict())
+    persistent = set(model.state_dict() if isinstance(model, nn.Module) else program.state_dict)
     buffers = constants | buffers
     return Captured(
         graph,

@@ -82,6 +82,9 @@ class Classified:
     table: RuleTable
     decisions: Mapping[str, Decision]
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Classified:
+        return self  # nothing in it ever changes
+
 
 @dataclass(frozen=True)
 class _Unruled:
@@ -146,14 +149,14 @@ def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
         >>> from fxgrad.table import load
         >>> captured = capture(torch.nn.Softplus().eval(), (torch.zeros(2, 3),))
         >>> list(flow_graph(classify(captured, load()).decisions).edges)
-        [('input_1', 'softplus')]
+        [('input', 'softplus')]
     """
     flow: nx.DiGraph[str] = nx.DiGraph()
     flow.add_nodes_from(decisions)
     for decision in decisions.values():
         for operand, weight in zip(decision.operands, decision.weights):
             if operand.data and weight != 0:
-                flow.add_edge(operand.value.name, decision.node)
+                flow.add_edge(str(operand.value), decision.node)
     return flow
 
 
@@ -171,7 +174,8 @@ def operands_of(node: fx.Node, part_of: Mapping[str, str], roles: Mapping[fx.Nod
             if isinstance(leaf, fx.Node) or (part != "unnamed" and isinstance(leaf, (int, float))):
                 label = name if item is None else f"{name}[{item}]"
                 role = roles[leaf] if isinstance(leaf, fx.Node) else Role.CONSTANT
-                yield Operand(label, part, position, item, leaf, role)
+                value = leaf.name if isinstance(leaf, fx.Node) else leaf
+                yield Operand(label, part, position, item, value, role)
 
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
@@ -235,7 +239,7 @@ def _decide(
         backward=backward,
         vjp=rule.vjp,
         degree=degree,
-        sources=tuple(_sources(operands, paths)),
+        sources=tuple(_sources(node, operands, paths)),
         row=row,
         place=place_of(node),
     )
@@ -261,37 +265,40 @@ def _lifts_an_odd_squash(
     A number, not a parameter: tanh(x) + bias is a layer's output.
     """
     additive = [o for o in operands if o.part == "carrier"]
-    numbers = [o for o in additive if not isinstance(o.value, fx.Node) and o.value != 0]
+    numbers = [o for o in additive if not isinstance(o.value, str) and o.value != 0]
     carriers = [o for o in additive if o.role is Role.CARRIER]
     if kind is not Kind.LINEAR or len(additive) != 2 or len(numbers) != 1 or len(carriers) != 1:
         return False
-    decision = decisions.get(carriers[0].value.name)
+    decision = decisions.get(str(carriers[0].value))
     while decision is not None and decision.kind in (Kind.PRODUCT, Kind.QUOTIENT, Kind.LINEAR):
         upstream = [o for o in decision.operands if o.data]
         if len(upstream) != 1 or decision.sources or any(o.part == "coefficient" for o in decision.operands):
             return False
-        decision = decisions.get(upstream[0].value.name)
+        decision = decisions.get(str(upstream[0].value))
     return decision is not None and decision.row is not None and bool(decision.row.options.get("odd"))
 
 
-def _sources(operands: tuple[Operand, ...], paths: Mapping[fx.Node, str]) -> Iterator[str]:
+def _sources(node: fx.Node, operands: tuple[Operand, ...], paths: Mapping[fx.Node, str]) -> Iterator[str]:
     """Names of the constants that enter additively: sources, and carriers that are constant."""
+    nodes = {n.name: n for n in node.all_input_nodes}
     for o in operands:
         if o.part in ("carrier", "source") and not o.data:
-            yield _constant_name(o.value, paths) if isinstance(o.value, fx.Node) else f"{o.name} = {o.value:g}"
+            yield _constant_name(nodes[o.value], paths) if isinstance(o.value, str) else f"{o.name} = {o.value:g}"
 
 
 def _constant_name(node: fx.Node, paths: Mapping[fx.Node, str]) -> str:
-    """The parameters and buffers that a constant is computed from, else the node's own name."""
-    seen, pending, found = {node}, [node], []
+    """The parameters and buffers that a constant is computed from; its node's name if from anything else."""
+    seen, pending = {node}, [node]
+    found: list[str | None] = []
     while pending:
         current = pending.pop()
-        if current in paths:
-            found.append(paths[current])
+        if current.op == "placeholder":
+            found.append(paths.get(current))
         new = [n for n in current.all_input_nodes if n not in seen]
         seen.update(new)
         pending += new
-    return " and ".join(sorted(found)) or node.name
+    names = [path for path in found if path is not None]
+    return " and ".join(sorted(names)) if names and len(names) == len(found) else node.name
 
 
 def _liveness(

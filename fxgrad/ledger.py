@@ -152,7 +152,7 @@ class Ledger:
 
     def _carrying(self, decision: Decision) -> list[str]:
         """The operands that a cotangent may travel on to: live nodes and attributed inputs."""
-        names = dict.fromkeys(o.value.name for o in decision.operands if o.data)
+        names = dict.fromkeys(str(o.value) for o in decision.operands if o.data)
         return [n for n in names if n not in self.decisions or self.decisions[n].live]
 
     def _vjp(
@@ -201,7 +201,7 @@ class Ledger:
         """How far a secant's slope at 0 is from f'(0). Completeness cannot see it: 0 times anything is 0."""
         if decision.vjp != "secant":
             return 0.0
-        name = decision.operands[0].value.name
+        name = str(decision.operands[0].value)
         one = torch.ones_like(self.values[name])
         ours, exact = (
             self._vjp(n, [name], one, at=torch.zeros_like)[0] for n in (node, self.originals[decision.node])
@@ -238,9 +238,10 @@ def dot(g: Any, z: Any) -> float:
         return 0.0
     if isinstance(z, (list, tuple)):
         return sum(dot(gi, zi) for gi, zi in zip(g, z))
-    if z.is_complex():
-        return float((g.conj().to(torch.complex128) * z.to(torch.complex128)).real.sum())
-    return float((g.double() * z.double()).sum())
+    with torch.no_grad():
+        if z.is_complex():
+            return float((g.conj().to(torch.complex128) * z.to(torch.complex128)).real.sum())
+        return float((g.double() * z.double()).sum())
 
 
 def refuse_non_finite(value: Any, what: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, fx, nn
@@ -27,7 +28,7 @@ class ConvertedModule(nn.Module):
             then the inputs.
 
     Example:
-        >>> import fxgrad
+        >>> import fxgrad, torch
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)).eval()
         >>> x = torch.randn(5, 3, requires_grad=True)
         >>> libra = fxgrad.convert(model, (x,))
@@ -37,10 +38,11 @@ class ConvertedModule(nn.Module):
 
     def __init__(self, classified: Classified, graph: fx.Graph) -> None:
         super().__init__()
-        self.classified = classified
+        # The tensors live in this module from here on: the captured program must not keep a second set.
+        captured = classified.captured
+        self.classified = replace(classified, captured=replace(captured, parameters={}, buffers={}))
         # Not a submodule: it has no state, and the module tree is the original's.
         self.__dict__["program"] = fx.GraphModule(nn.Module(), graph, class_name="FxgradProgram")
-        captured = classified.captured
         copies: dict[int, nn.Parameter] = {}
         for path, parameter in captured.parameters.items():
             # One copy per tensor, so that tied parameters stay tied.

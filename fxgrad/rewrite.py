@@ -31,6 +31,7 @@ def rewrite(classified: Classified) -> fx.Graph:
         NoRuleError: an op listed with a secant has none (it is not finite at 0).
 
     Example:
+        >>> import torch
         >>> from fxgrad.capture import capture
         >>> from fxgrad.classify import classify
         >>> from fxgrad.table import load
@@ -45,6 +46,7 @@ def rewrite(classified: Classified) -> fx.Graph:
     recorded: set[str] = set()
     for node in classified.captured.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
+        copies[node].name = node.name  # fx renames what looks like a builtin, `input` say
         if node.op == "placeholder":
             recorded.add(node.name)
         elif node.name in classified.decisions:
@@ -65,7 +67,7 @@ def _rewrite_node(node: fx.Node, decision: Decision, recorded: set[str]) -> None
     elif decision.live:
         if any(o.data and w != 1 for o, w in zip(decision.operands, decision.weights)):
             _weight(node, decision)
-    elif any(o.data and o.value.name in recorded for o in decision.operands):
+    elif any(o.data and o.value in recorded for o in decision.operands):
         # Here the data flow leaves what is differentiated: cut, so that nothing further is recorded.
         if node.target is operator.getitem:
             recorded.add(node.name)  # taking an item records nothing; whoever uses it cuts

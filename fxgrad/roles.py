@@ -12,7 +12,6 @@ from __future__ import annotations
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 
 class Role(enum.IntEnum):
@@ -70,7 +69,7 @@ class Operand:
         part: what the rule table says it is: carrier, coefficient, source, factor, numerator, ...
         position: index among the op's arguments in schema order.
         item: index inside a list argument, or None.
-        value: a `torch.fx.Node` or a number.
+        value: the name of the node that computes it, or a number.
         role: constant for numbers.
     """
 
@@ -78,7 +77,7 @@ class Operand:
     part: str
     position: int
     item: int | None
-    value: Any
+    value: str | float
     role: Role
 
     @property
@@ -100,7 +99,7 @@ def transfer(kind: Kind, operands: Sequence[Operand], *, degree: float | None = 
         The result's role.
 
     Example:
-        >>> x = Operand("self", "carrier", 0, None, None, Role.CARRIER)
+        >>> x = Operand("self", "carrier", 0, None, "x", Role.CARRIER)
         >>> transfer(Kind.GATE, [x]).label, transfer(Kind.SQUASH, [x]).label
         ('gate', 'carrier')
     """

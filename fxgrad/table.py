@@ -227,7 +227,7 @@ def _row(origin: str, op: str, kind: Kind, entry: Any) -> Row:
                 raise fail(f"{key} must be an operand's name or a list of names, not {value!r}.")
             parts[key] = tuple(names)
         elif key in options:
-            if not isinstance(value, OPTIONS[key]):
+            if not isinstance(value, OPTIONS[key]) or (isinstance(value, bool) and OPTIONS[key] is not bool):
                 raise fail(f"{key} = {value!r} has the wrong type.")
             chosen[key] = value
         else:
@@ -244,6 +244,10 @@ def _row(origin: str, op: str, kind: Kind, entry: Any) -> Row:
     if not any(row.fits(overload) for overload in overloads):
         schemas = "; ".join(str(overload._schema) for overload in overloads[:3])
         raise fail(f"no overload has the operands {', '.join(sorted(row.operands))}. Its schema: {schemas}.")
+    if (kind in (Kind.SQUASH, Kind.GATED_ACTIVATION) or chosen.get("secant")) and not any(
+        overload._schema.arguments[0].name == parts["carrier"][0] for overload in overloads if row.fits(overload)
+    ):
+        raise fail("the carrier must be the op's first operand, for the secant is taken in that.")
     return row
 
 

@@ -30,7 +30,7 @@ def taylor(op: Any, *args: Any, **kwargs: Any) -> Taylor:
         2 or 5 coefficients in float64.
 
     Raises:
-        ValueError: f or its slope is not finite at 0, as for log or reciprocal.
+        ValueError: autograd knows no derivative of f, or f or a derivative is not finite at 0, as for log.
 
     Example:
         >>> taylor(torch.ops.aten.sigmoid.default)[:2]
@@ -48,8 +48,10 @@ def taylor(op: Any, *args: Any, **kwargs: Any) -> Taylor:
             factorial *= n
             if term.requires_grad:
                 (term,) = torch.autograd.grad(term, x, create_graph=n < order)
+            elif n == 1:
+                raise ValueError(f"{op} has no derivative that autograd knows")
             else:
-                term = torch.zeros_like(term)
+                term = torch.zeros_like(term)  # straight around 0, as hardsigmoid is
             coefficients.append(term.item() / factorial)
     if not all(abs(c) < float("inf") for c in coefficients):
         raise ValueError(f"{op} has no secant through 0: its value or a derivative there is not finite")

@@ -1,0 +1,17 @@
+"""Shared by all tests: one thread per worker, fixed seeds."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+import torch
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Two workers with two threads each on two cores would wait for each other at every kernel.
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)

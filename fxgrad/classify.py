@@ -8,9 +8,8 @@ data flow, as a directed graph of the operands that receive a cotangent, says wh
 from __future__ import annotations
 
 import operator
-from collections import defaultdict
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import networkx as nx
@@ -19,8 +18,9 @@ from torch import Tensor, fx
 
 from fxgrad.backwards import BACKWARDS
 from fxgrad.capture import Captured
-from fxgrad.errors import CaptureError, NoRuleError, NotBalanceableError
+from fxgrad.errors import CaptureError
 from fxgrad.places import Place, place_of
+from fxgrad.refusals import NO_ROW, no_rule, not_balanceable
 from fxgrad.roles import Kind, Operand, Role, transfer
 from fxgrad.table import Row, RuleTable
 
@@ -62,6 +62,10 @@ class Decision:
         """Whether a cotangent reaches this node."""
         return self.backward != "held"
 
+    def held(self) -> Decision:
+        """The same node, where no cotangent arrives."""
+        return replace(self, backward="held", vjp=None, sources=(), weights=(0.0,) * len(self.operands))
+
     @property
     def reason(self) -> str:
         """Why this backward, in words."""
@@ -84,14 +88,6 @@ class Classified:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Classified:
         return self  # nothing in it ever changes
-
-
-@dataclass(frozen=True)
-class _Unruled:
-    """A node that no rule covers, and why."""
-
-    node: fx.Node
-    problem: str
 
 
 def classify(captured: Captured, table: RuleTable) -> Classified:
@@ -118,27 +114,12 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
 
     Source: LibraGrad, arXiv:2411.16760, section 3.
     """
-    roles: dict[fx.Node, Role] = {}
-    decisions: dict[str, Decision] = {}
-    unruled: list[_Unruled] = []
-    placeholders = [n for n in captured.graph.nodes if n.op == "placeholder"]
-    inputs = dict(zip(placeholders[len(captured.state) :], captured.inputs))
-    paths = dict(zip(placeholders, captured.state))
+    walk = _Walk(captured, table)
     for node in captured.graph.nodes:
-        roles[node] = Role.CONSTANT
-        if node in inputs:
-            roles[node] = Role.CARRIER if inputs[node].attributed else Role.CONSTANT
-        elif node.op == "call_function" and any(roles[n] for n in node.all_input_nodes):
-            decision = _decide(node, roles, decisions, paths, table)
-            if isinstance(decision, _Unruled):
-                unruled.append(decision)
-                roles[node] = Role.CARRIER
-            elif decision is not None:
-                decisions[node.name] = decision
-                roles[node] = decision.role
-    if unruled:
-        raise NoRuleError(_no_rule_message(unruled))
-    return Classified(captured, table, _liveness(captured.graph, decisions, roles, table))
+        walk.visit(node)
+    if walk.unruled:
+        raise no_rule(walk.unruled)
+    return Classified(captured, table, _liveness(captured.graph, walk.decisions, table))
 
 
 def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
@@ -174,8 +155,7 @@ def operands_of(node: fx.Node, part_of: Mapping[str, str], roles: Mapping[fx.Nod
             if isinstance(leaf, fx.Node) or (part != "unnamed" and isinstance(leaf, (int, float))):
                 label = name if item is None else f"{name}[{item}]"
                 role = roles[leaf] if isinstance(leaf, fx.Node) else Role.CONSTANT
-                value = leaf.name if isinstance(leaf, fx.Node) else leaf
-                yield Operand(label, part, position, item, value, role)
+                yield Operand(label, part, position, item, leaf.name if isinstance(leaf, fx.Node) else leaf, role)
 
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
@@ -187,65 +167,134 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
     return {a.name: given.get(a.name, a.default_value) for a in schema}
 
 
-def _decide(
-    node: fx.Node,
-    roles: Mapping[fx.Node, Role],
-    decisions: Mapping[str, Decision],
-    paths: Mapping[fx.Node, str],
-    table: RuleTable,
-) -> Decision | _Unruled | None:
-    """The decision for one node; None for a result that is constant whatever its operands are."""
-    if not _differentiable(node.meta.get("val")):
-        return None
-    row: Row | None = None
-    if node.target is operator.getitem:
-        kind, part_of = Kind.LINEAR, {"self": "carrier"}
-    else:
-        overload = isinstance(node.target, torch._ops.OpOverload)
-        row = table.row(node.target) if overload else None
+class _Walk:
+    """One walk forward over the graph: roles of all nodes, decisions for those that depend on the inputs."""
+
+    def __init__(self, captured: Captured, table: RuleTable) -> None:
+        placeholders = [n for n in captured.graph.nodes if n.op == "placeholder"]
+        self.table = table
+        self.inputs = dict(zip(placeholders[len(captured.state) :], captured.inputs))
+        self.paths = dict(zip(placeholders, captured.state))
+        self.roles: dict[fx.Node, Role] = {}
+        self.decisions: dict[str, Decision] = {}
+        self.unruled: list[tuple[fx.Node, str]] = []
+
+    def visit(self, node: fx.Node) -> None:
+        self.roles[node] = Role.CONSTANT
+        if node in self.inputs:
+            self.roles[node] = Role.CARRIER if self.inputs[node].attributed else Role.CONSTANT
+        elif node.op == "call_function" and any(self.roles[n] for n in node.all_input_nodes):
+            if not _differentiable(node):
+                return  # a comparison, an index, a size: constant whatever it is computed from
+            try:
+                decision = self.decide(node)
+            except _UnruledError as error:
+                self.unruled.append((node, str(error)))
+                self.roles[node] = Role.CARRIER
+                return
+            self.roles[node] = decision.role
+            if decision.role is not Role.CONSTANT:
+                self.decisions[node.name] = decision
+
+    def decide(self, node: fx.Node) -> Decision:
+        """The decision for one node that depends on the inputs.
+
+        Raises:
+            _UnruledError: no rule covers it.
+        """
+        row = self.row(node)
+        kind = row.kind if row else Kind.LINEAR
+        operands = tuple(operands_of(node, row.part_of if row else {"self": "carrier"}, self.roles))
+        options = row.options if row else {}
+        stray = [o.name for o in operands if o.data and not _may_be_computed(kind, o.part)]
+        if stray:
+            raise _UnruledError(f"has {', '.join(stray)} computed from the input, which its row does not provide for")
+        if kind is Kind.LINEAR and any(o.data for o in operands if o.part == "coefficient"):
+            kind = Kind.PRODUCT
+        degree = options.get("degree")
+        if isinstance(degree, str):
+            degree = arguments_of(node)[degree]
+            if not isinstance(degree, (int, float)):
+                raise _UnruledError("has an exponent that is not a number")
+        role = transfer(kind, operands, degree=degree, carries=degree is not None or options.get("secant", False))
+        if kind is Kind.LINEAR and self.lifts_an_odd_squash(operands):
+            role = Role.GATE
+        backward = "native" if kind is Kind.CONSTANT else self.table.policy[kind]
+        if backward == "multiplier" and options.get("secant"):
+            backward = "secant"
+        rule = BACKWARDS[backward]
+        return Decision(
+            node=node.name,
+            op=str(node.target) if row else "getitem",
+            kind=kind,
+            role=role,
+            operands=operands,
+            weights=tuple(rule.weights(operands, degree)),
+            backward=backward,
+            vjp=rule.vjp,
+            degree=degree,
+            sources=tuple(self.sources(node, operands)),
+            row=row,
+            place=place_of(node),
+        )
+
+    def row(self, node: fx.Node) -> Row | None:
+        """The table's row; None for taking an item of a tuple, which needs none."""
+        if node.target is operator.getitem:
+            return None
+        if not isinstance(node.target, torch._ops.OpOverload):
+            raise _UnruledError("is not an ATen op")
+        row = self.table.row(node.target)
         if row is None:
-            return _Unruled(node, "has no row" if overload else "is not an ATen op")
-        kind, part_of = row.kind, row.part_of
-    operands = tuple(operands_of(node, part_of, roles))
-    options = {} if row is None else row.options
+            raise _UnruledError(NO_ROW)
+        return row
 
-    stray = [o.name for o in operands if o.data and not _may_be_computed(kind, o.part)]
-    if stray:
-        return _Unruled(node, f"has {', '.join(stray)} computed from the input, which its row does not provide for")
-    if kind is Kind.LINEAR and any(o.data for o in operands if o.part == "coefficient"):
-        kind = Kind.PRODUCT
-    degree = options.get("degree")
-    if isinstance(degree, str):
-        degree = arguments_of(node)[degree]
-        if not isinstance(degree, (int, float)):
-            return _Unruled(node, "has an exponent that is not a number")
-    role = transfer(kind, operands, degree=degree, carries=degree is not None or options.get("secant", False))
-    if role is Role.CONSTANT:
-        return None
-    if _lifts_an_odd_squash(node, kind, operands, decisions):
-        role = Role.GATE
+    def lifts_an_odd_squash(self, operands: tuple[Operand, ...]) -> bool:
+        """Whether a sum is number + c * f(x) with f odd and bounded, as in 1 + tanh(x): a gate.
 
-    backward = table.policy[kind]
-    if backward == "multiplier" and options.get("secant"):
-        backward = "secant"
-    rule = BACKWARDS[backward]
-    return Decision(
-        node=node.name,
-        op=str(node.target) if row else "getitem",
-        kind=kind,
-        role=role,
-        operands=operands,
-        weights=tuple(rule.weights(operands, degree)),
-        backward=backward,
-        vjp=rule.vjp,
-        degree=degree,
-        sources=tuple(_sources(node, operands, paths)),
-        row=row,
-        place=place_of(node),
-    )
+        A number, not a parameter: tanh(x) + bias is a layer's output.
+        """
+        additive = [o for o in operands if o.part == "carrier"]
+        numbers = [o for o in additive if not isinstance(o.value, str) and o.value != 0]
+        carriers = [o for o in additive if o.role is Role.CARRIER]
+        if len(additive) != 2 or len(numbers) != 1 or len(carriers) != 1:
+            return False
+        decision = self.decisions.get(str(carriers[0].value))
+        while decision is not None and decision.kind in (Kind.PRODUCT, Kind.QUOTIENT, Kind.LINEAR):
+            upstream = [o for o in decision.operands if o.data]
+            if len(upstream) != 1 or decision.sources or any(o.part == "coefficient" for o in decision.operands):
+                return False
+            decision = self.decisions.get(str(upstream[0].value))
+        return decision is not None and decision.row is not None and bool(decision.row.options.get("odd"))
+
+    def sources(self, node: fx.Node, operands: tuple[Operand, ...]) -> Iterator[str]:
+        """Names of the constants that enter additively: sources, and carriers that are constant."""
+        nodes = {n.name: n for n in node.all_input_nodes}
+        for o in operands:
+            if o.part in ("carrier", "source") and not o.data:
+                yield self.constant_name(nodes[o.value]) if isinstance(o.value, str) else f"{o.name} = {o.value:g}"
+
+    def constant_name(self, node: fx.Node) -> str:
+        """The parameters and buffers that a constant is computed from; its node's name if from anything else."""
+        seen, pending = {node}, [node]
+        found: list[str | None] = []
+        while pending:
+            current = pending.pop()
+            if current.op == "placeholder":
+                found.append(self.paths.get(current))
+            new = [n for n in current.all_input_nodes if n not in seen]
+            seen.update(new)
+            pending += new
+        names = [path for path in found if path is not None]
+        return " and ".join(sorted(names)) if names and len(names) == len(found) else node.name
 
 
-def _differentiable(value: Any) -> bool:
+class _UnruledError(Exception):
+    """No rule covers a node; the message is the reason."""
+
+
+def _differentiable(node: fx.Node) -> bool:
+    value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else [value]
     return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
 
@@ -257,56 +306,10 @@ def _may_be_computed(kind: Kind, part: str) -> bool:
     return part != "unnamed" if kind in (Kind.LINEAR, Kind.PRODUCT, Kind.ATTENTION) else False
 
 
-def _lifts_an_odd_squash(
-    node: fx.Node, kind: Kind, operands: tuple[Operand, ...], decisions: Mapping[str, Decision]
-) -> bool:
-    """Whether the node is number + c * f(x) with f odd and bounded, as in 1 + tanh(x): a gate.
-
-    A number, not a parameter: tanh(x) + bias is a layer's output.
-    """
-    additive = [o for o in operands if o.part == "carrier"]
-    numbers = [o for o in additive if not isinstance(o.value, str) and o.value != 0]
-    carriers = [o for o in additive if o.role is Role.CARRIER]
-    if kind is not Kind.LINEAR or len(additive) != 2 or len(numbers) != 1 or len(carriers) != 1:
-        return False
-    decision = decisions.get(str(carriers[0].value))
-    while decision is not None and decision.kind in (Kind.PRODUCT, Kind.QUOTIENT, Kind.LINEAR):
-        upstream = [o for o in decision.operands if o.data]
-        if len(upstream) != 1 or decision.sources or any(o.part == "coefficient" for o in decision.operands):
-            return False
-        decision = decisions.get(str(upstream[0].value))
-    return decision is not None and decision.row is not None and bool(decision.row.options.get("odd"))
-
-
-def _sources(node: fx.Node, operands: tuple[Operand, ...], paths: Mapping[fx.Node, str]) -> Iterator[str]:
-    """Names of the constants that enter additively: sources, and carriers that are constant."""
-    nodes = {n.name: n for n in node.all_input_nodes}
-    for o in operands:
-        if o.part in ("carrier", "source") and not o.data:
-            yield _constant_name(nodes[o.value], paths) if isinstance(o.value, str) else f"{o.name} = {o.value:g}"
-
-
-def _constant_name(node: fx.Node, paths: Mapping[fx.Node, str]) -> str:
-    """The parameters and buffers that a constant is computed from; its node's name if from anything else."""
-    seen, pending = {node}, [node]
-    found: list[str | None] = []
-    while pending:
-        current = pending.pop()
-        if current.op == "placeholder":
-            found.append(paths.get(current))
-        new = [n for n in current.all_input_nodes if n not in seen]
-        seen.update(new)
-        pending += new
-    names = [path for path in found if path is not None]
-    return " and ".join(sorted(names)) if names and len(names) == len(found) else node.name
-
-
-def _liveness(
-    graph: fx.Graph, decisions: dict[str, Decision], roles: Mapping[fx.Node, Role], table: RuleTable
-) -> dict[str, Decision]:
+def _liveness(graph: fx.Graph, decisions: Mapping[str, Decision], table: RuleTable) -> dict[str, Decision]:
     """Mark as held whatever no cotangent reaches; refuse what a cotangent reaches but cannot pass."""
     flow = flow_graph(decisions)
-    outputs = [n.name for n in graph.output_node().all_input_nodes if roles[n] and _differentiable(n.meta.get("val"))]
+    outputs = [n.name for n in graph.output_node().all_input_nodes if n.name in decisions]
     if not outputs:
         raise CaptureError("no output depends on a floating-point input, so there is nothing to attribute.")
     live = set(outputs).union(*(nx.ancestors(flow, name) for name in outputs))
@@ -316,42 +319,8 @@ def _liveness(
         if name in live and not any(w for o, w in zip(decision.operands, decision.weights) if o.data)
     ]
     if stuck:
-        raise NotBalanceableError(_not_balanceable_message(stuck, flow, outputs, table))
-    held = {"backward": "held", "vjp": None, "sources": ()}
-    return {
-        name: d if name in live else Decision(**{**vars(d), **held, "weights": (0.0,) * len(d.operands)})
-        for name, d in decisions.items()
-    }
-
-
-def _not_balanceable_message(stuck: list[Decision], flow: nx.DiGraph[str], outputs: list[str], table: RuleTable) -> str:
-    lines = []
-    for decision in stuck:
-        target = next(o for o in outputs if nx.has_path(flow, decision.node, o))
-        path = " -> ".join(nx.shortest_path(flow, decision.node, target))
-        lines += [f"  {decision.op} at {decision.place}", f"    reaches the output by {path}"]
-    return (
-        f"under {table.name}, {len(stuck)} op(s) can only multiply (their backward passes nothing on), but reach the "
-        "output as an addend:\n" + "\n".join(lines) + "\nAttribute what comes before: the logits instead of the "
-        "probabilities, for example by converting the model without its last softmax."
-    )
-
-
-def _no_rule_message(unruled: list[_Unruled]) -> str:
-    groups: dict[tuple[str, str], list[fx.Node]] = defaultdict(list)
-    for u in unruled:
-        groups[str(u.node.target), u.problem].append(u.node)
-    lines = []
-    for (op, problem), nodes in groups.items():
-        lines.append(f"  {op} {problem} ({len(nodes)} x)")
-        lines += [f"    at {place_of(n)}" for n in nodes[:3]]
-        lines += [f"    and {len(nodes) - 3} more"] if len(nodes) > 3 else []
-        if problem == "has no row":
-            tensors = [a.name for a in nodes[0].target._schema.arguments if "Tensor" in str(a.type)]  # type: ignore[union-attr]
-            first = tensors[0] if tensors else "self"
-            lines.append(f'    add to the section of its kind: "{op.rpartition(".")[0]}" = {{ carrier = "{first}" }}')
-    return (
-        f"{len(groups)} op(s) have no rule:\n" + "\n".join(lines) + "\nPut the rows into a TOML file of your own, "
-        "under [linear], [piecewise_linear], [gated_activation], [squash], [gate] or another kind, and pass "
-        'rules=["libragrad", "my_rules.toml"]; rules/README.md explains the kinds.'
-    )
+        ends = [next(o for o in outputs if nx.has_path(flow, d.node, o)) for d in stuck]
+        raise not_balanceable(
+            table.name, [(d.op, d.place, nx.shortest_path(flow, d.node, end)) for d, end in zip(stuck, ends)]
+        )
+    return {name: d if name in live else d.held() for name, d in decisions.items()}

@@ -203,9 +203,7 @@ class Ledger:
             return 0.0
         name = str(decision.operands[0].value)
         one = torch.ones_like(self.values[name])
-        ours, exact = (
-            self._vjp(n, [name], one, at=torch.zeros_like)[0] for n in (node, self.originals[decision.node])
-        )
+        ours, exact = (self._vjp(n, [name], one, at=torch.zeros_like)[0] for n in (node, self.originals[decision.node]))
         error = (ours - exact).abs().max() / exact.abs().max().clamp(min=1)
         return float(error) if error > 4 * torch.finfo(error.dtype).eps else 0.0
 

@@ -216,7 +216,7 @@ def _row(origin: str, op: str, kind: Kind, entry: Any) -> Row:
         return RuleTableError(f"{origin} {op!r}: {problem}")
 
     if not isinstance(entry, dict):
-        raise fail(f"a row is a table such as {{ carrier = \"self\" }}, not {entry!r}.")
+        raise fail(f'a row is a table such as {{ carrier = "self" }}, not {entry!r}.')
     required, optional, options = GRAMMAR[kind]
     parts: dict[str, tuple[str, ...]] = {}
     chosen: dict[str, Any] = {}

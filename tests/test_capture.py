@@ -81,12 +81,16 @@ def test_train_mode_is_refused() -> None:
 
 
 def test_data_dependent_control_flow_is_refused_with_its_line() -> None:
-    with pytest.raises(fxgrad.CaptureError, match=r"control flow depends on the data at .*test_capture\.py:\d+: if x\.sum"):
+    with pytest.raises(
+        fxgrad.CaptureError, match=r"control flow depends on the data at .*test_capture\.py:\d+: if x\.sum"
+    ):
         fxgrad.convert(Branches().eval(), (torch.ones(2, 4),))
 
 
 def test_wrong_example_inputs_are_named_as_such() -> None:
-    with pytest.raises(fxgrad.CaptureError, match=r"the model itself fails on the example inputs \(\(2, 5\)\): RuntimeError"):
+    with pytest.raises(
+        fxgrad.CaptureError, match=r"the model itself fails on the example inputs \(\(2, 5\)\): RuntimeError"
+    ):
         fxgrad.convert(Net().eval(), (torch.zeros(2, 5),))
     with pytest.raises(fxgrad.InputError, match=r"forward\(x: .*\).* does not take these inputs: too many positional"):
         fxgrad.convert(Net().eval(), (torch.zeros(2, 4), torch.zeros(2, 4)))
@@ -97,7 +101,9 @@ def test_wrong_example_inputs_are_named_as_such() -> None:
 def test_integer_and_quantised_weights_are_refused() -> None:
     model = Net().eval()
     model.first.weight = nn.Parameter(torch.ones(8, 4, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(fxgrad.CaptureError, match=r"parameter first\.weight has dtype torch\.int8.*Convert the float model"):
+    with pytest.raises(
+        fxgrad.CaptureError, match=r"parameter first\.weight has dtype torch\.int8.*Convert the float model"
+    ):
         fxgrad.convert(model, (torch.zeros(2, 4),))
 
 
@@ -112,7 +118,9 @@ def test_quantised_modules_are_refused() -> None:
 
 def test_integer_inputs_alone_are_refused() -> None:
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2)).eval()
-    with pytest.raises(fxgrad.CaptureError, match=r"no input is a floating-point tensor \(input\).*follows the embedding"):
+    with pytest.raises(
+        fxgrad.CaptureError, match=r"no input is a floating-point tensor \(input\).*follows the embedding"
+    ):
         fxgrad.convert(model, (torch.zeros(2, 3, dtype=torch.long),))
 
 

@@ -101,7 +101,9 @@ def test_several_outputs() -> None:
 
 def test_unknown_shape_of_cotangent(net: nn.Module) -> None:
     libra = fxgrad.convert(net, (torch.randn(5, 4).double(),))
-    with pytest.raises(fxgrad.InputError, match=r"the cotangent is shaped \[\(3,\)\], but the outputs are shaped \[\(5, 3\)\]"):
+    with pytest.raises(
+        fxgrad.InputError, match=r"the cotangent is shaped \[\(3,\)\], but the outputs are shaped \[\(5, 3\)\]"
+    ):
         fxgrad.check(libra, cotangent=torch.ones(3))
 
 
@@ -119,7 +121,9 @@ def test_infinities_on_the_way_are_named() -> None:
             return torch.exp(x * 1000) * 0.5
 
     libra = fxgrad.convert(Overflow().eval(), (torch.ones(2, 4),))
-    with pytest.raises(fxgrad.InputError, match=r"the result of exp \(aten\.exp\.default at .*test_check\.py.* is inf at \[0, 0\]"):
+    with pytest.raises(
+        fxgrad.InputError, match=r"the result of exp \(aten\.exp\.default at .*test_check\.py.* is inf at \[0, 0\]"
+    ):
         fxgrad.check(libra)
 
 

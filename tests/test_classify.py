@@ -116,7 +116,10 @@ def test_all_unknown_ops_are_listed_at_once() -> None:
         fxgrad.convert(nn.Sequential(nn.Linear(4, 4), Unruled()).eval(), (torch.randn(2, 4),))
     message = str(caught.value)
     assert "2 op(s) have no rule" in message
-    assert "aten.special_bessel_j1.default has no row (2 x)" in message and "aten.digamma.default has no row (1 x)" in message
+    assert (
+        "aten.special_bessel_j1.default has no row (2 x)" in message
+        and "aten.digamma.default has no row (1 x)" in message
+    )
     assert message.count("at 1, ") == 3 and "test_classify.py:" in message
     assert "y = torch.special.bessel_j1(x)" in message and "z = torch.digamma(y.abs() + 1)" in message
     assert '"aten.digamma" = { carrier = "self" }' in message and "rules/README.md" in message

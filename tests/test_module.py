@@ -62,13 +62,21 @@ def test_output_structure_and_keywords(model: Tied) -> None:
 def test_wrong_calls_say_what_to_do(model: Tied) -> None:
     x = torch.randn(2, 4).double()
     libra = fxgrad.convert(model, (x,), {"flip": False})
-    with pytest.raises(fxgrad.InputError, match=r"input 'x' has shape \(2, 5\), but the model was captured for \(any, 4\)"):
+    with pytest.raises(
+        fxgrad.InputError, match=r"input 'x' has shape \(2, 5\), but the model was captured for \(any, 4\)"
+    ):
         libra(torch.randn(2, 5).double(), flip=False)
-    with pytest.raises(fxgrad.InputError, match=r"input 'x' is torch\.int64, but the model was captured for torch\.float64"):
+    with pytest.raises(
+        fxgrad.InputError, match=r"input 'x' is torch\.int64, but the model was captured for torch\.float64"
+    ):
         libra(torch.ones(2, 4, dtype=torch.long), flip=False)
-    with pytest.raises(fxgrad.InputError, match=r"input 'flip' was captured as the constant False and cannot become True"):
+    with pytest.raises(
+        fxgrad.InputError, match=r"input 'flip' was captured as the constant False and cannot become True"
+    ):
         libra(x, flip=True)
-    with pytest.raises(fxgrad.InputError, match=r"captured with the inputs \(x, flip\), these are \(x, scale, flip\)\. Convert"):
+    with pytest.raises(
+        fxgrad.InputError, match=r"captured with the inputs \(x, flip\), these are \(x, scale, flip\)\. Convert"
+    ):
         libra(x, x, flip=False)
     with pytest.raises(fxgrad.InputError, match=r"input 'input' must be a tensor of shape \(any, 4\), not list"):
         fxgrad.convert(nn.Linear(4, 2).eval(), (torch.zeros(2, 4),)).classified.captured.inputs[0].check([1.0])

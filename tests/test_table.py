@@ -56,17 +56,26 @@ def test_user_rows_add_to_the_shipped_ones(tmp_path: Path) -> None:
         ('[linear]\n"aten.cosh" = { carrier = 3 }\n', r"carrier must be an operand's name or a list of names, not 3"),
         ('[linear]\n"aten.cosh" = { carier = "self" }\n', r"unknown key 'carier'\. A linear row takes carrier, "),
         ('[linear]\n"aten.cosh" = { carrier = "x" }\n', r"no overload has the operands x\. Its schema: aten::cosh"),
-        ('[linear]\n"aten.coshh" = { carrier = "self" }\n', r"'aten\.coshh': torch has no such op\. Import the library"),
+        (
+            '[linear]\n"aten.coshh" = { carrier = "self" }\n',
+            r"'aten\.coshh': torch has no such op\. Import the library",
+        ),
         ('[linear]\n"my.op" = { carrier = "self" }\n', r"'my\.op': torch has no such op"),
-        ('[linear]\n"aten.add" = { carrier = "self" }\n', r"a second row for aten\.add, which rules/ops\.toml \[linear\] has"),
+        (
+            '[linear]\n"aten.add" = { carrier = "self" }\n',
+            r"a second row for aten\.add, which rules/ops\.toml \[linear\] has",
+        ),
         ('[power]\n"aten.cosh" = { carrier = "self" }\n', r"'aten\.cosh': degree is missing"),
         ('[power]\n"aten.cosh" = { carrier = "self", degree = true }\n', r"degree = True has the wrong type"),
         ('[squash]\n"aten.cosh" = { carrier = "self", odd = 1 }\n', r"odd = 1 has the wrong type"),
         ('[squash]\n"aten.ldexp.Tensor" = { carrier = "other" }\n', r"carrier must be the op's first operand"),
         ('[backward]\nattention = "native"\n', r"mine\.toml \[backward\]: no backward for linear, "),
         (f'[backward]\n{POLICY}\nlineal = "native"\n', r"\[backward\] 'lineal': not a kind that has a backward"),
-        (f'[backward]\n{POLICY}'.replace('linear = "native"', 'linear = "share"', 1), r"linear = 'share': must be one of native"),
-        ('backward = 3\n', r"mine\.toml: backward must be a section, not 3"),
+        (
+            f"[backward]\n{POLICY}".replace('linear = "native"', 'linear = "share"', 1),
+            r"linear = 'share': must be one of native",
+        ),
+        ("backward = 3\n", r"mine\.toml: backward must be a section, not 3"),
     ],
 )
 def test_malformed_files_are_named(tmp_path: Path, text: str, message: str) -> None:

@@ -1,0 +1,35 @@
+"""Write docs/rules.md from the rule tables: `make docs`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from fxgrad.roles import Kind
+from fxgrad.table import GRAMMAR, load, presets
+
+
+def page() -> str:
+    """The Markdown page: policies by kind, then every op by kind."""
+    policies = {name: load(name) for name in presets()}
+    lines = [
+        "# Rules",
+        "",
+        "Generated from `rules/` by `make docs`. How to add one: [rules/README.md](../rules/README.md).",
+        "",
+        "## Policies",
+        "",
+        f"| kind | {' | '.join(policies)} |",
+        f"|---|{'---|' * len(policies)}",
+    ]
+    for kind in (k for k in GRAMMAR if k is not Kind.CONSTANT):
+        lines.append(f"| {kind.value} | {' | '.join(table.policy[kind] for table in policies.values())} |")
+    lines += ["", *(f"- `{name}`: {table.cite}" for name, table in policies.items()), "", "## Ops"]
+    rows = load().rows.values()
+    for kind in GRAMMAR:
+        ops = [f"`{row.op}`" for row in rows if row.kind is kind]
+        lines += ["", f"### {kind.value} ({len(ops)})", "", ", ".join(ops)]
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    (Path(__file__).parent / "rules.md").write_text(page(), encoding="utf-8")

@@ -1,0 +1,48 @@
+"""Documentation runs: every Python block of every page, and generated pages are up to date."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+import pytest
+
+from fxgrad.table import load
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "rules").glob("*.md"))]
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return re.findall(rf"^[ ]*```{language}\n(.*?)^[ ]*```", page.read_text("utf-8"), flags=re.DOTALL | re.MULTILINE)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_python_blocks_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks(page, "python"):
+        exec(compile(block, str(page), "exec"), names)
+
+
+def test_readme_has_something_to_run() -> None:
+    assert "fxgrad.convert" in "".join(blocks(ROOT / "README.md", "python"))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_toml_blocks_load(page: Path, tmp_path: Path) -> None:
+    for block in blocks(page, "toml"):
+        (tmp_path / "rows.toml").write_text(re.sub(r"^ +", "", block, flags=re.MULTILINE))
+        assert load(tmp_path / "rows.toml").rows
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)", page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_rules_page_is_up_to_date() -> None:
+    generate = runpy.run_path(str(ROOT / "docs" / "generate_rules.py"))
+    assert (ROOT / "docs" / "rules.md").read_text("utf-8") == generate["page"](), "run `make docs`"

@@ -36,13 +36,15 @@ class ConvertedModule(nn.Module):
         (True, True)
     """
 
+    program: fx.GraphModule
+
     def __init__(self, classified: Classified, graph: fx.Graph) -> None:
         super().__init__()
         # The tensors live in this module from here on: the captured program must not keep a second set.
         captured = classified.captured
         self.classified = replace(classified, captured=replace(captured, parameters={}, buffers={}))
         # Not a submodule: it has no state, and the module tree is the original's.
-        self.__dict__["program"] = fx.GraphModule(nn.Module(), graph, class_name="FxgradProgram")
+        object.__setattr__(self, "program", fx.GraphModule(nn.Module(), graph, class_name="FxgradProgram"))
         copies: dict[int, nn.Parameter] = {}
         for path, parameter in captured.parameters.items():
             # One copy per tensor, so that tied parameters stay tied.
@@ -75,10 +77,6 @@ class ConvertedModule(nn.Module):
     def graph(self) -> fx.Graph:
         """The rewritten graph."""
         return self.program.graph
-
-    @property
-    def program(self) -> fx.GraphModule:
-        return self.__dict__["program"]  # type: ignore[no-any-return]
 
     @property
     def report(self) -> Report:

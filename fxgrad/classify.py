@@ -233,7 +233,8 @@ class _Walk:
             backward=backward,
             vjp=rule.vjp,
             degree=degree,
-            sources=tuple(self.sources(node, operands)),
+            sources=tuple(self.sources(node, operands))
+            + ((f"bound of {node.target}",) if options.get("saturates") else ()),
             row=row,
             place=place_of(node),
         )

@@ -28,6 +28,7 @@ Rules = Union[str, Path, Sequence[Union[str, Path]]]
 """A preset's name, the path of a TOML file, or several of either."""
 
 OPTIONS: dict[str, type | tuple[type, ...]] = {
+    "saturates": bool,  # piecewise linear: has offsets that no operand names
     "odd": bool,  # squash: odd and bounded, so that number + f(x) is a gate
     "secant": bool,  # gate: finite at 0, so that it can carry attribution by its secant
     "degree": (int, float, str),  # power, gate: degree of homogeneity, or the operand that holds it
@@ -40,7 +41,7 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
 # For every kind: parts that a row must name, parts that it may name, options that it may set.
 GRAMMAR: dict[Kind, tuple[set[str], set[str], set[str]]] = {
     Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "like"}, set()),
-    Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, set()),
+    Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, {"saturates"}),
     Kind.GATED_ACTIVATION: ({"carrier"}, set(), set()),
     Kind.SQUASH: ({"carrier"}, set(), {"odd"}),
     Kind.GATE: ({"carrier"}, set(), {"secant", "degree"}),

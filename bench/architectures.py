@@ -16,9 +16,9 @@ from pathlib import Path
 
 import timm
 import torch
-from torch import Tensor, nn
 
 import fxgrad
+from fxgrad.models import randomize
 
 MODELS = {
     "vit_tiny_patch16_224": "ViT",
@@ -73,32 +73,11 @@ class Measurement:
 HEADER = f"{'model':38} {'dtype':9} {'forward':10} {'error':>9} {'plain':>9}  least balanced node"
 
 
-def randomised(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The model with every additive, scaling or zero parameter and statistic moved off its initial value."""
-    generator = torch.Generator().manual_seed(seed)
-
-    def noise(like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=generator, dtype=torch.float64).to(like)
-
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            additive = any(part in name for part in ("token", "pos_embed", "latent", "bias", "gamma", "table"))
-            if parameter.dim() <= 1 or additive:
-                parameter += 0.1 * noise(parameter)
-            elif parameter.std() < 1e-3:  # a head that starts out at zero hides all that comes before it
-                parameter += noise(parameter) / parameter[0].numel() ** 0.5
-        for name, buffer in model.named_buffers():
-            if name.endswith("running_mean"):
-                buffer += 0.1 * noise(buffer)
-            elif name.endswith("running_var"):
-                buffer *= noise(buffer).mul(0.3).exp()
-    return model
-
-
 def measure(name: str, dtypes: list[torch.dtype]) -> Iterator[Measurement]:
     """Convert timm's model `name` in each dtype, and compare and check it."""
     torch.manual_seed(0)
-    model = randomised(timm.create_model(name)).eval()
+    model = timm.create_model(name).eval()
+    randomize(model)
     size = model.pretrained_cfg["input_size"]
     for dtype in dtypes:
         model = model.to(dtype)

@@ -2,4 +2,5 @@
 
 from fxgrad.cli import main
 
-main(prog_name="fxgrad")
+if __name__ == "__main__":
+    main(prog_name="fxgrad")

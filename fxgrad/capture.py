@@ -179,7 +179,7 @@ def _refuse_bad_state(model: nn.Module) -> None:
     training = [path or "the model itself" for path, module in model.named_modules() if module.training]
     if training:
         raise CaptureError(
-            f"the model is in train mode ({training[0]}, {len(training)} modules in all), where dropout and batch "
+            f"the model is in train mode ({training[0]}; modules in all: {len(training)}), where dropout and batch "
             "statistics make attributions meaningless. Call model.eval() first."
         )
     for path, module in model.named_modules():

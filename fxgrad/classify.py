@@ -283,7 +283,8 @@ class _Walk:
             current = pending.pop()
             if current.op == "placeholder":
                 found.append(self.paths.get(current))
-            new = [n for n in current.all_input_nodes if n not in seen]
+            # Sizes come from the inputs, but carry no values.
+            new = [n for n in current.all_input_nodes if n not in seen and isinstance(n.meta.get("val"), Tensor)]
             seen.update(new)
             pending += new
         names = [path for path in found if path is not None]

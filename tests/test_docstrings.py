@@ -11,9 +11,7 @@ import pytest
 
 import fxgrad
 
-MODULES = sorted(
-    m.name for m in pkgutil.walk_packages(fxgrad.__path__, "fxgrad.") if not m.name.endswith("__main__")
-)
+MODULES = sorted(m.name for m in pkgutil.walk_packages(fxgrad.__path__, "fxgrad.") if not m.name.endswith("__main__"))
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -72,7 +72,7 @@ class _HoldScale(torch.autograd.Function):
         ctx.save_for_backward(args[layout.carrier], None if layout.weight is None else args[layout.weight])
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         layout, (x, weight) = ctx.layout, ctx.saved_tensors
         # Statistics of half precision in float32, as the kernels themselves keep them.
         half = x.dtype in (torch.float16, torch.bfloat16)
@@ -115,4 +115,4 @@ def hold_scale(op: Any, layout: Layout, *args: Any) -> Tensor:
     Source: LibraGrad, arXiv:2411.16760, section 3.2 (layer normalization: the standard deviation is
     treated as a constant).
     """
-    return _HoldScale.apply(op, layout, *args)  # type: ignore[no-untyped-call,no-any-return]
+    return _HoldScale.apply(op, layout, *args)  # type: ignore[no-any-return]

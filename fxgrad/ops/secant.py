@@ -88,7 +88,7 @@ class _Secant(torch.autograd.Function):
         ctx.save_for_backward(x, output)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         x, y = ctx.saved_tensors
         return None, None, cotangent * _slope(ctx.op, ctx.series, x, y, ctx.args, ctx.kwargs), None, None
 
@@ -114,4 +114,4 @@ def secant(op: Any, series: Taylor, x: Tensor, *args: Any, **kwargs: Any) -> Ten
     Source: LibraGrad, arXiv:2411.16760, section 3.2 (gated activations); the secant through a reference
     is DeepLIFT's Rescale rule (Shrikumar et al., arXiv:1704.02685, eq. 10) with reference 0.
     """
-    return _Secant.apply(op, series, x, args, kwargs)  # type: ignore[no-untyped-call,no-any-return]
+    return _Secant.apply(op, series, x, args, kwargs)  # type: ignore[no-any-return]

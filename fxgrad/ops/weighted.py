@@ -27,7 +27,7 @@ class _Scale(torch.autograd.Function):
         ctx.weight = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
         return cotangent * ctx.weight, None
 
 
@@ -38,7 +38,7 @@ def _scale(operand: Any, weight: Any) -> Any:
         return [_scale(o, w) for o, w in zip(operand, weight)]
     if not isinstance(operand, Tensor) or weight == 1:
         return operand
-    return operand.detach() if weight == 0 else _Scale.apply(operand, weight)  # type: ignore[no-untyped-call]
+    return operand.detach() if weight == 0 else _Scale.apply(operand, weight)
 
 
 def weighted(op: Any, weights: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:

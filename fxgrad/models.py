@@ -1,0 +1,299 @@
+"""What the command line names, resolved: a model, its preprocessing and its class names.
+
+MODEL is `timm:NAME`, or `module.path:factory` for anything that can be imported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import importlib
+import os
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+import numpy as np
+import safetensors.torch
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from fxgrad.errors import CaptureError, InputError
+
+Size = tuple[int, int, int]
+"""Channels, height, width."""
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """From a picture to the tensor that the model was trained on, and back again for display.
+
+    Attributes:
+        size: of the model's input; one channel makes the picture grey.
+        mean, std: per channel, of pixels in [0, 1].
+        transform: resizes, crops and normalizes a PIL image to float32 (C, H, W).
+    """
+
+    size: Size
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    transform: Callable[[Image.Image], Tensor]
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """A batch of one, float32 (1, C, H, W).
+
+        Raises:
+            InputError: the model takes a number of channels that no picture has.
+        """
+        if self.size[0] not in _MODES:
+            raise InputError(f"the model takes {self.size[0]} channels; a picture has 1, 3 or 4.")
+        return self.transform(image.convert(_MODES[self.size[0]]))[None]
+
+    def invert(self, x: Tensor) -> Tensor:
+        """Pixels in [0, 1], float32 (C, H, W), of a batch of one (1, C, H, W)."""
+        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
+        return (x.detach()[0].float().cpu() * std + mean).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model, and what goes with it.
+
+    Attributes:
+        model: in eval mode, on the CPU.
+        name: as it was asked for.
+        preprocess: for pictures; it knows the size of the input.
+        class_names: one per output, or None where nobody knows them.
+        weights: where they come from, in words: "random", "pretrained", a checkpoint's path, ...
+    """
+
+    model: nn.Module
+    name: str
+    preprocess: Preprocessing
+    class_names: tuple[str, ...] | None
+    weights: str
+
+    @property
+    def patch_size(self) -> int:
+        """Side of the patches that the model cuts its input into; 1 where it does not say."""
+        size = getattr(getattr(self.model, "patch_embed", None), "patch_size", 1)
+        return int(max(size) if isinstance(size, Sequence) else size)
+
+    def example(self, batch: int = 2, *, seed: int = 0, scale: float = 1.0) -> Tensor:
+        """A batch of normal noise, float32 (batch, C, H, W), of the given standard deviation."""
+        return scale * torch.randn(batch, *self.preprocess.size, generator=torch.Generator().manual_seed(seed))
+
+
+def load_model(
+    spec: str, pretrained: bool = False, *, checkpoint: str | Path | None = None, input_size: Size | None = None
+) -> LoadedModel:
+    """Find, build and describe a model.
+
+    Args:
+        spec: `timm:NAME`, or `module.path:factory`: called without arguments, it returns an nn.Module. The
+            module is looked for in the current directory and on sys.path.
+        pretrained: load timm's weights from the hub, or from its cache where the hub is out of reach.
+        checkpoint: a .safetensors file with exactly the model's state_dict.
+        input_size: channels, height, width. Needed where no `pretrained_cfg` or `default_cfg` of the model
+            says so; timm's models are built for it.
+
+    Raises:
+        CaptureError: there is no such model, or it cannot be built; its weights cannot be had or do not fit.
+        InputError: nothing says how large the model's input is.
+
+    Example:
+        >>> load_model("timm:test_vit").preprocess.size
+        (3, 160, 160)
+    """
+    source, _, name = spec.partition(":")
+    if not source or not name:
+        raise CaptureError(f"MODEL is timm:NAME, as in timm:resnet18, or module.path:factory; {spec!r} is neither.")
+    if pretrained and (checkpoint or source != "timm"):
+        raise CaptureError("--pretrained is for timm models, without --checkpoint. Leave it out.")
+    if source == "timm":
+        model, names = _timm(name, pretrained, input_size), None
+        weights = "pretrained" if pretrained else "random"
+    else:
+        model, names = _from_factory(source, name)
+        weights = "the factory's own"
+    if checkpoint:
+        _load_checkpoint(model, Path(checkpoint))
+        weights = str(checkpoint)
+    cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
+    cfg = dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
+    return LoadedModel(
+        model.eval(), spec, _preprocessing(spec, model, cfg, input_size), _class_names(model, cfg, names), weights
+    )
+
+
+def randomize(model: nn.Module, seed: int = 0) -> None:
+    """Perturb, in place, what a fresh model sets to 0 or 1, so that no source is trivially zero.
+
+    Biases, norm scales and shifts, class tokens, position embeddings, weights that are next to zero and
+    running means get normal noise of standard deviation 0.1; running variances are multiplied by e to that.
+
+    Example:
+        >>> model = nn.BatchNorm1d(2)
+        >>> randomize(model)
+        >>> bool((model.running_mean != 0).all())
+        True
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def noise(like: Tensor) -> Tensor:
+        return 0.1 * torch.randn(like.shape, generator=generator).to(like)
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            named = any(part in name for part in ("bias", "token", "pos_", "position"))
+            if parameter.ndim <= 1 or named or parameter.abs().mean() < 1e-3:  # a head that starts out at zero
+                parameter.add_(noise(parameter))
+        for name, buffer in model.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.add_(noise(buffer))
+            elif name.endswith("running_var"):
+                buffer.mul_(noise(buffer).exp())
+
+
+def hub_reachable(timeout: float = 3.0) -> bool:
+    """Whether the hub answers within some seconds; asked once, where its own client retries for a minute."""
+    from huggingface_hub import constants
+
+    try:
+        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=timeout).close()
+    except urllib.error.HTTPError:
+        return True  # an answer, if not a kind one
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+@contextlib.contextmanager
+def _hub(reachable: bool) -> Iterator[None]:
+    """The hub's client, kept to its cache where the hub is out of reach, for the length of one call."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    constants.HF_HUB_OFFLINE = before or not reachable
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _import_timm() -> ModuleType:
+    try:
+        return importlib.import_module("timm")
+    except ImportError as error:
+        raise CaptureError(f'this needs timm ({error}): pip install "fxgrad[timm]"') from error
+
+
+def _timm(name: str, pretrained: bool, input_size: Size | None) -> nn.Module:
+    timm = _import_timm()
+    on_hub = name.startswith("hf-hub:")
+    if not on_hub and not timm.is_model(name):
+        close = difflib.get_close_matches(name, timm.list_models(), 3)
+        near = f" Close to it: {', '.join(close)}." if close else ""
+        raise CaptureError(f"timm has no model {name!r}.{near} timm.list_models() has all.")
+    if pretrained and not on_hub and not timm.models.is_model_pretrained(name):
+        raise CaptureError(f"timm has no pretrained weights for {name}. Leave out --pretrained for random weights.")
+    options: dict[str, Any] = {}
+    if input_size is not None:
+        options["in_chans"] = input_size[0]
+        cfg = None if on_hub else timm.get_pretrained_cfg(name)
+        if cfg is not None and cfg.fixed_input_size:
+            options["img_size"] = input_size[1:]
+    reachable = not (pretrained or on_hub) or hub_reachable()
+    try:
+        with _hub(reachable):
+            return cast(nn.Module, timm.create_model(name, pretrained=pretrained, **options))
+    except Exception as error:
+        if not pretrained and not on_hub:
+            raise CaptureError(f"timm:{name} cannot be built: {_one_line(error)}") from error
+        cause = _one_line(error) if reachable else "which is out of reach, and its cache does not have it"
+        raise CaptureError(
+            f"timm:{name} cannot be had from the hub ({cause}). Offline: leave out --pretrained for random weights, "
+            "or give --checkpoint FILE.safetensors."
+        ) from error
+
+
+def _from_factory(source: str, name: str) -> tuple[nn.Module, Sequence[str] | None]:
+    """What the factory makes, and the CLASS_NAMES beside it."""
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        module = importlib.import_module(source)
+        model = getattr(module, name)()
+    except Exception as error:
+        raise CaptureError(f"{source}:{name} cannot be imported and called with nothing: {_one_line(error)}") from error
+    finally:
+        sys.path.remove(here)
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"{source}:{name} returned {type(model).__name__}; it must return a torch.nn.Module.")
+    return model, getattr(module, "CLASS_NAMES", None)
+
+
+def _load_checkpoint(model: nn.Module, path: Path) -> None:
+    try:
+        state = safetensors.torch.load_file(path)
+    except Exception as error:
+        raise CaptureError(f"checkpoint {path} cannot be read as safetensors: {_one_line(error)}") from error
+    wanted = model.state_dict()
+    missing, unexpected = wanted.keys() - state.keys(), state.keys() - wanted.keys()
+    shapes = {k: (tuple(state[k].shape), tuple(v.shape)) for k, v in wanted.items() if k in state}
+    problems = [f"{len(missing)} missing ({min(missing)}, ...)"] if missing else []
+    problems += [f"{len(unexpected)} unexpected ({min(unexpected)}, ...)"] if unexpected else []
+    problems += [f"{k} is {given}, the model's {own}" for k, (given, own) in shapes.items() if given != own][:1]
+    if problems:
+        raise CaptureError(f"checkpoint {path} does not fit the model: {'; '.join(problems)}.")
+    model.load_state_dict(state)
+
+
+def _preprocessing(spec: str, model: nn.Module, cfg: dict[str, Any], size: Size | None) -> Preprocessing:
+    if cfg:
+        data = _import_timm().data
+        config = data.resolve_model_data_config(model, pretrained_cfg=cfg, args={"input_size": size} if size else None)
+        size = cast(Size, tuple(config["input_size"]))
+        for key in ("mean", "std"):
+            if len(config[key]) != size[0]:  # built for another number of channels than it was trained on
+                config[key] = (sum(config[key]) / len(config[key]),) * size[0]
+        transform = data.create_transform(**config, is_training=False)
+        return Preprocessing(size, tuple(config["mean"]), tuple(config["std"]), transform)
+    if size is None:
+        raise InputError(
+            f"{spec} does not say how large its input is. Give --input-size C H W, or attach a pretrained_cfg with "
+            "input_size, mean and std to the model."
+        )
+    channels, height, width = size
+
+    def scale(image: Image.Image) -> Tensor:
+        """Pixels in [0, 1], for a model that says nothing else."""
+        pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
+        return torch.tensor(pixels).reshape(height, width, channels).permute(2, 0, 1)
+
+    return Preprocessing(size, (0.0,) * channels, (1.0,) * channels, scale)
+
+
+def _class_names(model: nn.Module, cfg: dict[str, Any], beside: Sequence[str] | None) -> tuple[str, ...] | None:
+    """The config's own names, those beside the factory, or ImageNet's: whichever fits the number of classes."""
+    count = getattr(model, "num_classes", None) or cfg.get("num_classes")
+    for names in (cfg.get("label_names"), beside):
+        if names and len(names) == (count or len(names)):
+            return tuple(map(str, names))
+    if not cfg:
+        return None
+    data = _import_timm().data
+    subset = data.infer_imagenet_subset({"num_classes": count})
+    return tuple(data.ImageNetInfo(subset).label_descriptions()) if subset else None
+
+
+def _one_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import logging
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -244,14 +245,17 @@ def _spread_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
 def _export_settings() -> Iterator[None]:
     """Without MultiheadAttention's fast path, a fused inference kernel that no rule can look into.
 
-    And without the tracebacks that the tracer logs ahead of an exception: the error tells it all.
+    And without the tracebacks that the tracer logs ahead of an exception (the error tells it all), or
+    its warning that an RNN's cached list of weights is rebuilt.
     """
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     fastpath, disabled = torch.backends.mha.get_fastpath_enabled(), logger.disabled
     torch.backends.mha.set_fastpath_enabled(False)
     logger.disabled = True
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+            yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fastpath)
         logger.disabled = disabled

@@ -152,7 +152,7 @@ def check(
         converted = convert_model(model, (x,), rules=rules)
     with stage("checking"):
         report = check_converted(converted, (x,), original=model, seed=seed)
-        plain_error = check_converted(explaining.plain_twin(converted), (x,), seed=seed).completeness_error
+        plain_error = check_converted(converted.under("gradient"), (x,), seed=seed).completeness_error
     click.echo(_heading(loaded, f"{dtype}, batch of {batch}"))
     click.echo(f"{report}\n\nplain gradient, for comparison: completeness error {plain_error:.2e}")
     if json_file:

@@ -10,7 +10,7 @@ import difflib
 import html
 import textwrap
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
@@ -23,11 +23,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxgrad.check import CheckReport, check
-from fxgrad.classify import classify
 from fxgrad.errors import InputError
 from fxgrad.module import ConvertedModule
-from fxgrad.rewrite import rewrite
-from fxgrad.table import load
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,28 +61,6 @@ class Explanation:
     picture: Tensor
     plain: Attribution
     ours: Attribution
-
-
-def plain_twin(converted: ConvertedModule) -> ConvertedModule:
-    """The same captured model with nothing rewritten, for comparison.
-
-    Example:
-        >>> import fxgrad, torch
-        >>> libra = fxgrad.convert(torch.nn.GELU().eval(), (torch.zeros(2, 3),))
-        >>> plain_twin(libra).report[0].rule
-        'native'
-    """
-    captured, table, gradient = converted.classified.captured, converted.classified.table, load("gradient")
-    classified = classify(
-        replace(
-            captured,
-            parameters=dict(converted.named_parameters(remove_duplicate=False)),
-            buffers=dict(converted.named_buffers(remove_duplicate=False)),
-        ),
-        # The rows stay: ops of the user's own have theirs there.
-        replace(table, name=gradient.name, policy=gradient.policy),
-    )
-    return ConvertedModule(classified, rewrite(classified))
 
 
 def explain(
@@ -137,7 +112,7 @@ def explain(
         return Attribution(module.classified.table.name, contribution, check(module, (x,), cotangent=onehot))
 
     label, logit = names[index] if names else f"class {index}", float(logits[0, index])
-    return Explanation(index, label, logit, picture, attribute(plain_twin(converted)), attribute(converted))
+    return Explanation(index, label, logit, picture, attribute(converted.under("gradient")), attribute(converted))
 
 
 def resolve_target(target: int | str | None, logits: Tensor, names: Sequence[str] | None = None) -> int:

@@ -8,8 +8,10 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxgrad.classify import Classified
+from fxgrad.classify import Classified, classify
 from fxgrad.report import Report, report
+from fxgrad.rewrite import rewrite
+from fxgrad.table import Rules, load
 
 
 class ConvertedModule(nn.Module):
@@ -82,6 +84,32 @@ class ConvertedModule(nn.Module):
     def report(self) -> Report:
         """Which op got which rule, and why: printable, a table in notebooks, `.to_json()`."""
         return report(self.classified)
+
+    def under(self, rules: Rules) -> ConvertedModule:
+        """The same captured model under another policy, for comparison. Shares the tensors; nothing is exported again.
+
+        Args:
+            rules: as for `fxgrad.convert`; only its policy counts, the ops' rows stay as they are.
+
+        Raises:
+            NotBalanceableError: the other policy cannot balance the model.
+            RuleTableError: the policy's file is malformed.
+
+        Example:
+            >>> import fxgrad, torch
+            >>> libra = fxgrad.convert(torch.nn.GELU().eval(), (torch.zeros(2, 3),))
+            >>> libra.under("gradient").report[0].rule
+            'native'
+        """
+        other = load(rules)
+        table = replace(self.classified.table, name=other.name, policy=other.policy, cite=other.cite)
+        captured = replace(
+            self.classified.captured,
+            parameters=dict(self.named_parameters(remove_duplicate=False)),
+            buffers=dict(self.named_buffers(remove_duplicate=False)),
+        )
+        classified = classify(captured, table)
+        return ConvertedModule(classified, rewrite(classified))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the rewritten program.

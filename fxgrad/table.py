@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, Union
@@ -103,7 +103,6 @@ class RuleTable:
     rows: Mapping[str, Row]
     policy: Mapping[Kind, str]
     cite: str = ""
-    origins: Mapping[Kind, str] = field(default_factory=dict)
 
     def row(self, overload: Any) -> Row | None:
         """The row of an `OpOverload`: its own, else its packet's if that one fits its schema.
@@ -174,7 +173,7 @@ def load(rules: Rules = "libragrad") -> RuleTable:
     if missing:
         files = ", ".join(map(str, names))
         raise RuleTableError(f"{files} [backward]: no backward for {', '.join(missing)}. Add them.")
-    return RuleTable("+".join(Path(n).stem for n in names), rows, policy, "; ".join(cites), origins)
+    return RuleTable("+".join(Path(n).stem for n in names), rows, policy, "; ".join(cites))
 
 
 def _shipped() -> Any:

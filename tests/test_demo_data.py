@@ -2,6 +2,7 @@
 
 from importlib.resources import as_file, files
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from sklearn.datasets import load_digits
 
 from fxgrad.demo import CLASS_NAMES, Canvas, batches, canvas, digits_vit, preprocess, split_scans
 from fxgrad.demo import model as model_module
+from fxgrad.demo import train as train_module
 from fxgrad.demo.canvas import SIZES, _enlarged
 from fxgrad.demo.model import WEIGHTS
 from fxgrad.demo.train import SEED, STEPS, evaluate, main, train
@@ -84,9 +86,9 @@ def _trimmed(mask: np.ndarray) -> np.ndarray:
     return mask[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
 
 
-def test_clutter_lies_outside_the_masks(canvases: list[Canvas]) -> None:
-    bright_elsewhere = [(c.image[0] > 0.5)[~c.masks.any(0)].sum() for c in canvases]
-    assert np.mean(np.array(bright_elsewhere) > 10) > 0.9
+def test_most_canvases_carry_clutter_as_bright_as_digits(canvases: list[Canvas]) -> None:
+    bright = [((c.image[0] > 0.5) & ~c.masks.any(0)).sum() for c in canvases]
+    assert np.mean(np.array(bright) > 10) > 0.8
 
 
 def test_scans_are_scaled_as_torch_scales_them() -> None:
@@ -129,7 +131,7 @@ def test_the_model_reads_scans_it_has_never_seen() -> None:
 
 def test_timm_finds_the_models_preprocessing() -> None:
     model = digits_vit()
-    assert not model.training and model.default_cfg["label_names"] == CLASS_NAMES
+    assert not model.training and vars(model)["default_cfg"]["label_names"] == CLASS_NAMES
     config = timm.data.resolve_model_data_config(model)
     assert config["input_size"] == (1, 48, 48) and config["crop_pct"] == 1.0
     image = canvas(0).image
@@ -154,8 +156,11 @@ def test_missing_weights_name_the_command(monkeypatch: pytest.MonkeyPatch) -> No
     assert not digits_vit(weights=False).training
 
 
-def test_training_repeats_and_its_command_writes_what_it_trained(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr("fxgrad.demo.train.HELDOUT_CANVASES", 20)
+def test_training_repeats_and_its_command_writes_what_it_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(train_module, "HELDOUT_CANVASES", 20)
+    monkeypatch.setattr(train_module, "_THREADS", torch.get_num_threads())
     out = tmp_path / "weights.safetensors"
     result = CliRunner().invoke(main, ["--steps", "2", "--seed", "1", "--out", str(out)])
     assert result.exit_code == 0, result.output
@@ -163,6 +168,6 @@ def test_training_repeats_and_its_command_writes_what_it_trained(tmp_path, monke
     assert all(torch.equal(expected[name], written[name]) for name in expected)
 
 
-def test_the_command_checks_where_to_write_first(tmp_path) -> None:
+def test_the_command_checks_where_to_write_first(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["--out", str(tmp_path / "absent" / "w.safetensors")])
     assert result.exit_code == 2 and "there is no directory" in result.output

@@ -23,7 +23,6 @@ from fxgrad.explain import (
     draw,
     explain,
     page,
-    plain_twin,
     pool_sum,
     read_image,
     resolve_target,
@@ -66,9 +65,9 @@ def test_errors_are_of_the_explained_logit(explanation: Explanation) -> None:
     assert explanation.label == "snow leopard, ounce"
 
 
-def test_plain_twin_keeps_rows_dtype_and_gradient() -> None:
+def test_under_another_policy_keeps_rows_dtype_and_gradient() -> None:
     model = classifier()
-    twin = plain_twin(fxgrad.convert(model.float(), (torch.rand(1, 3, 6, 8),)).double())
+    twin = fxgrad.convert(model.float(), (torch.rand(1, 3, 6, 8),)).double().under("gradient")
     x = torch.rand(2, 3, 6, 8, dtype=torch.float64, requires_grad=True)
     ours, theirs = (torch.autograd.grad(m(x).sum(), x)[0] for m in (twin, model.double()))
     assert torch.equal(ours, theirs)
@@ -170,7 +169,7 @@ def test_shares_follow_their_definition() -> None:
     model = digits_vit(weights=False)
     pictures = [canvas(0), canvas(1)]
     x = preprocess(np.stack([c.image for c in pictures]))
-    found = demo.shares(plain_twin(fxgrad.convert(model, (x,))), pictures)
+    found = demo.shares(fxgrad.convert(model, (x,)).under("gradient"), pictures)
     leaf = x.clone().requires_grad_()
     model(leaf)[1, pictures[1].labels[0]].backward()
     assert leaf.grad is not None

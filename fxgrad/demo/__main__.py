@@ -21,7 +21,7 @@ from fxgrad.convert import convert
 from fxgrad.demo.canvas import Canvas, canvas
 from fxgrad.demo.model import preprocess
 from fxgrad.errors import CaptureError, FxgradError
-from fxgrad.explain import Explanation, draw, explain, page, plain_twin
+from fxgrad.explain import Explanation, draw, explain, page
 from fxgrad.models import LoadedModel, load_model
 from fxgrad.module import ConvertedModule
 from fxgrad.rewrite import rewrite
@@ -64,7 +64,7 @@ def digits(out: Path, number: int) -> None:
     x = preprocess(shown.image)
     with stage("converting and checking the digits model"):
         libra = convert(loaded.model, (x,))
-        plain = plain_twin(libra)
+        plain = libra.under("gradient")
         proof = check(libra, (preprocess(np.stack([canvas(i).image for i in range(8)])),), original=loaded.model)
     with stage("explaining"):
         pair = [_explain(loaded, libra, shown, label) for label in shown.labels]

@@ -7,6 +7,7 @@ that the graph is a pure function and the state can be owned, moved and copied b
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import inspect
 import logging
@@ -300,8 +301,8 @@ def _captured(
             "function of its inputs. Disable caches and running statistics."
         )
     graph = program.graph
-    _tidy(graph)
     placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    _tidy(graph)
     state: list[str] = []
     inputs: list[Input] = []
     names = _input_names(signature, example)
@@ -344,6 +345,8 @@ def _tidy(graph: fx.Graph) -> None:
     aten = torch.ops.aten
     checks = ("_assert", "sym_constrain_range", "_check")
     for node in list(graph.nodes):
+        if hasattr(builtins, node.name):
+            node.name += "_"  # fx would rename `input` whenever the graph is copied
         if node.op != "call_function":
             continue
         if getattr(node.target, "__name__", "").startswith(checks) and not node.users:

@@ -130,7 +130,7 @@ def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
         >>> from fxgrad.table import load
         >>> captured = capture(torch.nn.Softplus().eval(), (torch.zeros(2, 3),))
         >>> list(flow_graph(classify(captured, load()).decisions).edges)
-        [('input', 'softplus')]
+        [('input_', 'softplus')]
     """
     flow: nx.DiGraph[str] = nx.DiGraph()
     flow.add_nodes_from(decisions)

@@ -46,7 +46,6 @@ def rewrite(classified: Classified) -> fx.Graph:
     recorded: set[str] = set()
     for node in classified.captured.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-        copies[node].name = node.name  # fx renames what looks like a builtin, `input` say
         if node.op == "placeholder":
             recorded.add(node.name)
         elif node.name in classified.decisions:

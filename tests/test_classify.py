@@ -134,9 +134,20 @@ def test_the_line_to_add_works(tmp_path: Path) -> None:
             return torch.special.bessel_j1(x)
 
     model, x = Bessel().eval(), torch.randn(2, 4).double()
-    # Not even autograd knows this one: the table asks for f'(0), and the error says so.
-    with pytest.raises(fxgrad.NoRuleError, match=r"mine\.toml \[squash\] lists it, but it has no secant through 0"):
-        fxgrad.convert(model, (x,), rules=["libragrad", rows])
+    report = fxgrad.check(fxgrad.convert(model, (x,), rules=["libragrad", rows]), (x,), original=model)
+    assert report.passed and report.completeness_error < 1e-14, "though autograd does not know this op"
+
+
+class Digamma(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.digamma(x)
+
+
+def test_a_squash_without_a_secant_is_refused(tmp_path: Path) -> None:
+    rows = tmp_path / "mine.toml"
+    rows.write_text('[squash]\n"aten.digamma" = { carrier = "self" }\n')
+    with pytest.raises(fxgrad.NoRuleError, match=r"mine\.toml \[squash\] lists it, but .* has no secant through 0"):
+        fxgrad.convert(Digamma().eval(), (torch.randn(2, 4),), rules=["libragrad", rows])
 
 
 def test_unknown_ops_on_constants_need_no_rule() -> None:

@@ -35,7 +35,7 @@ class Layout(NamedTuple):
 
     def grouped(self, x: Tensor) -> Tensor:
         """x with every group along the last axis."""
-        return x.flatten(-self.trailing) if self.trailing else x.reshape(x.shape[0], self.groups, -1)
+        return x.reshape(*x.shape[: -self.trailing], -1) if self.trailing else x.reshape(x.shape[0], self.groups, -1)
 
     def broadcast(self, weight: Tensor, x: Tensor) -> Tensor:
         """w, viewed so that it multiplies x."""
@@ -44,8 +44,8 @@ class Layout(NamedTuple):
     def reduced(self, gradient: Tensor) -> Tensor:
         """A gradient shaped as x, summed to the shape of w."""
         if self.trailing:
-            return gradient.flatten(0, -self.trailing - 1).sum(0)
-        return gradient.transpose(0, 1).flatten(1).sum(1)
+            return gradient.reshape(-1, *gradient.shape[-self.trailing :]).sum(0)
+        return gradient.transpose(0, 1).reshape(gradient.shape[1], -1).sum(1)
 
 
 def _standardize(layout: Layout, x: Tensor) -> tuple[Tensor, Tensor]:

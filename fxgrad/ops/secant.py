@@ -7,68 +7,105 @@ f(0) = 0 and f(x) / x = g(x). So squashes, gated activations and elementwise gat
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 Taylor = tuple[float, ...]
-"""f(0), f'(0), f''(0)/2!, ... : the start of the Taylor series of f at 0."""
+"""How f starts at 0. Where f(0) is not 0: f(0), f'(0), f''(0)/2!, ... Where it is: 0 and f'(0), or, if f has
+a kink at 0, 0 and the slopes to its right and left."""
 
 
 def taylor(op: Any, *args: Any, **kwargs: Any) -> Taylor:
-    """Start of the Taylor series at 0 of the elementwise function `x -> op(x, *args, **kwargs)`.
+    """How the elementwise function `x -> op(x, *args, **kwargs)` starts at 0.
 
     The secant needs f'(0) as its limit at 0. Where f(0) is not 0, (f(x) - f(0)) / x also cancels for
-    small x, and the series up to the fourth order takes over; where f(0) is 0, two terms suffice.
+    small x, and the series takes over, up to the fourth order or as far as autograd knows derivatives.
 
     Args:
-        op: elementwise callable, differentiable at 0 by autograd (four times if f(0) is not 0).
+        op: elementwise callable; if f(0) is not 0, differentiable by autograd.
         *args, **kwargs: numbers that follow the first operand.
 
     Returns:
-        2 or 5 coefficients in float64.
+        2 to 5 numbers in float64; see `Taylor`.
 
     Raises:
-        ValueError: autograd knows no derivative of f, or f or a derivative is not finite at 0, as for log.
+        ValueError: f or its slope is not finite at 0, as for log; or f(0) is not 0 and autograd knows no derivative.
 
     Example:
         >>> taylor(torch.ops.aten.sigmoid.default)[:2]
         (0.5, 0.25)
         >>> taylor(torch.ops.aten.gelu.default)
         (0.0, 0.5)
+        >>> taylor(torch.ops.aten.leaky_relu.default, 0.25)
+        (0.0, 1.0, 0.25)
     """
+
+    def f(x: float) -> float:
+        return float(op(torch.tensor(x, dtype=torch.float64), *args, **kwargs))
+
+    value = f(0.0)
+    if value == 0:
+        # So close to 0 the quotient has no rounding to fear, nor a second derivative.
+        right, left, nearer = f(_TINY) / _TINY, f(-_TINY) / -_TINY, f(_TINY / 1024) / (_TINY / 1024)
+        series = [value, right] if right == left else [value, right, left]
+        if not math.isclose(right, nearer, rel_tol=1e-9):
+            series = [value, math.inf]
+    else:
+        series = [value, *_derivatives(op, *args, **kwargs)]
+        if len(series) == 2:
+            series = _straight(f, series)
+    if not all(math.isfinite(c) for c in series):
+        raise ValueError(f"{op} has no secant through 0: its value or slope there is not finite")
+    return tuple(series)
+
+
+def _derivatives(op: Any, *args: Any, **kwargs: Any) -> Iterator[float]:
+    """f'(0), f''(0)/2!, ... up to the fourth, or as far as autograd knows them."""
     with torch.enable_grad():
         x = torch.zeros((), dtype=torch.float64, requires_grad=True)
         term = op(x, *args, **kwargs)
-        coefficients = [term.item()]
-        order = 1 if coefficients[0] == 0 else 4
-        factorial = 1
-        for n in range(1, order + 1):
-            factorial *= n
-            if term.requires_grad:
-                (term,) = torch.autograd.grad(term, x, create_graph=n < order)
-            elif n == 1:
-                raise ValueError(f"{op} has no derivative that autograd knows")
-            else:
-                term = torch.zeros_like(term)  # straight around 0, as hardsigmoid is
-            coefficients.append(term.item() / factorial)
-    if not all(abs(c) < float("inf") for c in coefficients):
-        raise ValueError(f"{op} has no secant through 0: its value or a derivative there is not finite")
-    return tuple(coefficients)
+        if not term.requires_grad:
+            raise ValueError(f"{op} has no derivative that autograd knows")
+        for n in range(1, 5):
+            try:
+                (term,) = torch.autograd.grad(term, x, create_graph=n < 4)
+            except RuntimeError:
+                return
+            yield term.item() / math.factorial(n)
+
+
+_TINY = 2.0**-100
+"""A point beside 0 where a function has the slope that it has at 0."""
+
+
+def _straight(f: Callable[[float], float], series: list[float], reach: float = 1 / 16) -> list[float]:
+    """The series of a function that is straight around 0, as hardsigmoid is, with its slope measured.
+
+    A derivative that exists only once may be rough too: PyTorch's of hardsigmoid has float32's sixth.
+    """
+    right, left, half = f(reach) - series[0], series[0] - f(-reach), f(reach / 2) - series[0]
+    if max(abs(right - left), abs(right - 2 * half)) > 8 * torch.finfo(torch.float64).eps * abs(series[0]):
+        return series
+    return [series[0], (right + left) / (2 * reach), 0.0, 0.0, 0.0]
 
 
 def _slope(op: Any, series: Taylor, x: Tensor, y: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """(f(x) - f(0)) / x, exact to a few ulps also around 0. Same shape and dtype as x."""
     if series[0] == 0:
-        return torch.where(x == 0, series[1], y / x)
+        # Closer to 0 than eps the limit is exact to rounding, while f(x) may have lost its digits.
+        limit = series[1] if len(series) == 2 else torch.where(x > 0, series[1], torch.full_like(x, series[2]))
+        return torch.where(x.abs() < torch.finfo(x.dtype).eps, limit, y / x)
     wide = x
     if x.dtype in (torch.float16, torch.bfloat16):
         # f(x) - f(0) would keep no digits of a rounded f(x).
         wide = x.float()
         y = op(wide, *args, **kwargs)
-    # Below this, four terms of the series are closer than a difference that cancels.
-    near = wide.abs() < torch.finfo(wide.dtype).eps ** 0.2
+    # Below this, what the series leaves out is less than what a difference that cancels loses.
+    near = wide.abs() < torch.finfo(wide.dtype).eps ** (1 / len(series))
     polynomial = torch.zeros_like(wide)
     for coefficient in reversed(series[1:]):
         polynomial = polynomial * wide + coefficient

@@ -1,0 +1,187 @@
+"""The forward-identical ops by themselves: what traces through them, what they record, and the Taylor series."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import make_fx
+
+import fxgrad
+from fxgrad.ops import Layout, hold_scale, secant, taylor, weighted
+
+aten = torch.ops.aten
+WEIGHT, BIAS = torch.linspace(0.5, 1.5, 6).double(), torch.linspace(-1, 1, 6).double()
+SIGMOID, GELU = (taylor(op) for op in (aten.sigmoid.default, aten.gelu.default))
+
+
+def norm(x: Tensor, op: Callable[..., Tensor], *args: object, **layout: object) -> Tensor:
+    defaults = {"carrier": 0, "weight": 2, "bias": 3, "trailing": 0, "groups": 0, "centered": True, "eps": 1e-5}
+    return hold_scale(op, Layout(**{**defaults, **layout}), x, *args)
+
+
+OPS: dict[str, Callable[[Tensor], Tensor]] = {
+    "weighted, square": lambda x: weighted(aten.mul.Tensor, (0.5, 0.5), x, x),
+    "weighted, held": lambda x: weighted(aten.mul.Tensor, (0.0, 1.0), x.exp(), x),
+    "weighted, list": lambda x: weighted(aten.cat.default, ((0.25, 0.75), 1.0), [x, 2 * x], -1),
+    "weighted, attention": lambda x: weighted(
+        aten.scaled_dot_product_attention.default, (0.0, 0.0, 1.0), x[None], x[None] + 1, x[None]
+    ),
+    "secant, gelu": lambda x: secant(aten.gelu.default, GELU, x),
+    "secant, sigmoid": lambda x: secant(aten.sigmoid.default, SIGMOID, x),
+    "layer_norm": lambda x: norm(x, aten.layer_norm.default, [6], WEIGHT, BIAS, trailing=1),
+    "rms_norm": lambda x: norm(x, aten.rms_norm.default, [6], WEIGHT, 1e-5, bias=None, trailing=1, centered=False),
+    "group_norm": lambda x: norm(x, aten.group_norm.default, 2, WEIGHT, BIAS, groups=2),
+}
+
+
+def inputs(*shape: int) -> Tensor:
+    x = torch.randn(shape, dtype=torch.float64)
+    x.view(-1)[:2] = torch.tensor([0.0, 1e-9])  # a secant's limit, and its series
+    return x
+
+
+def assert_close(found: Tensor, wanted: Tensor) -> None:
+    """To a few ulps: batched kernels may sum in another order."""
+    torch.testing.assert_close(found, wanted, rtol=1e-14, atol=1e-15)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_batched_cotangents(name: str) -> None:
+    x = inputs(4, 6).requires_grad_()
+    y = OPS[name](x)
+    cotangents = torch.randn(5, *y.shape).double()
+    (batched,) = torch.autograd.grad(y, x, cotangents, is_grads_batched=True, retain_graph=True)
+    loop = [torch.autograd.grad(y, x, g, retain_graph=True)[0] for g in cotangents]
+    assert_close(batched, torch.stack(loop))
+
+
+@pytest.mark.parametrize("op", ["layer_norm", "group_norm"])
+def test_batched_cotangents_of_weights(op: str) -> None:
+    x, weight, bias = inputs(4, 6), WEIGHT.clone().requires_grad_(), BIAS.clone().requires_grad_()
+    if op == "layer_norm":
+        y = norm(x, aten.layer_norm.default, [6], weight, bias, trailing=1)
+    else:
+        y = norm(x, aten.group_norm.default, 2, weight, bias, groups=2)
+    cotangents = torch.randn(5, *y.shape).double()
+    batched = torch.autograd.grad(y, [weight, bias], cotangents, is_grads_batched=True, retain_graph=True)
+    loop = [torch.autograd.grad(y, [weight, bias], g, retain_graph=True) for g in cotangents]
+    for found, wanted in zip(batched, zip(*loop)):
+        assert_close(found, torch.stack(wanted))
+
+
+# PyTorch has no batching rule for the backward of its CPU attention kernel, loops over the batch, and says so.
+loops_over_attention = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+
+
+@loops_over_attention
+@pytest.mark.parametrize("name", OPS)
+def test_vmap(name: str) -> None:
+    xs = inputs(5, 4, 6)
+    assert_close(torch.func.vmap(OPS[name])(xs), torch.stack([OPS[name](x) for x in xs]))
+    per_item = torch.func.grad(lambda x: OPS[name](x).square().sum())
+    assert_close(torch.func.vmap(per_item)(xs), torch.stack([per_item(x) for x in xs]))
+    # Another axis than the first.
+    assert_close(torch.func.vmap(per_item, in_dims=1)(xs.transpose(0, 1)), torch.func.vmap(per_item)(xs))
+
+
+@loops_over_attention
+@pytest.mark.parametrize("name", OPS)
+def test_jacobian(name: str) -> None:
+    x = inputs(4, 6)
+    jacobian = torch.func.jacrev(OPS[name])(x)
+    cotangent = torch.randn_like(OPS[name](x))
+    leaf = x.clone().requires_grad_()
+    (wanted,) = torch.autograd.grad(OPS[name](leaf), leaf, cotangent)
+    assert_close(torch.tensordot(cotangent, jacobian, cotangent.dim()), wanted)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_traces_to_plain_aten(name: str) -> None:
+    gradient = torch.func.grad(lambda x: OPS[name](x).square().sum())
+    x = inputs(4, 6)
+    traced = make_fx(gradient)(x)
+    targets = [n.target for n in traced.graph.nodes if n.op == "call_function"]
+    assert targets and all(t is operator.getitem or isinstance(t, torch._ops.OpOverload) for t in targets)
+    other = inputs(4, 6)
+    assert_close(traced(other), gradient(other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("name", ["weighted, square", "secant, gelu", "secant, sigmoid"])
+def test_gradients_have_the_operands_dtype(name: str, dtype: torch.dtype) -> None:
+    x = inputs(4, 6).to(dtype).requires_grad_()
+    (gradient,) = torch.autograd.grad(OPS[name](x).sum(), x)
+    assert gradient.dtype is dtype and gradient.isfinite().all()
+
+
+def test_held_means_not_recorded() -> None:
+    x, y = inputs(4, 6).requires_grad_(), torch.randn(4, 6).double()
+    assert not weighted(aten.mul.Tensor, (0.0, 1.0), x, y).requires_grad
+    z = weighted(aten.mul.Tensor, (0.0, 1.0), x, y.requires_grad_())
+    gradient, held = torch.autograd.grad(z.sum(), [y, x], allow_unused=True)
+    assert torch.equal(gradient, x.detach()) and held is None
+
+
+class Small(nn.Module):
+    """Every function of `fxgrad.ops` once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.norm, self.last = nn.Linear(6, 18), nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.first(self.norm(x)).chunk(3, -1)
+        x = x + F.scaled_dot_product_attention(q, k, v)
+        return self.last(F.gelu(x) * torch.tanh(v) + torch.sigmoid(x))
+
+
+def test_compiles_into_one_graph() -> None:
+    x = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
+    converted = fxgrad.convert(Small().double().eval(), (x,))
+    compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
+    cotangent = torch.randn(2, 4, 3).double()
+    (wanted,) = torch.autograd.grad(converted(x), x, cotangent)
+    (found,) = torch.autograd.grad(compiled(x), x, cotangent)
+    assert torch.equal(found, wanted)
+
+
+# The Taylor series at 0.
+
+
+@pytest.mark.parametrize(
+    ("op", "series"),
+    [
+        (aten.tanh.default, (0, 1)),
+        (aten.gelu.default, (0, 1 / 2)),
+        (aten.sigmoid.default, (1 / 2, 1 / 4, 0, -1 / 48, 0)),
+        (aten.softplus.default, (math.log(2), 1 / 2, 1 / 8, 0, -1 / 192)),
+        (aten.exp.default, (1, 1, 1 / 2, 1 / 6, 1 / 24)),
+        (aten.cos.default, (1, 0, -1 / 2, 0, 1 / 24)),
+        (aten.hardsigmoid.default, (1 / 2, 1 / 6, 0, 0, 0)),
+    ],
+    ids=lambda value: str(value) if callable(value) else "",
+)
+def test_taylor(op: Callable[..., Tensor], series: tuple[float, ...]) -> None:
+    assert taylor(op) == pytest.approx(series, rel=1e-14, abs=1e-14)
+
+
+def test_taylor_of_a_function_with_numbers() -> None:
+    assert taylor(aten.softplus.default, 2.0, 20.0)[:2] == pytest.approx((math.log(2) / 2, 1 / 2), rel=1e-14)
+    assert taylor(aten.gelu.default, approximate="tanh") == (0.0, 0.5)
+
+
+@pytest.mark.parametrize("op", [torch.log, torch.reciprocal, torch.sqrt, torch.rsqrt], ids=lambda op: op.__name__)
+def test_taylor_refuses_a_pole(op: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(ValueError, match=f"{op.__name__}.* has no secant through 0"):
+        taylor(op)
+
+
+def test_taylor_refuses_what_autograd_does_not_know() -> None:
+    with pytest.raises(ValueError, match="no derivative"):
+        taylor(lambda x: x.detach().exp())

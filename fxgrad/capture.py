@@ -165,8 +165,11 @@ def capture(
         signature = inspect.signature(model.forward)
         example = pytree.tree_map(_detach, _canonical(signature, args, kwargs or {}))
         program = _export(model, example, dynamic_shapes)
-    with torch.no_grad():
-        program = program.run_decompositions({})
+    try:
+        with torch.no_grad():
+            program = program.run_decompositions({})
+    except Exception as error:
+        raise CaptureError(f"torch.export cannot decompose the program: {_name_and_first_line(error)}") from error
     return _captured(program, model, signature, example)
 
 
@@ -273,7 +276,7 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
             str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
             for leaf in pytree.tree_leaves(example)
         )
-        return f"the model itself fails on the example inputs ({shapes}): {type(own).__name__}: {_first_line(own)}"
+        return f"the model itself fails on the example inputs ({shapes}): {_name_and_first_line(own)}"
     line = raised_at(error)
     where = f" at {line}" if line else ""
     if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
@@ -281,7 +284,11 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
             f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by "
             f"torch.where, or move it out of forward. torch.export says: {_first_line(error)}"
         )
-    return f"torch.export cannot trace the model{where}: {type(error).__name__}: {_first_line(error)}"
+    return f"torch.export cannot trace the model{where}: {_name_and_first_line(error)}"
+
+
+def _name_and_first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {_first_line(error)}"
 
 
 def _first_line(error: BaseException) -> str:

@@ -64,7 +64,8 @@ class Decision:
 
     def held(self) -> Decision:
         """The same node, where no cotangent arrives."""
-        return replace(self, backward="held", vjp=None, sources=(), weights=(0.0,) * len(self.operands))
+        weights = tuple(0.0 if o.data else 1.0 for o in self.operands)
+        return replace(self, backward="held", vjp=None, sources=(), weights=weights)
 
     @property
     def reason(self) -> str:
@@ -119,7 +120,10 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
         walk.visit(node)
     if walk.unruled:
         raise no_rule(walk.unruled)
-    return Classified(captured, table, _liveness(captured.graph, walk.decisions, table))
+    outputs = [n.name for n in captured.graph.output_node().all_input_nodes if walk.roles[n] and _differentiable(n)]
+    if not outputs:
+        raise CaptureError("no output depends on a floating-point input, so there is nothing to attribute.")
+    return Classified(captured, table, _liveness(outputs, walk.decisions, table))
 
 
 def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
@@ -308,12 +312,10 @@ def _may_be_computed(kind: Kind, part: str) -> bool:
     return part != "unnamed" if kind in (Kind.LINEAR, Kind.PRODUCT, Kind.ATTENTION) else False
 
 
-def _liveness(graph: fx.Graph, decisions: Mapping[str, Decision], table: RuleTable) -> dict[str, Decision]:
+def _liveness(outputs: list[str], decisions: Mapping[str, Decision], table: RuleTable) -> dict[str, Decision]:
     """Mark as held whatever no cotangent reaches; refuse what a cotangent reaches but cannot pass."""
     flow = flow_graph(decisions)
-    outputs = [n.name for n in graph.output_node().all_input_nodes if n.name in decisions]
-    if not outputs:
-        raise CaptureError("no output depends on a floating-point input, so there is nothing to attribute.")
+    flow.add_nodes_from(outputs)  # an input may be an output
     live = set(outputs).union(*(nx.ancestors(flow, name) for name in outputs))
     stuck = [
         decision

@@ -18,11 +18,12 @@ class ConvertedModule(nn.Module):
     """A model whose outputs are the original's, bit for bit, and whose gradients are the policy's.
 
     It owns parameters and buffers under the original's paths, so state_dict keys are the original's;
-    they share memory with the original's until moved or cast, but are objects of their own, frozen:
-    attribution needs the gradient of the inputs only. `requires_grad_(True)` asks for the others.
+    they share memory with the original's until moved or cast, but are objects of their own, with the
+    original's `requires_grad`. Attribution needs no parameter's gradient: `requires_grad_(False)` saves
+    their cost.
 
-    Bit identity is to the original under `torch.no_grad()`: with parameters that require gradients
-    PyTorch itself picks another attention kernel in places.
+    Bit identity is to the original under `torch.no_grad()` with the same `requires_grad` flags: PyTorch picks
+    kernels by them (matmul may fold its batch, attention may leave its fused kernel).
 
     Attributes:
         classified: the captured program, the rule table, and the decision for every node.
@@ -50,7 +51,7 @@ class ConvertedModule(nn.Module):
         copies: dict[int, nn.Parameter] = {}
         for path, parameter in captured.parameters.items():
             # One copy per tensor, so that tied parameters stay tied.
-            copy = copies.setdefault(id(parameter), nn.Parameter(parameter.detach(), requires_grad=False))
+            copy = copies.setdefault(id(parameter), nn.Parameter(parameter.detach(), parameter.requires_grad))
             self._owner(path).register_parameter(path.rpartition(".")[2], copy)
         for path, buffer in captured.buffers.items():
             persistent = path not in captured.transient

@@ -152,6 +152,13 @@ def test_constant_outputs_are_refused() -> None:
         fxgrad.convert(Constant().eval(), (torch.ones(2, 4),))
 
 
+def test_identity() -> None:
+    x = torch.randn(2, 3).double()
+    libra = fxgrad.convert(nn.Identity().eval(), (x,))
+    report = fxgrad.check(libra, (x,), original=nn.Identity())
+    assert report.passed and report.completeness_error == 0 and len(report.ledger) == 0
+
+
 def test_converted_twice_is_refused() -> None:
     libra = fxgrad.convert(Net().eval(), (torch.zeros(2, 4),))
     with pytest.raises(fxgrad.CaptureError, match=r"converted already, with rules='libragrad'\. Convert the original"):

@@ -109,11 +109,11 @@ def test_meta_device(model: Tied) -> None:
     assert libra(torch.empty(3, 4, device="meta").double())["out"].shape == (3, 4)
 
 
-def test_parameters_are_frozen_until_asked(model: Tied) -> None:
+def test_requires_grad_is_the_originals_and_independent(model: Tied) -> None:
     x = torch.randn(2, 4).double().requires_grad_()
+    model.a.bias.requires_grad_(False)
     libra = fxgrad.convert(model, (x,))
-    assert not any(p.requires_grad for p in libra.parameters()) and model.a.weight.requires_grad
-    libra.requires_grad_(True)
+    assert [p.requires_grad for p in libra.parameters()] == [p.requires_grad for p in model.parameters()]
     libra(x)["out"].sum().backward()
     assert torch.allclose(libra.b.bias.grad, torch.full((4,), 2.0).double())  # type: ignore[union-attr]
     assert model.b.bias.grad is None
@@ -128,6 +128,25 @@ def test_no_graph_is_recorded_for_what_is_held() -> None:
     libra(x).sum().backward()
     gradient = libra.self_attn.in_proj_weight.grad  # type: ignore[union-attr]
     assert gradient[:16].abs().max() == 0 and gradient[16:].abs().max() > 0
+
+
+def test_kernels_that_are_picked_by_requires_grad_are_the_same() -> None:
+    """A linear layer on a transposed input multiplies in another order when its weight is frozen."""
+
+    class Transposed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.last = nn.Linear(8, 24), nn.Linear(24, 8)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(torch.softmax(self.first(x.transpose(0, 1)), -1) * self.first(x.transpose(0, 1)))
+
+    for frozen in (False, True):
+        model, x = Transposed().eval().requires_grad_(not frozen), torch.randn(2, 5, 8)
+        libra = fxgrad.convert(model, (x,))
+        for batch in (x, torch.randn(3, 5, 8), torch.randn(7, 5, 8)):
+            with torch.no_grad():
+                assert torch.equal(libra(batch), model(batch))
 
 
 def test_compiles_to_one_graph() -> None:

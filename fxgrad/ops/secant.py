@@ -94,7 +94,11 @@ def _straight(f: Callable[[float], float], series: list[float], reach: float = 1
 
 
 def _slope(op: Any, series: Taylor, x: Tensor, y: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-    """(f(x) - f(0)) / x, exact to a few ulps also around 0. Same shape and dtype as x."""
+    """(f(x) - f(0)) / x, also around 0. Same shape and dtype as x.
+
+    Where f(0) is 0, exact to a few ulps. Elsewhere the error is largest where the series takes over: some
+    6e-13 of a sigmoid's slope in float64, 33 eps in float32, while x times the slope stays exact.
+    """
     if series[0] == 0:
         # Closer to 0 than eps the limit is exact to rounding, while f(x) may have lost its digits.
         limit = series[1] if len(series) == 2 else torch.where(x > 0, series[1], torch.full_like(x, series[2]))

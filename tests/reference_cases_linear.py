@@ -57,7 +57,6 @@ SUMS = [
     case("mean", "mean", "n a b", lambda x: x.mean((1, 2)), lambda x: x.flatten(1).sum(1) / x[0].numel()),
     case("sum", "sum", "n a b", lambda x: x.sum(1), lambda x: torch.einsum("nab->nb", x)),
     case("cumsum", "cumsum", "n 4", lambda x: x.cumsum(1), lambda x: x @ torch.ones(4, 4).double().triu()),
-    case("trace", "trace", "n 4", lambda x: x[:1].expand(4, 4).trace()),
     case("avg_pool1d", "avg_pool1d", "n 3 6", lambda x: F.avg_pool1d(x, 2), lambda x: x.unflatten(-1, (3, 2)).mean(-1)),
     case("avg_pool2d", "avg_pool2d", IMAGE, lambda x: F.avg_pool2d(x, 3, 2, padding=1)),
     case("avg_pool3d", "avg_pool3d", "n 2 4 4 4", lambda x: F.avg_pool3d(x, 2)),

@@ -18,7 +18,6 @@ import torch
 from fxgrad.capture import capture
 from fxgrad.classify import classify
 from fxgrad.module import ConvertedModule
-from fxgrad.rewrite import rewrite
 from fxgrad.table import load
 
 
@@ -47,7 +46,7 @@ def main() -> None:
             calls.append(time.perf_counter() - start - captures[-1])
             start = time.perf_counter()
             classified = classify(captured, load())
-            ConvertedModule(classified, rewrite(classified))
+            ConvertedModule(classified)
             passes.append(time.perf_counter() - start)
         nodes = len(classified.captured.graph.nodes)
         print(f"{name}, {nodes} nodes, torch {torch.__version__}, {torch.get_num_threads()} threads")

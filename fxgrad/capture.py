@@ -23,7 +23,7 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from fxgrad.errors import CaptureError, InputError
+from fxgrad.errors import CaptureError, InputError, first_line, one_line
 from fxgrad.places import raised_at
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -169,7 +169,7 @@ def capture(
         with torch.no_grad():
             program = program.run_decompositions({})
     except Exception as error:
-        raise CaptureError(f"torch.export cannot decompose the program: {_name_and_first_line(error)}") from error
+        raise CaptureError(f"torch.export cannot decompose the program: {one_line(error)}") from error
     return _captured(program, model, signature, example)
 
 
@@ -276,23 +276,15 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
             str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
             for leaf in pytree.tree_leaves(example)
         )
-        return f"the model itself fails on the example inputs ({shapes}): {_name_and_first_line(own)}"
+        return f"the model itself fails on the example inputs ({shapes}): {one_line(own)}"
     line = raised_at(error)
     where = f" at {line}" if line else ""
     if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
         return (
             f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by "
-            f"torch.where, or move it out of forward. torch.export says: {_first_line(error)}"
+            f"torch.where, or move it out of forward. torch.export says: {first_line(error)}"
         )
-    return f"torch.export cannot trace the model{where}: {_name_and_first_line(error)}"
-
-
-def _name_and_first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {_first_line(error)}"
-
-
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return f"torch.export cannot trace the model{where}: {one_line(error)}"
 
 
 def _captured(

@@ -13,7 +13,6 @@ from fxgrad.capture import capture
 from fxgrad.classify import classify
 from fxgrad.errors import CaptureError
 from fxgrad.module import ConvertedModule
-from fxgrad.rewrite import rewrite
 from fxgrad.table import Rules, load
 
 
@@ -60,5 +59,4 @@ def convert(
         name = model.classified.table.name
         raise CaptureError(f"the model is converted already, with rules={name!r}. Convert the original.")
     table = load(rules)
-    classified = classify(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes), table)
-    return ConvertedModule(classified, rewrite(classified))
+    return ConvertedModule(classify(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes), table))

@@ -6,6 +6,16 @@ Every message says what happened, where (module path, source line) and what to d
 from __future__ import annotations
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message that says something, else the error's name."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def one_line(error: BaseException) -> str:
+    """An error of somebody else's as one line: its name and the first line of its message."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 class FxgradError(Exception):
     """Base class of every error that fxgrad raises on purpose."""
 

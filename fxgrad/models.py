@@ -24,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from fxgrad.errors import CaptureError, InputError
+from fxgrad.errors import CaptureError, InputError, one_line
 
 Size = tuple[int, int, int]
 """Channels, height, width."""
@@ -216,8 +216,8 @@ def _timm(name: str, pretrained: bool, input_size: Size | None) -> nn.Module:
             return cast(nn.Module, timm.create_model(name, pretrained=pretrained, **options))
     except Exception as error:
         if not pretrained and not on_hub:
-            raise CaptureError(f"timm:{name} cannot be built: {_one_line(error)}") from error
-        cause = _one_line(error) if reachable else "which is out of reach, and its cache does not have it"
+            raise CaptureError(f"timm:{name} cannot be built: {one_line(error)}") from error
+        cause = one_line(error) if reachable else "which is out of reach, and its cache does not have it"
         raise CaptureError(
             f"timm:{name} cannot be had from the hub ({cause}). Offline: leave out --pretrained for random weights, "
             "or give --checkpoint FILE.safetensors."
@@ -232,7 +232,7 @@ def _from_factory(source: str, name: str) -> tuple[nn.Module, Sequence[str] | No
         module = importlib.import_module(source)
         model = getattr(module, name)()
     except Exception as error:
-        raise CaptureError(f"{source}:{name} cannot be imported and called with nothing: {_one_line(error)}") from error
+        raise CaptureError(f"{source}:{name} cannot be imported and called with nothing: {one_line(error)}") from error
     finally:
         sys.path.remove(here)
     if not isinstance(model, nn.Module):
@@ -244,7 +244,7 @@ def _load_checkpoint(model: nn.Module, path: Path) -> None:
     try:
         state = safetensors.torch.load_file(path)
     except Exception as error:
-        raise CaptureError(f"checkpoint {path} cannot be read as safetensors: {_one_line(error)}") from error
+        raise CaptureError(f"checkpoint {path} cannot be read as safetensors: {one_line(error)}") from error
     wanted = model.state_dict()
     missing, unexpected = wanted.keys() - state.keys(), state.keys() - wanted.keys()
     shapes = {k: (tuple(state[k].shape), tuple(v.shape)) for k, v in wanted.items() if k in state}
@@ -292,8 +292,3 @@ def _class_names(model: nn.Module, cfg: dict[str, Any], beside: Sequence[str] | 
     data = _import_timm().data
     subset = data.infer_imagenet_subset({"num_classes": count})
     return tuple(data.ImageNetInfo(subset).label_descriptions()) if subset else None
-
-
-def _one_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0] if lines else 'no message'}"

@@ -41,13 +41,15 @@ class ConvertedModule(nn.Module):
 
     program: fx.GraphModule
 
-    def __init__(self, classified: Classified, graph: fx.Graph) -> None:
+    def __init__(self, classified: Classified) -> None:
         super().__init__()
         # The tensors live in this module from here on: the captured program must not keep a second set.
         captured = classified.captured
         self.classified = replace(classified, captured=replace(captured, parameters={}, buffers={}))
         # Not a submodule: it has no state, and the module tree is the original's.
-        object.__setattr__(self, "program", fx.GraphModule(nn.Module(), graph, class_name="FxgradProgram"))
+        object.__setattr__(
+            self, "program", fx.GraphModule(nn.Module(), rewrite(classified), class_name="FxgradProgram")
+        )
         copies: dict[int, nn.Parameter] = {}
         for path, parameter in captured.parameters.items():
             # One copy per tensor, so that tied parameters stay tied.
@@ -109,8 +111,7 @@ class ConvertedModule(nn.Module):
             parameters=dict(self.named_parameters(remove_duplicate=False)),
             buffers=dict(self.named_buffers(remove_duplicate=False)),
         )
-        classified = classify(captured, table)
-        return ConvertedModule(classified, rewrite(classified))
+        return ConvertedModule(classify(captured, table))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the rewritten program.

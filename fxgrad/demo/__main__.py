@@ -24,7 +24,6 @@ from fxgrad.errors import CaptureError, FxgradError
 from fxgrad.explain import Explanation, draw, explain, page
 from fxgrad.models import LoadedModel, load_model
 from fxgrad.module import ConvertedModule
-from fxgrad.rewrite import rewrite
 from fxgrad.table import load
 
 MODEL = "fxgrad.demo.model:digits_vit"
@@ -108,8 +107,7 @@ def large() -> None:
         start = time.perf_counter()
         captured = capture(loaded.model, (loaded.example(1),))
         exported = time.perf_counter()
-        classified = classify(captured, load("libragrad"))
-        converted = ConvertedModule(classified, rewrite(classified))
+        converted = ConvertedModule(classify(captured, load("libragrad")))
         done = time.perf_counter()
     click.echo(f"{LARGE}, {loaded.weights} weights\n{converted.report.summary()}")
     click.echo(f"converted in {done - start:.2f} s: export {exported - start:.2f} s, fxgrad {done - exported:.2f} s")

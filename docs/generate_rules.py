@@ -18,11 +18,15 @@ def page() -> str:
         "",
         "## Policies",
         "",
-        f"| kind | {' | '.join(policies)} |",
-        f"|---|{'---|' * len(policies)}",
+        "| kind | libragrad |",
+        "|---|---|",
     ]
-    for kind in (k for k in GRAMMAR if k is not Kind.CONSTANT):
-        lines.append(f"| {kind.value} | {' | '.join(table.policy[kind] for table in policies.values())} |")
+    libra = policies["libragrad"].policy
+    lines += [f"| {kind.value} | {libra[kind]} |" for kind in GRAMMAR if kind is not Kind.CONSTANT]
+    lines += ["", "The others, where they differ from it:", "", "| policy | backwards |", "|---|---|"]
+    for name, table in policies.items():
+        other = [f"{kind.value}: {backward}" for kind, backward in table.policy.items() if backward != libra[kind]]
+        lines += [f"| {name} | {', '.join(other)} |"] if other else []
     lines += ["", *(f"- `{name}`: {table.cite}" for name, table in policies.items()), "", "## Ops"]
     rows = load().rows.values()
     for kind in GRAMMAR:

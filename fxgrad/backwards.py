@@ -1,8 +1,8 @@
 """The vocabulary of the policies: which operands a backward lets the cotangent reach, and how much.
 
 A policy file gives every kind one of these names. Each is a function from a node's operands to one
-weight per operand: 1 leaves the op's own vjp, 0 holds the operand, anything else scales it. Two of
-them, the secant and the held scale, also replace the vjp itself; their formulas are in `fxgrad.ops`.
+weight per operand: 1 leaves the op's own vjp, 0 holds the operand, anything else scales it. Some of
+them also replace the vjp itself (secant, held scale, twin); their formulas are in `fxgrad.ops`.
 
 Balance, by Euler's theorem: the weights times the degrees of homogeneity add up to one.
 Source: LibraGrad, arXiv:2411.16760, section 3.
@@ -11,7 +11,7 @@ Source: LibraGrad, arXiv:2411.16760, section 3.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fxgrad.roles import Kind, Operand, Role
 
@@ -41,8 +41,9 @@ def native(operands: Sequence[Operand], degree: float | None) -> list[float]:
 def share(operands: Sequence[Operand], degree: float | None) -> list[float]:
     """Among the factors, the strongest role takes all, in equal shares; weaker ones are held.
 
-    Operands that enter additively (sources that happen to be computed) keep their own vjp. The
-    carriers of a linear op are one factor together, its coefficients one factor each.
+    Operands that enter additively (sources that happen to be computed) keep their own vjp; those that a
+    row calls held (where to read, say) get nothing. The carriers of a linear op are one factor together,
+    its coefficients one factor each.
     """
 
     def factor(operand: Operand) -> str:
@@ -50,11 +51,12 @@ def share(operands: Sequence[Operand], degree: float | None) -> list[float]:
 
     factors: dict[str, Role] = {}
     for o in operands:
-        if o.part != "source" and o.data:
+        if o.part not in ("source", "held") and o.data:
             factors[factor(o)] = max(o.role, factors.get(factor(o), o.role))
     strongest = max(factors.values(), default=Role.CONSTANT)
     n = sum(role is strongest for role in factors.values())
-    return [1.0 if factor(o) not in factors else 1 / n if factors[factor(o)] is strongest else 0.0 for o in operands]
+    shares = {name: 1 / n if role is strongest else 0.0 for name, role in factors.items()}
+    return [0.0 if o.part == "held" else shares.get(factor(o), 1.0) for o in operands]
 
 
 def hold_denominator(operands: Sequence[Operand], degree: float | None) -> list[float]:
@@ -68,21 +70,51 @@ def homogeneous(operands: Sequence[Operand], degree: float | None) -> list[float
     return [1.0 / degree if degree else 0.0] * len(operands)
 
 
+def hold_activated(operands: Sequence[Operand], degree: float | None) -> list[float]:
+    """As `share`, but a gated activation counts as a gate where it multiplies anything else (SwiGLU)."""
+    lowered = [replace(o, role=min(o.role, Role.GATE)) if o.kind is Kind.GATED_ACTIVATION else o for o in operands]
+    return share(lowered, degree)
+
+
 def hold_weights(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """Only the value gets a cotangent: dV = P^T dO."""
+    """Only the value gets a cotangent: dV = P^T dO. Written out, that is a product with held softmax weights."""
+    if not any(o.part == "value" for o in operands):
+        return share(operands, degree)
     return [1.0 if o.part == "value" else 0.0 for o in operands]
+
+
+def split(operands: Sequence[Operand], degree: float | None) -> list[float]:
+    """Every factor an equal share, whatever its role: weights and value half each, query and key half of that."""
+    fused = {"value": 1 / 2, "query": 1 / 4, "key": 1 / 4, "mask": 1 / 2}
+    n = len({o.part if o.part == "carrier" else o.name for o in operands if o.part != "source" and o.data})
+    return [fused.get(o.part, 1 / n if o.data and o.part != "source" else 1.0) for o in operands]
+
+
+def hold(operands: Sequence[Operand], degree: float | None) -> list[float]:
+    """Nothing is passed on."""
+    return [0.0] * len(operands)
+
+
+def twin(operands: Sequence[Operand], degree: float | None) -> list[float]:
+    """The twin decides; what its row calls held gets nothing."""
+    return [0.0 if o.part == "held" else 1.0 for o in operands]
 
 
 BACKWARDS: dict[str, Backward] = {
     "native": Backward(frozenset(Kind) - {Kind.CONSTANT}, native),
     "share": Backward(frozenset({Kind.PRODUCT}), share),
+    "hold_activated": Backward(frozenset({Kind.PRODUCT}), hold_activated),
     "hold_denominator": Backward(frozenset({Kind.QUOTIENT}), hold_denominator),
     "homogeneous": Backward(frozenset({Kind.POWER}), homogeneous),
     "hold_weights": Backward(frozenset({Kind.ATTENTION}), hold_weights),
+    "split": Backward(frozenset({Kind.ATTENTION}), split),
+    "hold": Backward(frozenset({Kind.SOFTMAX}), hold),
     # A gate passes what its degree balances; a gate whose row says `secant` gets the secant instead.
     "multiplier": Backward(frozenset({Kind.GATE}), homogeneous),
     "secant": Backward(frozenset({Kind.SQUASH}), native, vjp="secant"),
     # x * g(x) with g held is the secant of x * g(x) through 0.
     "hold_gate": Backward(frozenset({Kind.GATED_ACTIVATION}), native, vjp="secant"),
     "hold_scale": Backward(frozenset({Kind.NORMALIZATION}), native, vjp="hold_scale"),
+    # Forward from the original kernel, gradient from a twin in plain PyTorch.
+    "twin": Backward(frozenset({Kind.COMPOSED}), twin, vjp="twin"),
 }

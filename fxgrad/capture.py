@@ -12,7 +12,7 @@ import contextlib
 import inspect
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
 from fxgrad.errors import CaptureError, InputError, first_line, one_line
+from fxgrad.lookup import cut_lookups, placeholders_of
 from fxgrad.places import raised_at
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
@@ -31,10 +32,10 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Input:
-    """One leaf of the model's inputs, in flattened order.
+    """One leaf of the model's inputs, in flattened order; or the output of an embedding, where token ids go in.
 
     Attributes:
-        name: as in the model's signature.
+        name: as in the model's signature; an embedding's is its module path.
         shape: sizes, None where dynamic; None for an input that is not a tensor.
         dtype: of the example; None for an input that is not a tensor.
         constant: the value that was captured, for an input that is not a tensor.
@@ -79,12 +80,15 @@ class Captured:
     """A model as a pure function of its state and its inputs.
 
     Attributes:
-        graph: functional ATen graph; placeholders are first the state, then the inputs.
+        graph: functional ATen graph; placeholders are the state, the inputs, the embedded tokens.
         state: for every leading placeholder, the path of its tensor in the model.
         parameters: all parameters of the model by path, used or not.
         buffers: all buffers by path, and tensor constants.
         transient: paths of buffers that the model's state_dict leaves out.
         inputs: the flattened inputs.
+        embedded: the outputs of the embeddings that integer inputs (token ids) are looked up in: attributed in
+            their stead.
+        lookup: graph from the state and the inputs to the embedded tokens; None where there are none.
         in_spec, out_spec: structure of (args, kwargs) and of the outputs.
         signature: of the model's forward, or None where the model was an ExportedProgram.
         example: the example inputs.
@@ -96,10 +100,17 @@ class Captured:
     buffers: Mapping[str, Tensor]
     transient: frozenset[str]
     inputs: tuple[Input, ...]
+    embedded: tuple[Input, ...]
+    lookup: fx.Graph | None
     in_spec: pytree.TreeSpec
     out_spec: pytree.TreeSpec
     signature: inspect.Signature | None
     example: Arguments = field(repr=False)
+
+    @property
+    def entries(self) -> tuple[Input, ...]:
+        """What the graph takes after the state: the inputs, then the embedded tokens."""
+        return self.inputs + self.embedded
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The inputs as a flat list, checked against the captured ones.
@@ -127,6 +138,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
+    whole: Callable[[Any], bool] | None = None,
 ) -> Captured:
     """Trace a model into a functional graph of ATen ops. The model itself is left untouched.
 
@@ -137,6 +149,8 @@ def capture(
             that has example inputs needs none.
         dynamic_shapes: as for `torch.export.export`. By default the first axis of every tensor is
             dynamic wherever the model's code allows it.
+        whole: says of an `OpOverload` that PyTorch itself composes of others whether to keep it whole; the
+            rest become what they are composed of. By default all are kept.
 
     Returns:
         The captured model.
@@ -165,12 +179,33 @@ def capture(
         signature = inspect.signature(model.forward)
         example = pytree.tree_map(_detach, _canonical(signature, args, kwargs or {}))
         program = _export(model, example, dynamic_shapes)
+    return _captured(_decomposed(program, whole or (lambda op: True)), model, signature, example)
+
+
+def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> ExportedProgram:
+    """The program in functional ATen ops, without the composite ones that are not to be kept whole."""
+    pieces: dict[Any, Callable[..., Any]] = {}
     try:
-        with torch.no_grad():
-            program = program.run_decompositions({})
+        with _export_settings(), torch.no_grad():
+            while True:
+                program = program.run_decompositions(pieces)
+                split = {n.target for n in program.graph.nodes if _composite(n.target) and not whole(n.target)}
+                if split <= set(pieces):
+                    return program
+                # What eager PyTorch runs for them: hence the same bits.
+                known = torch.export.default_decompositions()
+                pieces |= {op: known[op] for op in split}
     except Exception as error:
         raise CaptureError(f"torch.export cannot decompose the program: {one_line(error)}") from error
-    return _captured(program, model, signature, example)
+
+
+def _composite(target: Any) -> bool:
+    """Whether PyTorch makes the op of other ops, so that it has a gradient by theirs. Sizes have none."""
+    return (
+        isinstance(target, torch._ops.OpOverload)
+        and any("Tensor" in str(result.type) for result in target._schema.returns)
+        and target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+    )
 
 
 def _load(path: str | Path) -> ExportedProgram:
@@ -300,7 +335,7 @@ def _captured(
             "function of its inputs. Disable caches and running statistics."
         )
     graph = program.graph
-    placeholders = {node.name: node for node in graph.nodes if node.op == "placeholder"}
+    placeholders = {node.name: node for node in placeholders_of(graph)}
     _tidy(graph)
     state: list[str] = []
     inputs: list[Input] = []
@@ -312,10 +347,13 @@ def _captured(
             inputs.append(_input(names[len(inputs)], placeholders[spec.arg.name], spec.arg))
         else:
             raise CaptureError(f"{spec.arg.name} is an input of kind {spec.kind.name}, which fxgrad cannot capture.")
-    if not any(i.attributed for i in inputs):
+    ids = [p for p, i in zip(placeholders_of(graph)[len(state) :], inputs) if i.dtype is not None and not i.attributed]
+    lookup, found = cut_lookups(graph, ids)
+    embedded = [_input(name, placeholder, None) for name, placeholder in found]
+    if not any(i.attributed for i in [*inputs, *embedded]):
         raise CaptureError(
-            f"no input is a floating-point tensor ({', '.join(names)}), so there is nothing to attribute to. "
-            "For a model on token ids, convert the part that follows the embedding."
+            f"no input is a floating-point tensor, nor token ids that an embedding looks up ({', '.join(names)}), so "
+            "there is nothing to attribute to. Convert the part of the model that follows such an input."
         )
     parameters = {k: v for k, v in program.state_dict.items() if isinstance(v, nn.Parameter)}
     buffers = {k: v for k, v in program.state_dict.items() if k not in parameters}
@@ -332,6 +370,8 @@ def _captured(
         buffers,
         frozenset(set(buffers) - persistent),
         tuple(inputs),
+        tuple(embedded),
+        lookup,
         program.call_spec.in_spec,
         program.call_spec.out_spec,
         signature,
@@ -353,7 +393,22 @@ def _tidy(graph: fx.Graph) -> None:
         elif node.target in (aten.view.default, aten._unsafe_view.default):
             # A view holds only for the strides of the kernels that were traced.
             node.target = aten.reshape.default
+        elif node.target is aten.copy.default:
+            _replace_copy(graph, node)
     graph.eliminate_dead_code()
+
+
+def _replace_copy(graph: fx.Graph, node: fx.Node) -> None:
+    """An in-place copy is its source in the target's shape and dtype; ATen's own form of it has no derivative."""
+    aten = torch.ops.aten
+    target, source = node.all_input_nodes[:2]
+    with graph.inserting_before(node):
+        expanded = graph.call_function(aten.expand_as.default, (source, target))
+        result = graph.call_function(aten._to_copy.default, (expanded,), {"dtype": node.meta["val"].dtype})
+    expanded.meta, result.meta = dict(node.meta), dict(node.meta)
+    expanded.meta["val"] = source.meta["val"].expand(node.meta["val"].shape)
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)
 
 
 def _input_names(signature: inspect.Signature | None, example: Arguments) -> list[str]:

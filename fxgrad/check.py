@@ -26,7 +26,7 @@ from fxgrad.places import Place
 from fxgrad.report import Table
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-"""Relative completeness error up to which `CheckReport.passed` holds, by the dtype of the outputs."""
+"""Relative completeness error up to which `CheckReport.passed` holds, by the coarsest dtype on the way."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class CheckReport:
             cannot make vanish by chance.
         unexplained: the part of that error which the ledger's rows do not add up to.
         output: y = <v, f(x)>, v a random cotangent.
-        inputs: sum of <x, gradient of x> over the attributed inputs.
+        inputs: sum of <x, gradient of x> over the attributed inputs (of token ids, their embeddings).
         tolerance: the error up to which `passed` holds.
         ledger: one row per live node, the least balanced first.
         sources: one row per source, the largest contribution first.
@@ -108,7 +108,8 @@ def check(
             default the captured program.
         cotangent: v in y = <v, f(x)>, structured and shaped as the outputs, such as a one-hot for one
             logit; None for an output that takes no part. By default random.
-        tolerance: for `passed`; by default 1e-10 in float64 and 1e-4 in float32 (`TOLERANCE`).
+        tolerance: for `passed`; by default that of the coarsest dtype on the way from the inputs to the outputs:
+            1e-10 in float64, 1e-4 in float32 (`TOLERANCE`).
         seed: of the random cotangent: standard normal, one number per output element.
 
     Returns:
@@ -129,8 +130,9 @@ def check(
     """
     if not args and not kwargs:
         args, kwargs = _example_like(converted)
-    leaves = converted.classified.captured.flatten(args, kwargs or {})
-    for declared, value in zip(converted.classified.captured.inputs, leaves):
+    with torch.no_grad():
+        leaves = converted.entries(args, kwargs or {})
+    for declared, value in zip(converted.classified.captured.entries, leaves):
         refuse_non_finite(value, f"input {declared.name!r}")
 
     books = Ledger(converted, leaves)
@@ -147,14 +149,13 @@ def check(
     rows, sources = books.close(cotangents, scale)
 
     error = output - inputs - sum(s.contribution for s in sources)
-    dtype = max((v.dtype for v, _ in pairs), key=lambda d: torch.finfo(d).eps)
     return CheckReport(
         forward_identical=identical,
         completeness_error=abs(error) / scale,
         unexplained=abs(error - sum(r.residual for r in rows)) / scale,
         output=output,
         inputs=inputs,
-        tolerance=TOLERANCE[dtype] if tolerance is None else tolerance,
+        tolerance=TOLERANCE[books.coarsest] if tolerance is None else tolerance,
         ledger=Table("Ledger, least balanced first", sorted(rows, key=lambda r: _rank(r.error)), shown=10),
         sources=Table("Sources, largest first", sorted(sources, key=lambda s: -abs(s.contribution)), shown=10),
     )
@@ -193,8 +194,8 @@ def _identical(ours: list[Any], theirs: list[Any]) -> bool:
 def _input_contribution(converted: ConvertedModule, leaves: list[Any], cotangents: list[Tensor | None]) -> float:
     """sum <x, gradient of x>, by the module's own backward, as a user would run it."""
     captured = converted.classified.captured
-    leaves = [v.detach().clone().requires_grad_() if d.attributed else v for d, v in zip(captured.inputs, leaves)]
-    attributed = [v for d, v in zip(captured.inputs, leaves) if d.attributed]
+    leaves = [v.detach().clone().requires_grad_() if d.attributed else v for d, v in zip(captured.entries, leaves)]
+    attributed = [v for d, v in zip(captured.entries, leaves) if d.attributed]
     with torch.enable_grad():
         outputs = [v for v in converted.program(*converted.state, *leaves) if isinstance(v, Tensor)]
     pairs = [(v, g) for v, g in zip(outputs, cotangents) if g is not None and v.requires_grad]

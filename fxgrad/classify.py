@@ -1,8 +1,9 @@
 """Stage 2, classify: an abstract interpretation gives every node a role, a kind and a backward.
 
-Pure: the same graph and table give the same decisions. One walk forward assigns roles; then the
-data flow, as a directed graph of the operands that receive a cotangent, says which nodes are live
-(a cotangent reaches them) and which are only ever held.
+Pure: the same graph and table give the same decisions. One walk forward finds the facts: roles and
+kinds. The policy then gives every node its backward. Last, the data flow, as a directed graph of the
+operands that receive a cotangent, says which nodes are live (a cotangent reaches them) and which are
+only ever held.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from fxgrad.backwards import BACKWARDS
 from fxgrad.capture import Captured
 from fxgrad.errors import CaptureError
 from fxgrad.places import Place, place_of
-from fxgrad.refusals import NO_ROW, no_rule, not_balanceable
+from fxgrad.refusals import CONTROL_FLOW, NO_ROW, no_rule, not_balanceable
 from fxgrad.roles import Kind, Operand, Role, transfer
 from fxgrad.table import Row, RuleTable
 
@@ -35,13 +36,13 @@ class Decision:
         kind: what the op is; a linear op with a computed coefficient is a product.
         role: of its result.
         operands: its tensor and number operands.
+        degree: of homogeneity, where the kind has one.
+        sources: the constants that enter additively, by name.
+        row: the rule table's row; None for the plumbing of tuples and for opaque ops.
+        place: where the model's author wrote it.
         weights: for every operand, by how much its cotangent is scaled; 0 is held.
         backward: the policy's name for what happens, or "held" where no cotangent arrives.
         vjp: the function of `fxgrad.ops` that replaces the op's own vjp, or None.
-        degree: of homogeneity, where the kind has one.
-        sources: the constants that enter additively, by name.
-        row: the rule table's row; None for the plumbing of tuples.
-        place: where the model's author wrote it.
     """
 
     node: str
@@ -49,18 +50,26 @@ class Decision:
     kind: Kind
     role: Role
     operands: tuple[Operand, ...]
-    weights: tuple[float, ...]
-    backward: str
-    vjp: str | None
     degree: float | None
     sources: tuple[str, ...]
     row: Row | None
     place: Place
+    weights: tuple[float, ...] = ()
+    backward: str = "held"
+    vjp: str | None = None
 
     @property
     def live(self) -> bool:
         """Whether a cotangent reaches this node."""
         return self.backward != "held"
+
+    def under(self, policy: Mapping[Kind, str]) -> Decision:
+        """The same node, with the backward that a policy gives it."""
+        backward = "native" if self.kind in (Kind.CONSTANT, Kind.OPAQUE) else policy[self.kind]
+        if backward == "multiplier" and self.row and self.row.options.get("secant"):
+            backward = "secant"
+        rule = BACKWARDS[backward]
+        return replace(self, backward=backward, vjp=rule.vjp, weights=tuple(rule.weights(self.operands, self.degree)))
 
     def held(self) -> Decision:
         """The same node, where no cotangent arrives."""
@@ -120,10 +129,13 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
         walk.visit(node)
     if walk.unruled:
         raise no_rule(walk.unruled)
+    facts = {**walk.decisions, **_scores(captured.graph, walk.decisions)}
     outputs = [n.name for n in captured.graph.output_node().all_input_nodes if walk.roles[n] and _differentiable(n)]
     if not outputs:
         raise CaptureError("no output depends on a floating-point input, so there is nothing to attribute.")
-    return Classified(captured, table, _liveness(outputs, walk.decisions, table))
+    return Classified(
+        captured, table, _liveness(outputs, {k: d.under(table.policy) for k, d in facts.items()}, table.name)
+    )
 
 
 def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
@@ -145,7 +157,9 @@ def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
     return flow
 
 
-def operands_of(node: fx.Node, part_of: Mapping[str, str], roles: Mapping[fx.Node, Role]) -> Iterator[Operand]:
+def operands_of(
+    node: fx.Node, part_of: Mapping[str, str], roles: Mapping[fx.Node, Role], kinds: Mapping[str, Kind]
+) -> Iterator[Operand]:
     """The node's operands that the row names, and every other tensor operand as part `unnamed`.
 
     Left out are those whose values do not matter (`like`).
@@ -158,15 +172,28 @@ def operands_of(node: fx.Node, part_of: Mapping[str, str], roles: Mapping[fx.Nod
         for item, leaf in items:
             if isinstance(leaf, fx.Node) or (part != "unnamed" and isinstance(leaf, (int, float))):
                 label = name if item is None else f"{name}[{item}]"
-                role = roles[leaf] if isinstance(leaf, fx.Node) else Role.CONSTANT
-                yield Operand(label, part, position, item, leaf.name if isinstance(leaf, fx.Node) else leaf, role)
+                if isinstance(leaf, fx.Node):
+                    yield Operand(
+                        label, _part(part, leaf), position, item, leaf.name, roles[leaf], kinds.get(leaf.name)
+                    )
+                else:
+                    yield Operand(label, part, position, item, leaf, Role.CONSTANT)
+
+
+def _part(part: str, node: fx.Node) -> str:
+    """Among a recurrence's parameters, matrices multiply and vectors are added."""
+    if part != "parameters":
+        return part
+    return "source" if node.meta["val"].dim() == 1 else "coefficient"
 
 
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """The node's arguments by their names in the op's schema, defaults filled in."""
     if node.target is operator.getitem:
         return dict(zip(("self", "index"), node.args))
-    schema: Any = node.target._schema.arguments  # type: ignore[union-attr]
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {f"args[{i}]": a for i, a in enumerate(node.args)} | node.kwargs
+    schema: Any = node.target._schema.arguments
     given = dict(zip((a.name for a in schema), node.args)) | node.kwargs
     return {a.name: given.get(a.name, a.default_value) for a in schema}
 
@@ -177,28 +204,35 @@ class _Walk:
     def __init__(self, captured: Captured, table: RuleTable) -> None:
         placeholders = [n for n in captured.graph.nodes if n.op == "placeholder"]
         self.table = table
-        self.inputs = dict(zip(placeholders[len(captured.state) :], captured.inputs))
+        self.inputs = dict(zip(placeholders[len(captured.state) :], captured.entries))
         self.paths = dict(zip(placeholders, captured.state))
         self.roles: dict[fx.Node, Role] = {}
         self.decisions: dict[str, Decision] = {}
+        self.kinds: dict[str, Kind] = {}
         self.unruled: list[tuple[fx.Node, str]] = []
 
     def visit(self, node: fx.Node) -> None:
         self.roles[node] = Role.CONSTANT
         if node in self.inputs:
             self.roles[node] = Role.CARRIER if self.inputs[node].attributed else Role.CONSTANT
+        elif isinstance(node.target, torch._ops.HigherOrderOperator):
+            self.unruled.append((node, CONTROL_FLOW))
+            self.roles[node] = Role.CARRIER
         elif node.op == "call_function" and any(self.roles[n] for n in node.all_input_nodes):
             if not _differentiable(node):
                 return  # a comparison, an index, a size: constant whatever it is computed from
             try:
                 decision = self.decide(node)
             except _UnruledError as error:
-                self.unruled.append((node, str(error)))
-                self.roles[node] = Role.CARRIER
-                return
+                if self.table.on_unknown == "error":
+                    self.unruled.append((node, str(error)))
+                    self.roles[node] = Role.CARRIER
+                    return
+                decision = self.opaque(node)
             self.roles[node] = decision.role
             if decision.role is not Role.CONSTANT:
                 self.decisions[node.name] = decision
+                self.kinds[node.name] = decision.kind
 
     def decide(self, node: fx.Node) -> Decision:
         """The decision for one node that depends on the inputs.
@@ -208,34 +242,30 @@ class _Walk:
         """
         row = self.row(node)
         kind = row.kind if row else Kind.LINEAR
-        operands = tuple(operands_of(node, row.part_of if row else {"self": "carrier"}, self.roles))
+        operands = tuple(operands_of(node, row.part_of if row else {"self": "carrier"}, self.roles, self.kinds))
         options = row.options if row else {}
         stray = [o.name for o in operands if o.data and not _may_be_computed(kind, o.part)]
         if stray:
             raise _UnruledError(f"has {', '.join(stray)} computed from the input, which its row does not provide for")
-        if kind is Kind.LINEAR and any(o.data for o in operands if o.part == "coefficient"):
+        if kind is Kind.LINEAR and any(o.data for o in operands if o.part in ("coefficient", "held")):
             kind = Kind.PRODUCT
+        roles = {o.role for o in operands if o.data}
+        if kind is Kind.PRODUCT and min(roles) is Role.PURE_GATE and len(roles) > 1:
+            kind = Kind.ATTENTION  # softmax weights times values
         degree = options.get("degree")
         if isinstance(degree, str):
             degree = arguments_of(node)[degree]
             if not isinstance(degree, (int, float)):
                 raise _UnruledError("has an exponent that is not a number")
         role = transfer(kind, operands, degree=degree, carries=degree is not None or options.get("secant", False))
-        if kind is Kind.LINEAR and self.lifts_an_odd_squash(operands):
-            role = Role.GATE
-        backward = "native" if kind is Kind.CONSTANT else self.table.policy[kind]
-        if backward == "multiplier" and options.get("secant"):
-            backward = "secant"
-        rule = BACKWARDS[backward]
+        if (kind is Kind.LINEAR and self.lifts_an_odd_squash(operands)) or self.bounds_a_lifted(operands, options):
+            role = min(role, Role.GATE)
         return Decision(
             node=node.name,
             op=str(node.target) if row else "getitem",
             kind=kind,
             role=role,
             operands=operands,
-            weights=tuple(rule.weights(operands, degree)),
-            backward=backward,
-            vjp=rule.vjp,
             degree=degree,
             sources=tuple(self.sources(node, operands))
             + ((f"bound of {node.target}",) if options.get("saturates") else ()),
@@ -243,19 +273,26 @@ class _Walk:
             place=place_of(node),
         )
 
+    def opaque(self, node: fx.Node) -> Decision:
+        """The decision for a node without a rule that is kept with its own gradient."""
+        operands = tuple(operands_of(node, {}, self.roles, self.kinds))
+        return Decision(
+            node.name, str(node.target), Kind.OPAQUE, Role.CARRIER, operands, None, (), None, place_of(node)
+        )
+
     def row(self, node: fx.Node) -> Row | None:
         """The table's row; None for taking an item of a tuple, which needs none."""
         if node.target is operator.getitem:
             return None
         if not isinstance(node.target, torch._ops.OpOverload):
-            raise _UnruledError("is not an ATen op")
+            raise _UnruledError("is not an op of torch.ops")
         row = self.table.row(node.target)
         if row is None:
             raise _UnruledError(NO_ROW)
         return row
 
-    def lifts_an_odd_squash(self, operands: tuple[Operand, ...]) -> bool:
-        """Whether a sum is number + c * f(x) with f odd and bounded, as in 1 + tanh(x): a gate.
+    def lifted(self, operands: tuple[Operand, ...]) -> Decision | None:
+        """Of a sum number + carrier, the carrier's decision.
 
         A number, not a parameter: tanh(x) + bias is a layer's output.
         """
@@ -263,8 +300,23 @@ class _Walk:
         numbers = [o for o in additive if not isinstance(o.value, str) and o.value != 0]
         carriers = [o for o in additive if o.role is Role.CARRIER]
         if len(additive) != 2 or len(numbers) != 1 or len(carriers) != 1:
+            return None
+        return self.decisions.get(str(carriers[0].value))
+
+    def bounds_a_lifted(self, operands: tuple[Operand, ...], options: Mapping[str, Any]) -> bool:
+        """Whether an op with two bounds is given number + x, as in relu6(x + 3): a gate, a hard sigmoid."""
+        bounds = [o for o in operands if o.part == "source"]
+        if not options.get("bounded") or len(bounds) == 1:
             return False
-        decision = self.decisions.get(str(carriers[0].value))
+        decision = self.decisions.get(str(operands[0].value))
+        if decision is None or decision.kind is not Kind.LINEAR or decision.role is not Role.CARRIER:
+            return False
+        additive = [o for o in decision.operands if o.part == "carrier"]
+        return any(not isinstance(o.value, str) and o.value != 0 for o in additive)
+
+    def lifts_an_odd_squash(self, operands: tuple[Operand, ...]) -> bool:
+        """Whether a sum is number + c * f(x) with f odd and bounded, as in 1 + tanh(x): a gate."""
+        decision = self.lifted(operands)
         while decision is not None and decision.kind in (Kind.PRODUCT, Kind.QUOTIENT, Kind.LINEAR):
             upstream = [o for o in decision.operands if o.data]
             if len(upstream) != 1 or decision.sources or any(o.part == "coefficient" for o in decision.operands):
@@ -307,12 +359,30 @@ def _differentiable(node: fx.Node) -> bool:
 
 def _may_be_computed(kind: Kind, part: str) -> bool:
     """Whether an operand that plays this part may depend on the attributed inputs."""
-    if kind is Kind.CONSTANT or part in ("carrier", "factor", "numerator", "denominator"):
+    if kind is Kind.CONSTANT or part in ("carrier", "factor", "numerator", "denominator", "held"):
         return True
+    if part == "source":  # a clamp's bound, an addmm's addend: linear in all of them together
+        return kind in (Kind.LINEAR, Kind.PRODUCT, Kind.ATTENTION, Kind.PIECEWISE_LINEAR)
     return part != "unnamed" if kind in (Kind.LINEAR, Kind.PRODUCT, Kind.ATTENTION) else False
 
 
-def _liveness(outputs: list[str], decisions: Mapping[str, Decision], table: RuleTable) -> dict[str, Decision]:
+def _scores(graph: fx.Graph, facts: Mapping[str, Decision]) -> dict[str, Decision]:
+    """Products that feed nothing but a softmax: the scores q k^T of an attention that is written out."""
+    towards, scores = set(), {}
+    for node in reversed(graph.nodes):
+        decision = facts.get(node.name)
+        users = [facts.get(user.name) for user in node.users if user.op == "output" or user.name in facts]
+        if decision is None or not users:
+            continue
+        if all(user and (user.kind is Kind.SOFTMAX or user.node in towards) for user in users):
+            if decision.kind is Kind.PRODUCT and sum(o.data for o in decision.operands) > 1:
+                scores[node.name] = replace(decision, kind=Kind.ATTENTION)
+            else:
+                towards.add(node.name)
+    return scores
+
+
+def _liveness(outputs: list[str], decisions: Mapping[str, Decision], policy: str) -> dict[str, Decision]:
     """Mark as held whatever no cotangent reaches; refuse what a cotangent reaches but cannot pass."""
     flow = flow_graph(decisions)
     flow.add_nodes_from(outputs)  # an input may be an output
@@ -325,6 +395,6 @@ def _liveness(outputs: list[str], decisions: Mapping[str, Decision], table: Rule
     if stuck:
         ends = [next(o for o in outputs if nx.has_path(flow, d.node, o)) for d in stuck]
         raise not_balanceable(
-            table.name, [(d.op, d.place, nx.shortest_path(flow, d.node, end)) for d, end in zip(stuck, ends)]
+            policy, [(d.op, d.place, nx.shortest_path(flow, d.node, end)) for d, end in zip(stuck, ends)]
         )
     return {name: d if name in live else d.held() for name, d in decisions.items()}

@@ -13,7 +13,7 @@ from fxgrad.capture import capture
 from fxgrad.classify import classify
 from fxgrad.errors import CaptureError
 from fxgrad.module import ConvertedModule
-from fxgrad.table import Rules, load
+from fxgrad.table import OnUnknown, Rules, load
 
 
 def convert(
@@ -23,16 +23,20 @@ def convert(
     *,
     rules: Rules = "libragrad",
     dynamic_shapes: Any = None,
+    on_unknown: OnUnknown = "error",
 ) -> ConvertedModule:
     """Rewrite a model so that its gradient attributions are FullGrad-complete. The model stays as it is.
 
     Args:
         model: any module in eval mode, an ExportedProgram, or the path of a .pt2 file.
         args, kwargs: example inputs, as for calling the model. Floating-point tensors among the inputs
-            are attributed; the first axis of every tensor is the batch and stays dynamic.
-        rules: the policy: a preset ("libragrad", "gradient"), the path of a TOML file, or a list of
-            either, such as ["libragrad", "my_ops.toml"].
+            are attributed, and the embeddings of token ids; the first axis of every tensor is the batch
+            and stays dynamic.
+        rules: the policy: a preset ("libragrad", "attnlrp", "gradient"), the path of a TOML file, or a list of
+            either, such as ["libragrad", "my_ops.toml"]; in the list also {op: function} for custom ops.
         dynamic_shapes: as for `torch.export.export`, where more than the batch varies.
+        on_unknown: "error" refuses a model with ops that no rule covers; "native" keeps these ops' own
+            gradients, and `fxgrad.check` shows by how much completeness suffers.
 
     Returns:
         A drop-in module: the same outputs bit for bit, state_dict keys and output structure; the
@@ -58,5 +62,6 @@ def convert(
     if isinstance(model, ConvertedModule):
         name = model.classified.table.name
         raise CaptureError(f"the model is converted already, with rules={name!r}. Convert the original.")
-    table = load(rules)
-    return ConvertedModule(classify(capture(model, args, kwargs, dynamic_shapes=dynamic_shapes), table))
+    table = load(rules, on_unknown)
+    captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes, whole=lambda op: table.row(op) is not None)
+    return ConvertedModule(classify(captured, table))

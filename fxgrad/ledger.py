@@ -95,6 +95,14 @@ class Ledger:
             if decision.live:
                 refuse_non_finite(self.values[name], f"the result of {name} ({decision.op} at {decision.place})")
 
+    @property
+    def coarsest(self) -> torch.dtype:
+        """The dtype of least precision among the values that a cotangent reaches."""
+        live = [self.values[name] for name, decision in self.decisions.items() if decision.live]
+        dtypes = {v.dtype for v in pytree.tree_leaves([live, self.outputs]) if isinstance(v, Tensor)}
+        real = {d.to_real() for d in dtypes if d.is_floating_point or d.is_complex}
+        return max(real, key=lambda d: torch.finfo(d).eps)
+
     def close(self, cotangents: list[Tensor | None], scale: float) -> tuple[list[LedgerRow], list[SourceRow]]:
         """Run backwards from the outputs' cotangents, one per tensor; errors are relative to `scale`.
 
@@ -191,11 +199,19 @@ class Ledger:
             return dot(g, self.values[decision.node]) - sum(
                 dot(j, self.values[name]) for j, name in zip(native, carrying)
             )
+        if decision.vjp == "twin":
+            return self._kept(decision, g)
         if decision.sources or _through_secant(decision):
             zeros = {name: torch.zeros_like(self.values[name]) for name in carrying}
             with torch.no_grad():
                 return dot(g, self._call(original, zeros))
         return 0.0
+
+    def _kept(self, decision: Decision, g: Any) -> float:
+        """<g, b> of an op with a twin: what is held in it can be had from the twin only, so from b's gradient."""
+        names = [str(o.value) for o in decision.operands if not o.data and o.part in ("carrier", "source")]
+        node = next(n for n in self.program.graph.nodes if n.name == decision.node)
+        return sum(dot(b, self.values[name]) for name, b in zip(names, self._vjp(node, names, g)))
 
     def _limit_error(self, node: fx.Node, decision: Decision) -> float:
         """How far a secant's slope at 0 is from f'(0). Completeness cannot see it: 0 times anything is 0."""

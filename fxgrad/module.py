@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxgrad.classify import Classified, classify
+from fxgrad.errors import InputError
 from fxgrad.report import Report, report
 from fxgrad.rewrite import rewrite
 from fxgrad.table import Rules, load
@@ -28,7 +31,8 @@ class ConvertedModule(nn.Module):
     Attributes:
         classified: the captured program, the rule table, and the decision for every node.
         program: the rewritten graph as a `torch.fx.GraphModule`; its placeholders are the state,
-            then the inputs.
+            then the inputs, then the embedded tokens.
+        lookup: from the state and the inputs to the embedded tokens; None for a model without token ids.
 
     Example:
         >>> import fxgrad, torch
@@ -40,16 +44,17 @@ class ConvertedModule(nn.Module):
     """
 
     program: fx.GraphModule
+    lookup: fx.GraphModule | None
 
     def __init__(self, classified: Classified) -> None:
         super().__init__()
         # The tensors live in this module from here on: the captured program must not keep a second set.
         captured = classified.captured
         self.classified = replace(classified, captured=replace(captured, parameters={}, buffers={}))
-        # Not a submodule: it has no state, and the module tree is the original's.
-        object.__setattr__(
-            self, "program", fx.GraphModule(nn.Module(), rewrite(classified), class_name="FxgradProgram")
-        )
+        # Not submodules: they have no state, and the module tree is the original's.
+        program = fx.GraphModule(nn.Module(), rewrite(classified), class_name="FxgradProgram")
+        object.__setattr__(self, "program", program)
+        object.__setattr__(self, "lookup", captured.lookup and fx.GraphModule(nn.Module(), captured.lookup))
         copies: dict[int, nn.Parameter] = {}
         for path, parameter in captured.parameters.items():
             # One copy per tensor, so that tied parameters stay tied.
@@ -104,7 +109,7 @@ class ConvertedModule(nn.Module):
             >>> libra.under("gradient").report[0].rule
             'native'
         """
-        other = load(rules)
+        other = load(rules, self.classified.table.on_unknown)
         table = replace(self.classified.table, name=other.name, policy=other.policy, cite=other.cite)
         captured = replace(
             self.classified.captured,
@@ -125,14 +130,78 @@ class ConvertedModule(nn.Module):
         Raises:
             InputError: inputs of another structure, shape or dtype than the captured ones.
         """
+        return self._run(self.entries(args, kwargs))
+
+    def entries(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """What the program takes after the state: the inputs as a flat list, then the embedded tokens.
+
+        Raises:
+            InputError: inputs of another structure, shape or dtype than the captured ones.
+        """
+        leaves = self.classified.captured.flatten(args, kwargs)
+        return leaves + (list(self.lookup(*self.state, *leaves)) if self.lookup else [])
+
+    def _run(self, entries: list[Any]) -> Any:
+        outputs = self.program(*self.state, *entries)
+        return pytree.tree_unflatten(list(outputs), self.classified.captured.out_spec)
+
+    def embed(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Look up the token ids among the inputs: the tensors that get attributed in their stead.
+
+        Args:
+            *args, **kwargs: as the original model takes them.
+
+        Returns:
+            The module path of each embedding -> its output, (batch, tokens, width), each a leaf that requires a
+            gradient. Empty for a model without token ids.
+
+        Raises:
+            InputError: inputs of another structure, shape or dtype than the captured ones.
+
+        Example:
+            >>> import fxgrad, torch
+            >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2, bias=False)).eval()
+            >>> ids = torch.tensor([[1, 5, 2]])
+            >>> libra = fxgrad.convert(model, (ids,))
+            >>> tokens = libra.embed(ids)
+            >>> libra.forward_from(tokens, ids)[0, 1].backward()
+            >>> attribution = {name: (x * x.grad).sum(-1) for name, x in tokens.items()}
+            >>> attribution["0"].shape, torch.allclose(attribution["0"].sum(), model(ids)[0, 1])
+            (torch.Size([1, 3]), True)
+        """
         captured = self.classified.captured
-        outputs = self.program(*self.state, *captured.flatten(args, kwargs))
-        return pytree.tree_unflatten(list(outputs), captured.out_spec)
+        with torch.no_grad():
+            found = self.entries(args, kwargs)[len(captured.inputs) :]
+        return {i.name: tokens.detach().requires_grad_() for i, tokens in zip(captured.embedded, found)}
+
+    def forward_from(self, embedded: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+        """Run the rewritten program with these embedded tokens instead of those of the ids.
+
+        Args:
+            embedded: what `embed` returned, or other tensors of the same shapes.
+            *args, **kwargs: as the original model takes them; their token ids are not looked up.
+
+        Returns:
+            What the original model returns, in the same structure.
+
+        Raises:
+            InputError: other names or shapes than `embed` returns, or inputs that the module does not take.
+        """
+        captured = self.classified.captured
+        names = [i.name for i in captured.embedded]
+        if set(embedded) != set(names):
+            raise InputError(
+                f"embedded tokens are wanted for {', '.join(names) or 'nothing'}, given for "
+                f"{', '.join(embedded) or 'nothing'}. Pass what embed() returns."
+            )
+        for declared in captured.embedded:
+            declared.check(embedded[declared.name])
+        return self._run(captured.flatten(args, kwargs) + [embedded[name] for name in names])
 
     def __repr__(self) -> str:
         captured, decisions = self.classified.captured, self.classified.decisions
         rewritten = sum(d.backward not in ("native", "held") for d in decisions.values())
-        inputs = ", ".join(i.name for i in captured.inputs if i.attributed)
+        inputs = ", ".join(i.name for i in captured.entries if i.attributed)
         return (
             f"ConvertedModule(rules={self.classified.table.name!r}, attributed inputs: {inputs}; "
             f"{len(decisions)} nodes depend on them, {rewritten} rewritten)"

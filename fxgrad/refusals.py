@@ -11,6 +11,7 @@ from fxgrad.errors import NoRuleError, NotBalanceableError
 from fxgrad.places import Place, place_of
 
 NO_ROW = "has no row"
+CONTROL_FLOW = "is control flow"
 
 
 def not_balanceable(name: str, paths: Sequence[tuple[str, Place, Sequence[str]]]) -> NotBalanceableError:

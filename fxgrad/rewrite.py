@@ -60,6 +60,11 @@ def _rewrite_node(node: fx.Node, decision: Decision, recorded: set[str]) -> None
         recorded.add(node.name)
     if decision.vjp == "secant":
         _replace(node, ops.secant, _series(node, decision))
+    elif decision.vjp == "twin":
+        assert decision.row is not None and decision.row.twin is not None
+        op: Any = node.target
+        node.args = (op, *node.args)
+        node.target = ops.Twin(decision.row.twin)
     elif decision.vjp == "hold_scale":
         node.args, node.kwargs = tuple(arguments_of(node).values()), {}
         _replace(node, ops.hold_scale, _layout(node, decision))

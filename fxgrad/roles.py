@@ -55,9 +55,13 @@ class Kind(str, enum.Enum):
     PRODUCT = "product"
     QUOTIENT = "quotient"
     POWER = "power"
+    SOFTMAX = "softmax"
     NORMALIZATION = "normalization"
     ATTENTION = "attention"
+    COMPOSED = "composed"
     CONSTANT = "constant"
+    OPAQUE = "opaque"
+    """An op without a row, kept with its own gradient on request."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,7 @@ class Operand:
         item: index inside a list argument, or None.
         value: the name of the node that computes it, or a number.
         role: constant for numbers.
+        kind: of the op that computes it; None for inputs, constants and numbers.
     """
 
     name: str
@@ -79,6 +84,7 @@ class Operand:
     item: int | None
     value: str | float
     role: Role
+    kind: Kind | None = None
 
     @property
     def data(self) -> bool:
@@ -104,15 +110,18 @@ def transfer(kind: Kind, operands: Sequence[Operand], *, degree: float | None = 
         ('gate', 'carrier')
     """
     role = {part: max(o.role for o in operands if o.part == part) for part in {o.part for o in operands}}
-    strongest = max(role.values())
+    # What is only ever held, such as where to read, leaves nothing but a multiplier.
+    strongest = max(r for part, r in role.items() if part != "held") or Role.PURE_GATE
     if kind is Kind.CONSTANT or degree == 0:
         return Role.CONSTANT
+    if kind is Kind.SOFTMAX:
+        return min(strongest, Role.PURE_GATE)
     if kind is Kind.GATE:
         return min(strongest, Role.GATE if carries else Role.PURE_GATE)
     if kind is Kind.QUOTIENT:
         return role["numerator"] or min(strongest, Role.GATE)
     if kind is Kind.POWER:
         return strongest if degree is None or degree > 0 else min(strongest, Role.GATE)
-    if kind is Kind.ATTENTION:
+    if kind is Kind.ATTENTION and "value" in role:
         return role["value"] or Role.PURE_GATE
     return strongest

@@ -7,16 +7,17 @@ The shipped `rules/ops.toml` has the rows; each shipped policy is a file of its 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any, Union
+from typing import Any, Literal, Union
 
 import torch
 
 from fxgrad.backwards import BACKWARDS
 from fxgrad.errors import RuleTableError
+from fxgrad.ops import TWINS
 from fxgrad.roles import Kind
 
 if sys.version_info >= (3, 11):
@@ -24,11 +25,15 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
-Rules = Union[str, Path, Sequence[Union[str, Path]]]
-"""A preset's name, the path of a TOML file, or several of either."""
+Twins = Mapping[str, Callable[..., Any]]
+Rules = Union[str, Path, Sequence[Union[str, Path, Twins]]]
+"""A preset's name, the path of a TOML file, or several of either, and twins of composed ops: op -> function."""
+OnUnknown = Literal["error", "native"]
+"""What to do about ops without a row: refuse the model, or keep the ops' own gradients and book what they lack."""
 
 OPTIONS: dict[str, type | tuple[type, ...]] = {
     "saturates": bool,  # piecewise linear: has offsets that no operand names
+    "bounded": bool,  # piecewise linear: saturates on both sides, so that f(number + x) is a gate
     "odd": bool,  # squash: odd and bounded, so that number + f(x) is a gate
     "secant": bool,  # gate: finite at 0, so that it can carry attribution by its secant
     "degree": (int, float, str),  # power, gate: degree of homogeneity, or the operand that holds it
@@ -40,16 +45,18 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
 
 # For every kind: parts that a row must name, parts that it may name, options that it may set.
 GRAMMAR: dict[Kind, tuple[set[str], set[str], set[str]]] = {
-    Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "like"}, set()),
-    Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, {"saturates"}),
+    Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "held", "like"}, set()),
+    Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, {"saturates", "bounded"}),
     Kind.GATED_ACTIVATION: ({"carrier"}, set(), set()),
     Kind.SQUASH: ({"carrier"}, set(), {"odd"}),
     Kind.GATE: ({"carrier"}, set(), {"secant", "degree"}),
     Kind.PRODUCT: ({"factor"}, {"source"}, set()),
     Kind.QUOTIENT: ({"numerator", "denominator"}, set(), set()),
     Kind.POWER: ({"carrier"}, set(), {"degree"}),
+    Kind.SOFTMAX: ({"carrier"}, set(), set()),
     Kind.NORMALIZATION: ({"carrier"}, {"coefficient", "source"}, {"over", "groups", "centered", "eps"}),
     Kind.ATTENTION: ({"query", "key", "value"}, {"mask"}, set()),
+    Kind.COMPOSED: ({"carrier"}, {"coefficient", "source", "parameters", "held", "like"}, set()),
     Kind.CONSTANT: (set(), set(), set()),
 }
 
@@ -64,6 +71,7 @@ class Row:
         parts: part -> names of the operands that play it, as in the op's schema.
         options: see `OPTIONS`.
         origin: file and section, for messages.
+        twin: for composed ops, the function whose gradient is the balanced one.
     """
 
     op: str
@@ -71,6 +79,7 @@ class Row:
     parts: Mapping[str, tuple[str, ...]]
     options: Mapping[str, Any]
     origin: str
+    twin: Callable[..., Any] | None = None
 
     @property
     def part_of(self) -> dict[str, str]:
@@ -97,12 +106,14 @@ class RuleTable:
         rows: op -> row.
         policy: kind -> name of its backward.
         cite: where the policy comes from.
+        on_unknown: what to do about an op without a row.
     """
 
     name: str
     rows: Mapping[str, Row]
     policy: Mapping[Kind, str]
     cite: str = ""
+    on_unknown: OnUnknown = "error"
 
     def row(self, overload: Any) -> Row | None:
         """The row of an `OpOverload`: its own, else its packet's if that one fits its schema.
@@ -128,13 +139,14 @@ def presets() -> dict[str, str]:
     return {name.removesuffix(".toml"): _read(name.removesuffix(".toml"))[1].get("cite", "") for name in files}
 
 
-def load(rules: Rules = "libragrad") -> RuleTable:
+def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTable:
     """Read the shipped ops and the given policy and row files, and check them against torch.
 
     Args:
-        rules: a preset's name ("libragrad"), the path of a TOML file, or a sequence of either. Rows
-            add to the shipped ones. At most one file may set a kind's backward; where none does,
-            it is libragrad's.
+        rules: a preset's name ("libragrad"), the path of a TOML file, or a sequence of either and of
+            mappings from a composed op's name to its twin. Rows add to the shipped ones. At most one file may
+            set a kind's backward; where none does, it is libragrad's.
+        on_unknown: "error" refuses a model with ops that have no row; "native" keeps their own gradients.
 
     Returns:
         The table, checked: ops exist, operands are in their schemas, every kind has a backward.
@@ -149,7 +161,11 @@ def load(rules: Rules = "libragrad") -> RuleTable:
 
     Source: LibraGrad, arXiv:2411.16760, for the shipped policy.
     """
-    names = [rules] if isinstance(rules, (str, Path)) else list(rules)
+    if on_unknown not in ("error", "native"):
+        raise RuleTableError(f'on_unknown is "error" or "native", not {on_unknown!r}.')
+    given = [rules] if isinstance(rules, (str, Path)) else list(rules)
+    names = [item for item in given if isinstance(item, (str, Path))]
+    twins = {op: twin for item in given if isinstance(item, Mapping) for op, twin in item.items()}
     rows: dict[str, Row] = {}
     policy: dict[Kind, str] = {}
     origins: dict[Kind, str] = {}
@@ -157,7 +173,7 @@ def load(rules: Rules = "libragrad") -> RuleTable:
     for name in ["ops", *names]:
         origin, content = _read(name)
         cites += [content["cite"]] if "cite" in content else []
-        for row in _rows(origin, content):
+        for row in _rows(origin, content, shipped=name == "ops"):
             if row.op in rows:
                 raise RuleTableError(
                     f"{row.origin}: a second row for {row.op}, which {rows[row.op].origin} has already. Keep one."
@@ -167,13 +183,33 @@ def load(rules: Rules = "libragrad") -> RuleTable:
             if kind in policy:
                 raise RuleTableError(f"{origin} [backward]: {kind.value} is already set by {origins[kind]}. Keep one.")
             policy[kind], origins[kind] = backward, origin
+    _attach(twins, rows)
     if not policy:
         policy.update(_policy(*_read("libragrad")))
     missing = [k.value for k in GRAMMAR if k not in policy and k is not Kind.CONSTANT]
     if missing:
         files = ", ".join(map(str, names))
         raise RuleTableError(f"{files} [backward]: no backward for {', '.join(missing)}. Add them.")
-    return RuleTable("+".join(Path(n).stem for n in names), rows, policy, "; ".join(cites))
+    return RuleTable("+".join(Path(n).stem for n in names), rows, policy, "; ".join(cites), on_unknown)
+
+
+def _attach(twins: Twins, rows: dict[str, Row]) -> None:
+    """Give every composed row of the user's its twin."""
+    for op, twin in twins.items():
+        if not callable(twin):
+            raise RuleTableError(f"rules: the twin of {op} must be a function, not {twin!r}.")
+        if op not in rows or rows[op].kind is not Kind.COMPOSED:
+            raise RuleTableError(
+                f"rules: a twin is given for {op}, which has no row in a section [composed]. Add one to a TOML file of "
+                f'your own: [composed] "{op}" = {{ carrier = "its first operand" }}.'
+            )
+        rows[op] = replace(rows[op], twin=twin)
+    for row in rows.values():
+        if row.kind is Kind.COMPOSED and row.twin is None:
+            raise RuleTableError(
+                f"{row.origin} {row.op!r}: a composed op needs a twin, a function with its gradient. Pass it among the "
+                f'rules: rules=["libragrad", "my_ops.toml", {{"{row.op}": function}}].'
+            )
 
 
 def _shipped() -> Any:
@@ -197,7 +233,7 @@ def _read(name: str | Path) -> tuple[str, dict[str, Any]]:
         raise RuleTableError(f"{name}: is not TOML: {error}") from error
 
 
-def _rows(origin: str, content: dict[str, Any]) -> Iterator[Row]:
+def _rows(origin: str, content: dict[str, Any], shipped: bool) -> Iterator[Row]:
     for section, entries in content.items():
         if section in ("cite", "backward"):
             continue
@@ -208,6 +244,8 @@ def _rows(origin: str, content: dict[str, Any]) -> Iterator[Row]:
         if not isinstance(entries, dict):
             raise RuleTableError(f"{origin}: {section} must be a section of rows, not {entries!r}.")
         for op, entry in entries.items():
+            if shipped and not _overloads(op):
+                continue  # another torch has it, or a library that is not imported: no model here can hold it
             yield _row(f"{origin} [{section}]", op, Kind(section), entry)
 
 
@@ -237,7 +275,7 @@ def _row(origin: str, op: str, kind: Kind, entry: Any) -> Row:
         raise fail(f"{', '.join(sorted(missing))} is missing.")
     if kind is Kind.POWER and "degree" not in chosen:
         raise fail("degree is missing: a number, or the operand that holds it.")
-    row = Row(op, kind, parts, chosen, origin)
+    row = Row(op, kind, parts, chosen, origin, TWINS.get(op))
     overloads = _overloads(op)
     if not overloads:
         raise fail("torch has no such op. Import the library that defines it before converting, or correct the name.")

@@ -118,12 +118,17 @@ def test_quantised_modules_are_refused() -> None:
         fxgrad.convert(model, (torch.zeros(2, 4),))
 
 
-def test_integer_inputs_alone_are_refused() -> None:
-    model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2)).eval()
+class Sum(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.sum() * 0.5
+
+
+def test_integer_inputs_that_nothing_looks_up_are_refused() -> None:
     with pytest.raises(
-        fxgrad.CaptureError, match=r"no input is a floating-point tensor \(input\).*follows the embedding"
+        fxgrad.CaptureError,
+        match=r"no input is a floating-point tensor, nor token ids that an embedding looks up \(x\).*Convert the part",
     ):
-        fxgrad.convert(model, (torch.zeros(2, 3, dtype=torch.long),))
+        fxgrad.convert(Sum().eval(), (torch.zeros(2, 3, dtype=torch.long),))
 
 
 class Counter(nn.Module):

@@ -4,11 +4,10 @@ Each takes the original op first and a description of its backward second, then 
 arguments, and returns what the op returns, bit for bit: `f(op, detail, *args, **kwargs)`.
 """
 
+from fxgrad.ops.composed import TWINS
 from fxgrad.ops.normalization import Layout, hold_scale
 from fxgrad.ops.secant import Taylor, secant, taylor
+from fxgrad.ops.twins import Twin
 from fxgrad.ops.weighted import weighted
 
-REWRITTEN = frozenset({weighted, secant, hold_scale})
-"""The functions that stand for a rewritten node."""
-
-__all__ = ["REWRITTEN", "Layout", "Taylor", "hold_scale", "secant", "taylor", "weighted"]
+__all__ = ["TWINS", "Layout", "Taylor", "Twin", "hold_scale", "secant", "taylor", "weighted"]

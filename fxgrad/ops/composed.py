@@ -1,0 +1,108 @@
+"""Twins of ops that are small programs: what such an op computes, with `.detach()` on what is held.
+
+Each has the op's own signature, and the op's values up to rounding; `fxgrad.ops.Twin` puts the original
+kernel's values in their place.
+
+Source: LibraGrad, arXiv:2411.16760, section 3.2, for gates and norms; Euler's theorem for what is homogeneous.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxgrad.ops.normalization import Layout, hold_scale
+from fxgrad.ops.recurrences import RECURRENCES
+from fxgrad.ops.weighted import weighted
+
+
+def glu(self: Tensor, dim: int = -1) -> Tensor:
+    """Half of the input, times the sigmoid of the other: the gate is held."""
+    value, gate = self.chunk(2, dim)
+    return value * gate.sigmoid().detach()
+
+
+def lerp(self: Tensor, end: Tensor, weight: Tensor) -> Tensor:
+    """A weighted mean, its weights held."""
+    return torch.lerp(self, end, weight.detach())
+
+
+def addcdiv(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
+    """A sum with a quotient, its denominator held."""
+    return torch.addcdiv(self, tensor1, tensor2.detach(), value=value)
+
+
+def power(self: Tensor, exponent: Tensor) -> Tensor:
+    """x^p with a tensor for p: homogeneous of degree p, element by element."""
+    return self * self.pow(exponent - 1).detach()
+
+
+def prod(self: Tensor, dim: int | None = None, keepdim: bool = False, *, dtype: torch.dtype | None = None) -> Tensor:
+    """The product of n numbers: homogeneous of degree n."""
+    if dim is None:
+        return weighted(torch.prod, (1 / max(self.numel(), 1),), self, dtype=dtype)  # type: ignore[no-any-return]
+    share = 1 / (self.shape[dim] if self.dim() else 1)
+    return weighted(torch.prod, (share, None, None), self, dim, keepdim, dtype=dtype)  # type: ignore[no-any-return]
+
+
+def cumprod(self: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
+    """The products of the first 1, 2, ... numbers: homogeneous of degree 1, 2, ..."""
+    y = torch.cumprod(self, dim, dtype=dtype)
+    if not y.dim():
+        return y
+    shape = [-1 if axis == dim % y.dim() else 1 for axis in range(y.dim())]
+    degree = torch.arange(1, y.shape[dim] + 1, dtype=y.dtype, device=y.device).reshape(shape)
+    return y / degree + (y * (1 - 1 / degree)).detach()
+
+
+def var_mean(
+    self: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    """A variance, homogeneous of degree 2, and the mean, which is linear."""
+    var, mean = torch.var_mean(self, None if dim is None else list(dim), correction=correction, keepdim=keepdim)
+    return var / 2 + var.detach() / 2, mean
+
+
+def instance_norm(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    use_input_stats: bool,
+    momentum: float,
+    eps: float,
+    cudnn_enabled: bool,
+) -> Tensor:
+    """Scale held where it comes from the input; with running statistics it is affine as it stands."""
+    args = (input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
+    if not use_input_stats:
+        return torch.instance_norm(*args)
+    layout = Layout(
+        carrier=0,
+        weight=None if weight is None else 1,
+        bias=None if bias is None else 2,
+        trailing=0,
+        groups=input.shape[1],
+        centered=True,
+        eps=eps,
+    )
+    return hold_scale(torch.instance_norm, layout, *args)
+
+
+TWINS: dict[str, Callable[..., Any]] = {
+    **RECURRENCES,
+    "aten.glu": glu,
+    "aten.lerp.Tensor": lerp,
+    "aten.addcdiv": addcdiv,
+    "aten.pow.Tensor_Tensor": power,
+    "aten.prod.default": prod,
+    "aten.prod.dim_int": prod,
+    "aten.cumprod": cumprod,
+    "aten.var_mean.correction": var_mean,
+    "aten.instance_norm": instance_norm,
+}
+"""Row of rules/ops.toml -> its twin."""

@@ -1,0 +1,71 @@
+"""Ops with a twin: the forward is the original kernel's, the gradient that of a twin in plain PyTorch.
+
+A fused loop such as an LSTM has no backward that could be scaled from outside. Its twin spells the
+loop out, with `.detach()` on what is to be held. The same serves any op that a user brings along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+
+class _Graft(torch.autograd.Function):
+    """The first operand's value with the second operand's gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value: Tensor, path: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor]:
+        return None, cotangent
+
+
+class Twin:
+    """An op's values with the gradient of its twin.
+
+    Args:
+        function: takes the op's arguments, returns what the op returns up to rounding (shapes and dtypes alike),
+            in differentiable PyTorch; what it detaches is held.
+
+    Example:
+        >>> held = Twin(lambda x: x * torch.sigmoid(x).detach())
+        >>> x = torch.tensor([1.0, 2.0], requires_grad=True)
+        >>> y = held(torch.nn.functional.silu, x)
+        >>> torch.equal(y, torch.nn.functional.silu(x))
+        True
+        >>> torch.allclose(x * torch.autograd.grad(y.sum(), x)[0], y)
+        True
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        # A graph's code spells its targets by these.
+        self.__name__ = f"twin_{getattr(function, '__name__', 'function')}".replace("<lambda>", "lambda")
+        self.__module__ = __name__
+
+    def __call__(self, op: Any, *args: Any, **kwargs: Any) -> Any:
+        """Call `op(*args, **kwargs)`; its vjp is that of `function(*args, **kwargs)`."""
+        with torch.no_grad():
+            value = op(*pytree.tree_map(_detached, args), **kwargs)
+        if not torch.is_grad_enabled():
+            return value
+        paths, spec = pytree.tree_flatten(self.function(*args, **kwargs))
+        values = pytree.tree_leaves(value)
+        return pytree.tree_unflatten([_Graft.apply(v, p) for v, p in zip(values, paths)], spec)
+
+
+def _detached(leaf: Any) -> Any:
+    # A parameter's flag stays as it is, since kernels are picked by it.
+    return leaf.detach() if isinstance(leaf, Tensor) and not leaf.is_leaf else leaf

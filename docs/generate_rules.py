@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from fxgrad.roles import Kind
-from fxgrad.table import GRAMMAR, load, presets
+from fxgrad.table import GRAMMAR, load, presets, tomllib
+
+ROOT = Path(__file__).parent.parent
 
 
 def page() -> str:
@@ -28,12 +30,13 @@ def page() -> str:
         other = [f"{kind.value}: {backward}" for kind, backward in table.policy.items() if backward != libra[kind]]
         lines += [f"| {name} | {', '.join(other)} |"] if other else []
     lines += ["", *(f"- `{name}`: {table.cite}" for name, table in policies.items()), "", "## Ops"]
-    rows = load().rows.values()
+    # From the file: the loaded table leaves out the rows of libraries that are not imported.
+    rows = tomllib.loads((ROOT / "rules" / "ops.toml").read_text("utf-8"))
     for kind in GRAMMAR:
-        ops = [f"`{row.op}`" for row in rows if row.kind is kind]
+        ops = [f"`{op}`" for op in rows[kind.value]]
         lines += ["", f"### {kind.value} ({len(ops)})", "", ", ".join(ops)]
     return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    (Path(__file__).parent / "rules.md").write_text(page(), encoding="utf-8")
+    (ROOT / "docs" / "rules.md").write_text(page(), encoding="utf-8")

@@ -395,6 +395,12 @@ def _tidy(graph: fx.Graph) -> None:
             node.target = aten.reshape.default
         elif node.target is aten.copy.default:
             _replace_copy(graph, node)
+        elif node.target is aten.as_strided.default and node.args[0].meta["val"].is_contiguous():
+            # Strides are the traced tensor's, whose `contiguous()` tracing found to be nothing to do.
+            with graph.inserting_before(node):
+                contiguous = graph.call_function(aten.contiguous.default, (node.args[0],))
+            contiguous.meta = dict(node.args[0].meta)
+            node.replace_input_with(node.args[0], contiguous)
     graph.eliminate_dead_code()
 
 

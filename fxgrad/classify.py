@@ -128,9 +128,9 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
     for node in captured.graph.nodes:
         walk.visit(node)
     if walk.unruled:
-        raise no_rule(walk.unruled)
+        raise no_rule(walk.unruled, walk.data)
     facts = {**walk.decisions, **_scores(captured.graph, walk.decisions)}
-    outputs = [n.name for n in captured.graph.output_node().all_input_nodes if walk.roles[n] and _differentiable(n)]
+    outputs = [n.name for n in captured.graph.output_node().all_input_nodes if walk.roles[n] and differentiable(n)]
     if not outputs:
         raise CaptureError("no output depends on a floating-point input, so there is nothing to attribute.")
     return Classified(
@@ -219,7 +219,7 @@ class _Walk:
             self.unruled.append((node, CONTROL_FLOW))
             self.roles[node] = Role.CARRIER
         elif node.op == "call_function" and any(self.roles[n] for n in node.all_input_nodes):
-            if not _differentiable(node):
+            if not differentiable(node):
                 return  # a comparison, an index, a size: constant whatever it is computed from
             try:
                 decision = self.decide(node)
@@ -272,6 +272,10 @@ class _Walk:
             row=row,
             place=place_of(node),
         )
+
+    def data(self, node: fx.Node) -> list[str]:
+        """The names of the operands that depend on the inputs."""
+        return list(dict.fromkeys(o.name for o in operands_of(node, {}, self.roles, self.kinds) if o.data))
 
     def opaque(self, node: fx.Node) -> Decision:
         """The decision for a node without a rule that is kept with its own gradient."""
@@ -351,7 +355,8 @@ class _UnruledError(Exception):
     """No rule covers a node; the message is the reason."""
 
 
-def _differentiable(node: fx.Node) -> bool:
+def differentiable(node: fx.Node) -> bool:
+    """Whether a node's result is of a dtype that autograd follows."""
     value = node.meta.get("val")
     values = value if isinstance(value, (list, tuple)) else [value]
     return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from torch import fx
 
 from fxgrad.errors import NoRuleError, NotBalanceableError
 from fxgrad.places import Place, place_of
+from fxgrad.roles import Kind
+from fxgrad.suggest import suggest
 
 NO_ROW = "has no row"
 CONTROL_FLOW = "is control flow"
@@ -26,8 +28,13 @@ def not_balanceable(name: str, paths: Sequence[tuple[str, Place, Sequence[str]]]
     )
 
 
-def no_rule(unruled: Sequence[tuple[fx.Node, str]]) -> NoRuleError:
-    """The refusal of all nodes that no rule covers, with the reason for each, grouped by op and reason."""
+def no_rule(unruled: Sequence[tuple[fx.Node, str]], data: Callable[[fx.Node], list[str]]) -> NoRuleError:
+    """The refusal of all nodes that no rule covers, with the reason for each, grouped by op and reason.
+
+    Args:
+        unruled: each node with the reason.
+        data: says which operands of a node depend on the model's inputs.
+    """
     groups: dict[tuple[str, str], list[fx.Node]] = defaultdict(list)
     for node, problem in unruled:
         groups[str(node.target), problem].append(node)
@@ -37,11 +44,13 @@ def no_rule(unruled: Sequence[tuple[fx.Node, str]]) -> NoRuleError:
         lines += [f"    at {place_of(n)}" for n in nodes[:3]]
         lines += [f"    and {len(nodes) - 3} more"] if len(nodes) > 3 else []
         if problem == NO_ROW:
-            tensors = [a.name for a in nodes[0].target._schema.arguments if "Tensor" in str(a.type)]  # type: ignore[union-attr]
-            first = tensors[0] if tensors else "self"
-            lines.append(f'    add to the section of its kind: "{op.rpartition(".")[0]}" = {{ carrier = "{first}" }}')
+            kind, row, because = suggest(nodes[0], data(nodes[0]))
+            what = "and a twin, {op: function}" if kind is Kind.COMPOSED else "if it is"
+            lines += [f"    looks like {kind.value} ({because}); {what}, add", f"      [{kind.value}]", f"      {row}"]
+        elif problem == CONTROL_FLOW:
+            lines.append("    replace it by torch.where or by a loop over a fixed range; no table can hold a branch")
     return NoRuleError(
-        f"{len(groups)} op(s) have no rule:\n" + "\n".join(lines) + "\nPut the rows into a TOML file of your own, "
-        "under [linear], [piecewise_linear], [gated_activation], [squash], [gate] or another kind, and pass "
-        'rules=["libragrad", "my_rules.toml"]; rules/README.md explains the kinds.'
+        f"{len(groups)} op(s) have no rule:\n" + "\n".join(lines) + "\nPut the rows into a TOML file of your own and "
+        'pass rules=["libragrad", "my_ops.toml"]; docs/new-op.md shows how, and how fxgrad.check proves them. '
+        'Or pass on_unknown="native" to keep these ops\' own gradients, incomplete as they are.'
     )

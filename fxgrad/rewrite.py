@@ -13,7 +13,7 @@ from typing import Any
 from torch import fx
 
 from fxgrad import ops
-from fxgrad.classify import Classified, Decision, arguments_of
+from fxgrad.classify import Classified, Decision, arguments_of, differentiable
 from fxgrad.errors import NoRuleError
 from fxgrad.ops import Layout
 
@@ -50,6 +50,9 @@ def rewrite(classified: Classified) -> fx.Graph:
             recorded.add(node.name)
         elif node.name in classified.decisions:
             _rewrite_node(copies[node], classified.decisions[node.name], recorded)
+        elif node.op == "call_function" and differentiable(node) and recorded & {n.name for n in node.all_input_nodes}:
+            # A step function, say: constant, so that nothing is recorded.
+            _replace(copies[node], ops.weighted, tuple(0.0 for _ in node.args))
     graph.lint()
     return graph
 

@@ -135,8 +135,8 @@ def presets() -> dict[str, str]:
         >>> "libragrad" in presets()
         True
     """
-    files = sorted(f.name for f in _shipped().iterdir() if f.name.endswith(".toml") and f.name != "ops.toml")
-    return {name.removesuffix(".toml"): _read(name.removesuffix(".toml"))[1].get("cite", "") for name in files}
+    names = {f.name.removesuffix(".toml") for f in _shipped().iterdir() if f.name.endswith(".toml")} - {"ops"}
+    return {name: _read(name)[1].get("cite", "") for name in sorted(names)}
 
 
 def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTable:

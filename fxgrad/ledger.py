@@ -20,7 +20,9 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.classify import Decision
 from fxgrad.errors import InputError
+from fxgrad.lookup import placeholders_of
 from fxgrad.module import ConvertedModule
+from fxgrad.places import place_of
 from fxgrad.roles import Kind
 
 
@@ -71,9 +73,6 @@ class Ledger:
         converted: what `fxgrad.convert` returned.
         leaves: its inputs, flattened.
 
-    Raises:
-        InputError: a value on the way to the output is NaN or infinite; names the node that made it.
-
     Example:
         >>> import fxgrad
         >>> x = torch.ones(2, 3)
@@ -87,13 +86,13 @@ class Ledger:
         self.decisions = converted.classified.decisions
         self.program = converted.program
         self.originals = {n.name: n for n in converted.classified.captured.graph.nodes}
+        captured = converted.classified.captured
+        names = [n.name for n in placeholders_of(captured.graph)][len(captured.state) :]
+        self.attributed = {name for name, declared in zip(names, captured.entries) if declared.attributed}
         self.values: dict[str, Any] = {}
         recorder = _Recorder(self.program, self.values)
         with torch.no_grad():
             self.outputs: list[Any] = list(recorder.run(*converted.state, *leaves))
-        for name, decision in self.decisions.items():
-            if decision.live:
-                refuse_non_finite(self.values[name], f"the result of {name} ({decision.op} at {decision.place})")
 
     @property
     def coarsest(self) -> torch.dtype:
@@ -108,17 +107,29 @@ class Ledger:
 
         Returns:
             One row per live node, and one per node that has sources.
+
+        Raises:
+            InputError: a value that a cotangent reaches is NaN or infinite; names the node that made it.
         """
         arrived: dict[str, Any] = {}
-        rows, sources = [], []
+        rows: list[LedgerRow] = []
+        sources: list[SourceRow] = []
+        spoilt: Decision | None = None
         tensors = [n for n in pytree.tree_leaves(self.program.graph.output_node().args[0]) if isinstance(n, fx.Node)]
         for node, g in zip(tensors, cotangents):
             self._deliver(arrived, node.name, g)
+            if node.name not in self.decisions and node.name not in self.attributed and g is not None:
+                # An output that no attributed input reaches explains itself.
+                share = dot(g, self.values[node.name])
+                place = place_of(self.originals[node.name])
+                sources.append(SourceRow(f"output {node.name}", node.name, share, share / scale, *place))
         for node in reversed(list(self.program.graph.nodes)):
             decision = self.decisions.get(node.name)
             if decision is None or not decision.live or node.name not in arrived:
                 continue
             g = arrived.pop(node.name)
+            if _spoils(self.values[node.name], g):
+                spoilt = decision
             if node.target is operator.getitem:
                 parent, index = node.args[0], node.args[1]
                 parts = arrived.setdefault(parent.name, [None] * len(self.values[parent.name]))
@@ -127,6 +138,9 @@ class Ledger:
             row, source = self._book(node, decision, g, arrived, scale)
             rows.append(row)
             sources += [source] if source else []
+        if spoilt:  # the last one met going backwards is where it begins
+            value = self.values[spoilt.node]
+            refuse_non_finite(value, f"the result of {spoilt.node} ({spoilt.op} at {spoilt.place})")
         return rows, sources
 
     def _book(
@@ -258,7 +272,15 @@ def dot(g: Any, z: Any) -> float:
     with torch.no_grad():
         if z.is_complex():
             return float((g.conj().to(torch.complex128) * z.to(torch.complex128)).real.sum())
-        return float((g.double() * z.double()).sum())
+        # An infinity that no cotangent reaches, as of a mask, counts for nothing.
+        return float(torch.where(g == 0, 0, g.double() * z.double()).sum())
+
+
+def _spoils(z: Any, g: Any) -> bool:
+    """Whether a cotangent meets a NaN or an infinity."""
+    if g is None or isinstance(z, (list, tuple)):
+        return any(_spoils(zi, gi) for zi, gi in zip(z, g)) if g is not None else False
+    return bool((~z.isfinite() & (g != 0)).any())
 
 
 def refuse_non_finite(value: Any, what: str) -> None:

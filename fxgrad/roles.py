@@ -111,7 +111,9 @@ def transfer(kind: Kind, operands: Sequence[Operand], *, degree: float | None = 
     """
     role = {part: max(o.role for o in operands if o.part == part) for part in {o.part for o in operands}}
     # What is only ever held, such as where to read, leaves nothing but a multiplier.
-    strongest = max(r for part, r in role.items() if part != "held") or Role.PURE_GATE
+    strongest = max(r for part, r in role.items() if part != "held") or min(
+        role.get("held", Role.CONSTANT), Role.PURE_GATE
+    )
     if kind is Kind.CONSTANT or degree == 0:
         return Role.CONSTANT
     if kind is Kind.SOFTMAX:

@@ -70,10 +70,17 @@ def homogeneous(operands: Sequence[Operand], degree: float | None) -> list[float
     return [1.0 / degree if degree else 0.0] * len(operands)
 
 
+ACTIVATIONS = frozenset({Kind.GATED_ACTIVATION, Kind.SQUASH, Kind.PIECEWISE_LINEAR})
+
+
 def hold_activated(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """As `share`, but a gated activation counts as a gate where it multiplies anything else (SwiGLU)."""
-    lowered = [replace(o, role=min(o.role, Role.GATE)) if o.kind is Kind.GATED_ACTIVATION else o for o in operands]
-    return share(lowered, degree)
+    """As `share`, but an activation counts as a gate where it multiplies a carrier that is none (SwiGLU)."""
+    carriers = [o for o in operands if o.role is Role.CARRIER and o.part not in ("source", "held")]
+    if all(o.kind in ACTIVATIONS for o in carriers):
+        return share(operands, degree)
+    return share(
+        [replace(o, role=Role.GATE) if o in carriers and o.kind in ACTIVATIONS else o for o in operands], degree
+    )
 
 
 def hold_weights(operands: Sequence[Operand], degree: float | None) -> list[float]:
@@ -85,9 +92,14 @@ def hold_weights(operands: Sequence[Operand], degree: float | None) -> list[floa
 
 def split(operands: Sequence[Operand], degree: float | None) -> list[float]:
     """Every factor an equal share, whatever its role: weights and value half each, query and key half of that."""
-    fused = {"value": 1 / 2, "query": 1 / 4, "key": 1 / 4, "mask": 1 / 2}
+    parts = {o.part for o in operands if o.data}
+    if any(o.part == "value" for o in operands):
+        scores = parts & {"query", "key"}
+        half = 1 / (("value" in parts) + bool(scores or "mask" in parts))
+        shares = {"value": half, "mask": half, **{part: half / len(scores) for part in scores}}
+        return [shares.get(o.part, 1.0) for o in operands]
     n = len({o.part if o.part == "carrier" else o.name for o in operands if o.part != "source" and o.data})
-    return [fused.get(o.part, 1 / n if o.data and o.part != "source" else 1.0) for o in operands]
+    return [1 / n if o.data and o.part != "source" else 1.0 for o in operands]
 
 
 def hold(operands: Sequence[Operand], degree: float | None) -> list[float]:

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import builtins
 import contextlib
+import functools
 import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -185,27 +186,37 @@ def capture(
 def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> ExportedProgram:
     """The program in functional ATen ops, without the composite ones that are not to be kept whole."""
     pieces: dict[Any, Callable[..., Any]] = {}
+    functional: ExportedProgram | None = None
     try:
         with _export_settings(), torch.no_grad():
             while True:
-                program = program.run_decompositions(pieces)
-                split = {n.target for n in program.graph.nodes if _composite(n.target) and not whole(n.target)}
-                if split <= set(pieces):
-                    return program
-                # What eager PyTorch runs for them: hence the same bits.
-                known = torch.export.default_decompositions()
-                pieces |= {op: known[op] for op in split}
+                found = {n.target for n in (functional or program).graph.nodes if _composite(n) and not whole(n.target)}
+                if functional and found <= set(pieces):
+                    return functional
+                pieces |= {op: _composite_kernel(op) for op in found}
+                functional = cast(ExportedProgram, (functional or program).run_decompositions(pieces))
+                if any(spec.kind is OutputKind.TOKEN for spec in functional.graph_signature.output_specs):
+                    return cast(
+                        ExportedProgram, program.run_decompositions({})
+                    )  # a piece has a side effect, as a factorization's check
     except Exception as error:
         raise CaptureError(f"torch.export cannot decompose the program: {one_line(error)}") from error
 
 
-def _composite(target: Any) -> bool:
-    """Whether PyTorch makes the op of other ops, so that it has a gradient by theirs. Sizes have none."""
+def _composite(node: fx.Node) -> bool:
+    """Whether PyTorch makes a differentiable op of other ops, so that it has their gradient."""
+    value = node.meta.get("val")
+    values = value if isinstance(value, (list, tuple)) else [value]
     return (
-        isinstance(target, torch._ops.OpOverload)
-        and any("Tensor" in str(result.type) for result in target._schema.returns)
-        and target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
+        isinstance(node.target, torch._ops.OpOverload)
+        and any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
+        and node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     )
+
+
+def _composite_kernel(op: Any) -> Callable[..., Any]:
+    """What eager PyTorch runs for a composite op. Hence the same bits; Python decompositions do not promise them."""
+    return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 def _load(path: str | Path) -> ExportedProgram:

@@ -145,8 +145,8 @@ def check(
     pairs = [(v, g) for v, g in zip(outputs, cotangents) if g is not None]
     output = sum(dot(g, v) for v, g in pairs)
     scale = max(abs(output), sum(dot(g.square(), v.square()) for v, g in pairs) ** 0.5) or 1.0
-    inputs = _input_contribution(converted, leaves, cotangents)
     rows, sources = books.close(cotangents, scale)
+    inputs = _input_contribution(converted, leaves, cotangents)
 
     error = output - inputs - sum(s.contribution for s in sources)
     return CheckReport(

@@ -205,7 +205,7 @@ class _Walk:
         placeholders = [n for n in captured.graph.nodes if n.op == "placeholder"]
         self.table = table
         self.inputs = dict(zip(placeholders[len(captured.state) :], captured.entries))
-        self.paths = dict(zip(placeholders, captured.state))
+        self.paths = dict(zip(placeholders, [*captured.state, *(entry.name for entry in captured.entries)]))
         self.roles: dict[fx.Node, Role] = {}
         self.decisions: dict[str, Decision] = {}
         self.kinds: dict[str, Kind] = {}
@@ -232,7 +232,7 @@ class _Walk:
             self.roles[node] = decision.role
             if decision.role is not Role.CONSTANT:
                 self.decisions[node.name] = decision
-                self.kinds[node.name] = decision.kind
+                self.kinds[node.name] = self.kind_of_value(decision)
 
     def decide(self, node: fx.Node) -> Decision:
         """The decision for one node that depends on the inputs.
@@ -273,6 +273,26 @@ class _Walk:
             place=place_of(node),
         )
 
+    def kind_of_value(self, decision: Decision) -> Kind:
+        """The decision's kind, but a move or a scaling keeps its operand's, and x * gate(x) is a gated activation."""
+        data = [o for o in decision.operands if o.data]
+        if decision.kind in (Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT) and len(data) == 1 and not decision.sources:
+            plain = not any(o.part == "coefficient" for o in decision.operands)
+            return data[0].kind or decision.kind if plain else decision.kind
+        if decision.kind is Kind.PRODUCT and sorted(o.role for o in data) == [Role.GATE, Role.CARRIER]:
+            gate, carrier = sorted(data, key=lambda o: o.role)
+            return Kind.GATED_ACTIVATION if self.within(str(gate.value), str(carrier.value)) else decision.kind
+        return decision.kind
+
+    def within(self, name: str, wanted: str, reach: int = 12) -> bool:
+        """Whether a value is computed from another, element by element, in a few steps."""
+        if name == wanted:
+            return True
+        decision = self.decisions.get(name)
+        if decision is None or reach == 0 or any(o.part == "coefficient" for o in decision.operands):
+            return False
+        return any(self.within(str(o.value), wanted, reach - 1) for o in decision.operands if o.data)
+
     def data(self, node: fx.Node) -> list[str]:
         """The names of the operands that depend on the inputs."""
         return list(dict.fromkeys(o.name for o in operands_of(node, {}, self.roles, self.kinds) if o.data))
@@ -293,6 +313,10 @@ class _Walk:
         row = self.table.row(node.target)
         if row is None:
             raise _UnruledError(NO_ROW)
+        arguments = arguments_of(node)
+        for name, values in row.when.items():
+            if arguments[name] not in values:
+                raise _UnruledError(f"has {name} = {arguments[name]!r}, which its row does not provide for")
         return row
 
     def lifted(self, operands: tuple[Operand, ...]) -> Decision | None:
@@ -336,19 +360,18 @@ class _Walk:
                 yield self.constant_name(nodes[o.value]) if isinstance(o.value, str) else f"{o.name} = {o.value:g}"
 
     def constant_name(self, node: fx.Node) -> str:
-        """The parameters and buffers that a constant is computed from; its node's name if from anything else."""
+        """The parameters, buffers and masks that it is computed from; its node's name if from anything else."""
         seen, pending = {node}, [node]
-        found: list[str | None] = []
+        found: list[str] = []
         while pending:
             current = pending.pop()
             if current.op == "placeholder":
-                found.append(self.paths.get(current))
+                found.append(node.name if self.roles[current] else self.paths[current])
             # Sizes come from the inputs, but carry no values.
             new = [n for n in current.all_input_nodes if n not in seen and isinstance(n.meta.get("val"), Tensor)]
             seen.update(new)
             pending += new
-        names = [path for path in found if path is not None]
-        return " and ".join(sorted(names)) if names and len(names) == len(found) else node.name
+        return " and ".join(sorted(found)) if found and node.name not in found else node.name
 
 
 class _UnruledError(Exception):
@@ -372,19 +395,25 @@ def _may_be_computed(kind: Kind, part: str) -> bool:
 
 
 def _scores(graph: fx.Graph, facts: Mapping[str, Decision]) -> dict[str, Decision]:
-    """Products that feed nothing but a softmax: the scores q k^T of an attention that is written out."""
-    towards, scores = set(), {}
+    """Contractions that feed nothing but a softmax: the scores q k^T of an attention that is written out."""
+    towards: set[str] = set()
+    scores: dict[str, Decision] = {}
     for node in reversed(graph.nodes):
         decision = facts.get(node.name)
+        # A constant that is computed from it, such as a detached maximum, is no user.
         users = [facts.get(user.name) for user in node.users if user.op == "output" or user.name in facts]
-        if decision is None or not users:
-            continue
-        if all(user and (user.kind is Kind.SOFTMAX or user.node in towards) for user in users):
-            if decision.kind is Kind.PRODUCT and sum(o.data for o in decision.operands) > 1:
-                scores[node.name] = replace(decision, kind=Kind.ATTENTION)
-            else:
+        if decision and all(user and (user.kind is Kind.SOFTMAX or user.node in towards) for user in users):
+            data = [o for o in decision.operands if o.data]
+            if decision.kind is Kind.PRODUCT and len(data) > 1:
+                elementwise = decision.op.split(".")[1] in ("mul", "addcmul")
+                scores |= {} if elementwise else {node.name: replace(decision, kind=Kind.ATTENTION)}
+            elif decision.kind in TOWARDS and not any(o.part == "coefficient" for o in decision.operands):
                 towards.add(node.name)
     return scores
+
+
+TOWARDS = frozenset({Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT, Kind.PIECEWISE_LINEAR, Kind.SQUASH})
+"""What may happen to scores on their way to the softmax: scalings, masks, soft caps."""
 
 
 def _liveness(outputs: list[str], decisions: Mapping[str, Decision], policy: str) -> dict[str, Decision]:

@@ -19,7 +19,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxgrad.classify import Decision
-from fxgrad.errors import InputError
+from fxgrad.errors import InputError, first_line
 from fxgrad.lookup import placeholders_of
 from fxgrad.module import ConvertedModule
 from fxgrad.places import place_of
@@ -147,7 +147,13 @@ class Ledger:
         self, node: fx.Node, decision: Decision, g: Any, arrived: dict[str, Any], scale: float
     ) -> tuple[LedgerRow, SourceRow | None]:
         carrying = self._carrying(decision)
-        gradients = self._vjp(node, carrying, g)
+        try:
+            gradients = self._vjp(node, carrying, g)
+        except (RuntimeError, NotImplementedError) as error:
+            raise InputError(
+                f"{decision.op} at {decision.place} has no gradient of its own ({first_line(error)}). Register one, or "
+                "give the op a row in a section [composed] and a twin; docs/new-op.md shows how."
+            ) from error
         for name, gradient in zip(carrying, gradients):
             self._deliver(arrived, name, gradient)
         inflow = dot(g, self.values[node.name])
@@ -233,8 +239,12 @@ class Ledger:
             return 0.0
         name = str(decision.operands[0].value)
         one = torch.ones_like(self.values[name])
-        ours, exact = (self._vjp(n, [name], one, at=torch.zeros_like)[0] for n in (node, self.originals[decision.node]))
-        if exact is None:  # an op that autograd does not know
+        (ours,) = self._vjp(node, [name], one, at=torch.zeros_like)
+        try:
+            (exact,) = self._vjp(self.originals[decision.node], [name], one, at=torch.zeros_like)
+        except (RuntimeError, NotImplementedError):  # no derivative has been written for it
+            return 0.0
+        if exact is None:
             return 0.0
         error = (ours - exact).abs().max() / exact.abs().max().clamp(min=1)
         # PyTorch's own derivatives hold constants in float32 here and there (hardsigmoid's sixth, selu's scale).

@@ -35,11 +35,12 @@ def place_of(node: fx.Node) -> Place:
     """
     stack = node.meta.get("nn_module_stack") or {}
     path = next(reversed([path for path, _ in stack.values()]), "")
-    lines = (node.meta.get("stack_trace") or "").strip().splitlines()
-    for where, code in zip(reversed(lines[:-1]), reversed(lines)):
-        if where.strip().startswith('File "') and not _of_library(where.split('"')[1]):
+    lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
+    for where, code in reversed(list(zip(lines, [*lines[1:], ""]))):
+        if where.startswith('File "') and not _of_library(where.split('"')[1]):
             file, line = where.split('"')[1], where.split("line ")[1].split(",")[0]
-            return Place(path, f"{_short(file)}:{line}: {code.strip()}")
+            known = code and not code.startswith('File "')  # else the source text is not at hand
+            return Place(path, f"{_short(file)}:{line}{': ' + code if known else ''}")
     return Place(path, "")
 
 

@@ -75,7 +75,7 @@ class Operand:
         item: index inside a list argument, or None.
         value: the name of the node that computes it, or a number.
         role: constant for numbers.
-        kind: of the op that computes it; None for inputs, constants and numbers.
+        kind: of the op that computes it, moves and scalings aside; None for inputs, constants and numbers.
     """
 
     name: str

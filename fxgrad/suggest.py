@@ -143,8 +143,8 @@ def _guess_elementwise(f: _Probe, carriers: str, origin: Tensor | None) -> tuple
         return Kind.GATE, f"{carriers}, secant = true", "element by element, not 0 at 0"
     x = f.draw()[0]
     if _close(f(-x), -f(x)):
-        far = at(1e4)
-        bounded = at(1.5) is None if far is None else bool((far.abs() < 10).all())
+        far, farther = at(1e4), at(1e8)
+        bounded = at(1.5) is None if far is None or farther is None else bool((farther.abs() <= 1.5 * far.abs()).all())
         return Kind.SQUASH, f"{carriers}{', odd = true' if bounded else ''}", "element by element, 0 at 0 and odd"
     left, right = at(-30.0), at(30.0)
     if left is not None and right is not None and float(left.abs().max()) < 1 and _close(right, torch.tensor(30.0)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, Union
@@ -72,6 +72,7 @@ class Row:
         options: see `OPTIONS`.
         origin: file and section, for messages.
         twin: for composed ops, the function whose gradient is the balanced one.
+        when: values of arguments for which alone the row holds: name -> values.
     """
 
     op: str
@@ -80,6 +81,7 @@ class Row:
     options: Mapping[str, Any]
     origin: str
     twin: Callable[..., Any] | None = None
+    when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
 
     @property
     def part_of(self) -> dict[str, str]:
@@ -90,7 +92,7 @@ class Row:
     def operands(self) -> set[str]:
         """Every operand name that the row mentions, in parts or options."""
         named = {self.options[key] for key in ("degree", "over", "groups", "eps") if key in self.options}
-        return set(self.part_of) | {name for name in named if isinstance(name, str)}
+        return set(self.part_of) | set(self.when) | {name for name in named if isinstance(name, str)}
 
     def fits(self, overload: Any) -> bool:
         """Whether the overload's schema has every operand that the row mentions."""
@@ -258,8 +260,13 @@ def _row(origin: str, op: str, kind: Kind, entry: Any) -> Row:
     required, optional, options = GRAMMAR[kind]
     parts: dict[str, tuple[str, ...]] = {}
     chosen: dict[str, Any] = {}
+    when: dict[str, tuple[Any, ...]] = {}
     for key, value in entry.items():
-        if key in required | optional:
+        if key == "when":
+            if not isinstance(value, dict) or not all(isinstance(values, list) for values in value.values()):
+                raise fail(f'when must be a table such as {{ reduce = ["sum"] }}, not {value!r}.')
+            when = {name: tuple(values) for name, values in value.items()}
+        elif key in required | optional:
             names = [value] if isinstance(value, str) else value
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise fail(f"{key} must be an operand's name or a list of names, not {value!r}.")
@@ -275,7 +282,7 @@ def _row(origin: str, op: str, kind: Kind, entry: Any) -> Row:
         raise fail(f"{', '.join(sorted(missing))} is missing.")
     if kind is Kind.POWER and "degree" not in chosen:
         raise fail("degree is missing: a number, or the operand that holds it.")
-    row = Row(op, kind, parts, chosen, origin, TWINS.get(op))
+    row = Row(op, kind, parts, chosen, origin, TWINS.get(op), when)
     overloads = _overloads(op)
     if not overloads:
         raise fail("torch has no such op. Import the library that defines it before converting, or correct the name.")

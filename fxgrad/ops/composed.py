@@ -78,9 +78,12 @@ def instance_norm(
     cudnn_enabled: bool,
 ) -> Tensor:
     """Scale held where it comes from the input; with running statistics it is affine as it stands."""
-    args = (input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
     if not use_input_stats:
-        return torch.instance_norm(*args)
+        shape = (-1, *[1] * (input.dim() - 2))
+        assert running_mean is not None and running_var is not None
+        y = (input - running_mean.reshape(shape)) * torch.rsqrt(running_var.reshape(shape) + eps)
+        y = y if weight is None else y * weight.reshape(shape)
+        return y if bias is None else y + bias.reshape(shape)
     layout = Layout(
         carrier=0,
         weight=None if weight is None else 1,
@@ -90,6 +93,7 @@ def instance_norm(
         centered=True,
         eps=eps,
     )
+    args = (input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
     return hold_scale(torch.instance_norm, layout, *args)
 
 

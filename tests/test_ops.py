@@ -185,3 +185,31 @@ def test_taylor_refuses_a_pole(op: Callable[[Tensor], Tensor]) -> None:
 def test_taylor_refuses_what_autograd_does_not_know() -> None:
     with pytest.raises(ValueError, match="no derivative"):
         taylor(lambda x: x.detach().exp())
+
+
+def test_a_scaled_operand_keeps_the_strides_of_axes_of_size_one() -> None:
+    """By them PyTorch picks the kernel of whatever comes next: a convolution of one channels-last sample."""
+    x = torch.randn(1, 6, 4, 16).permute(0, 3, 1, 2)  # as from a layer that works channels-last
+    gate = x[:, :1]
+    scaled = weighted(
+        torch.ops.aten.mul.Tensor, (0.5, 0.5), x.detach().requires_grad_(), gate.detach().requires_grad_()
+    )
+    assert scaled.stride() == (x * gate).stride() == (384, 1, 64, 16)
+
+
+def test_batch_norm_of_one_sample_with_a_transposed_cotangent() -> None:
+    """Whose strides are those of channels-last, for which PyTorch's own backward takes it."""
+    norm = torch.nn.BatchNorm2d(8).double().eval()
+    norm.running_var.uniform_(0.5, 2)
+
+    class Tokens(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = norm
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.norm(x).flatten(2).transpose(1, 2) * 1.0
+
+    x = torch.randn(1, 8, 7, 7).double()
+    report = fxgrad.check(fxgrad.convert(Tokens().eval(), (torch.cat([x, x]),)), (x,), original=Tokens().eval())
+    assert report.passed, report

@@ -21,7 +21,7 @@ class _Graft(torch.autograd.Function):
 
     @staticmethod
     def forward(value: Tensor, path: Tensor) -> Tensor:
-        return value.view_as(value)
+        return value.detach()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:

@@ -20,7 +20,7 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, weight: float) -> Tensor:
-        return x.view_as(x)
+        return x.detach()  # a view would lose the strides of axes of size 1, by which kernels are picked
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -29,6 +29,49 @@ class _Scale(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
         return cotangent * ctx.weight, None
+
+
+class _Contiguous(torch.autograd.Function):
+    """Identity whose backward gives a cotangent of one sample ordinary strides."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return cotangent.contiguous() if cotangent.shape[0] == 1 else cotangent
+
+
+def contiguous(op: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call `op`; its vjp is its own, given a contiguous cotangent where there is one sample only.
+
+    PyTorch's backward of an evaluating batch norm takes a transposed cotangent of batch size 1 for channels-last,
+    whose strides are the same there, and gives another gradient than for batch size 2.
+
+    Args:
+        op: returns a tensor (N, ...), or a tuple that starts with one.
+        *args, **kwargs: passed through.
+
+    Returns:
+        What `op` returns.
+
+    Example:
+        >>> x = torch.ones(1, 2, 3, requires_grad=True)
+        >>> y = contiguous(torch.neg, x)
+        >>> torch.autograd.grad(y, x, torch.ones(1, 3, 2).transpose(1, 2))[0].unique()
+        tensor([-1.])
+    """
+    result = op(*args, **kwargs)
+    if isinstance(result, Tensor):
+        return _Contiguous.apply(result)
+    return (_Contiguous.apply(result[0]), *result[1:])
 
 
 def _scale(operand: Any, weight: Any) -> Any:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from fxgrad.errors import CaptureError, InputError, first_line, one_line
@@ -443,5 +444,6 @@ def _input_names(signature: inspect.Signature | None, example: Arguments) -> lis
 def _input(name: str, placeholder: fx.Node, argument: Any) -> Input:
     value = placeholder.meta.get("val")
     if isinstance(value, Tensor):
-        return Input(name, tuple(s if isinstance(s, int) else None for s in value.shape), value.dtype)
+        # A size that tracing found to be one number, whatever was asked for, is a constant.
+        return Input(name, tuple(int(s) if is_concrete_int(s) else None for s in value.shape), value.dtype)
     return Input(name, None, None, getattr(argument, "value", value))

@@ -258,7 +258,7 @@ class _Walk:
             if not isinstance(degree, (int, float)):
                 raise _UnruledError("has an exponent that is not a number")
         role = transfer(kind, operands, degree=degree, carries=degree is not None or options.get("secant", False))
-        if (kind is Kind.LINEAR and self.lifts_an_odd_squash(operands)) or self.bounds_a_lifted(operands, options):
+        if self.lifts_an_odd_squash(str(node.target), operands) or self.bounds_a_lifted(operands, options):
             role = min(role, Role.GATE)
         return Decision(
             node=node.name,
@@ -319,17 +319,16 @@ class _Walk:
                 raise _UnruledError(f"has {name} = {arguments[name]!r}, which its row does not provide for")
         return row
 
-    def lifted(self, operands: tuple[Operand, ...]) -> Decision | None:
-        """Of a sum number + carrier, the carrier's decision.
+    def lifted(self, op: str, operands: tuple[Operand, ...]) -> str | None:
+        """Of a sum number + carrier, the carrier.
 
         A number, not a parameter: tanh(x) + bias is a layer's output.
         """
-        additive = [o for o in operands if o.part == "carrier"]
-        numbers = [o for o in additive if not isinstance(o.value, str) and o.value != 0]
-        carriers = [o for o in additive if o.role is Role.CARRIER]
-        if len(additive) != 2 or len(numbers) != 1 or len(carriers) != 1:
+        numbers = [o for o in operands if not isinstance(o.value, str) and o.value != 0]
+        carriers = [o for o in operands if o.role is Role.CARRIER]
+        if not op.startswith(SUMS) or len(numbers) != 1 or len(carriers) != 1:
             return None
-        return self.decisions.get(str(carriers[0].value))
+        return str(carriers[0].value)
 
     def bounds_a_lifted(self, operands: tuple[Operand, ...], options: Mapping[str, Any]) -> bool:
         """Whether an op with two bounds is given number + x, as in relu6(x + 3): a gate, a hard sigmoid."""
@@ -337,14 +336,11 @@ class _Walk:
         if not options.get("bounded") or len(bounds) == 1:
             return False
         decision = self.decisions.get(str(operands[0].value))
-        if decision is None or decision.kind is not Kind.LINEAR or decision.role is not Role.CARRIER:
-            return False
-        additive = [o for o in decision.operands if o.part == "carrier"]
-        return any(not isinstance(o.value, str) and o.value != 0 for o in additive)
+        return decision is not None and self.lifted(decision.op, decision.operands) is not None
 
-    def lifts_an_odd_squash(self, operands: tuple[Operand, ...]) -> bool:
+    def lifts_an_odd_squash(self, op: str, operands: tuple[Operand, ...]) -> bool:
         """Whether a sum is number + c * f(x) with f odd and bounded, as in 1 + tanh(x): a gate."""
-        decision = self.lifted(operands)
+        decision = self.decisions.get(self.lifted(op, operands) or "")
         while decision is not None and decision.kind in (Kind.PRODUCT, Kind.QUOTIENT, Kind.LINEAR):
             upstream = [o for o in decision.operands if o.data]
             if len(upstream) != 1 or decision.sources or any(o.part == "coefficient" for o in decision.operands):
@@ -372,6 +368,9 @@ class _Walk:
             seen.update(new)
             pending += new
         return " and ".join(sorted(found)) if found and node.name not in found else node.name
+
+
+SUMS = ("aten.add.", "aten.sub.", "aten.rsub.")
 
 
 class _UnruledError(Exception):

@@ -203,3 +203,23 @@ def test_a_number_plus_an_odd_squash_is_a_gate(lift: Callable[[Tensor, Tensor], 
     factor = lift(inputs[0], model.bias).detach()
     # Two carriers share the product; a gate leaves all of it to the carrier.
     torch.testing.assert_close(found, factor if role is Role.GATE else factor / 2, rtol=1e-14, atol=0)
+
+
+@pytest.mark.parametrize(
+    "hard", [lambda x: F.relu6(x + 3) / 6, lambda x: (x + 3).clamp(0, 6) / 6, lambda x: F.hardtanh(3 + x, 0, 6) / 6]
+)
+def test_a_hard_sigmoid_written_out_is_a_gate(hard: Callable[[Tensor], Tensor]) -> None:
+    """x * relu6(x + 3) / 6 is hardswish: it gets hardswish's gradient, not half of it through the gate."""
+    x = torch.linspace(-4, 4, 24).double().reshape(4, 6).requires_grad_()
+    gradients = []
+    for function in (lambda x: x * hard(x), F.hardswish):
+        libra = fxgrad.convert(Alone(function).eval(), (x.detach(),))
+        gradients.append(torch.autograd.grad(libra(x).sum(), x)[0])
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-15)
+
+
+def test_a_relu6_of_a_layer_is_no_gate() -> None:
+    libra = fxgrad.convert(Alone(lambda x: F.relu6(x) * x).eval(), (torch.randn(2, 3),))
+    assert libra.classified.decisions["mul"].weights == (0.5, 0.5)
+    libra = fxgrad.convert(Alone(lambda x: torch.where(x > 0, torch.tanh(x), 0.5) * x).eval(), (torch.randn(2, 3),))
+    assert libra.classified.decisions["mul"].weights == (0.5, 0.5), "a choice is no sum"

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint completeness bench docs clean
+.PHONY: demo test lint completeness zoo fuzz bench docs clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -23,6 +23,14 @@ lint: .venv/ready
 
 completeness: .venv/ready  ## measure every architecture, write docs/completeness.md
 	$(BIN)/python bench/architectures.py --out docs/completeness.md
+
+zoo: .venv/ready  ## hours: put the zoo through the pass, resuming docs/zoo/*.csv; write docs/architectures.md
+	for suite in timm-families torchvision transformers timm; do \
+		$(BIN)/fxgrad zoo --suite $$suite --csv docs/zoo/$$suite.csv --jobs 2; done; \
+	$(BIN)/fxgrad zoo $$(ls docs/zoo/*.csv | sed 's/^/--summary /') > docs/architectures.md
+
+fuzz: .venv/ready  ## 2,000 random models
+	FXGRAD_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/test_fuzz.py
 
 bench: .venv/ready  ## conversion time against torch.export's own
 	$(BIN)/python bench/conversion.py

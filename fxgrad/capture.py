@@ -265,10 +265,25 @@ def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> Export
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
         dynamic_shapes = pytree.tree_map(_auto, bound.arguments)
     try:
-        with _export_settings(), torch.no_grad():
-            return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+        # With gradients, so that the parts that the model itself runs without are seen.
+        with _export_settings(), torch.enable_grad():
+            program = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
     except Exception as error:
         raise CaptureError(_diagnose(model, example, error)) from error
+    _detach_without_grad(program.graph)
+    return program
+
+
+def _detach_without_grad(graph: fx.Graph) -> None:
+    """What the model computes under its own `torch.no_grad()` is a constant: decomposition would forget that."""
+    for node in list(graph.nodes):
+        if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled and node.args[0] is False:
+            for item in list(node.users):
+                if isinstance(item.meta.get("val"), Tensor):
+                    with graph.inserting_after(item):
+                        constant = graph.call_function(torch.ops.aten.detach.default, (item,))
+                    constant.meta = dict(item.meta)
+                    item.replace_all_uses_with(constant, delete_user_cb=lambda user, kept=constant: user is not kept)
 
 
 def _detach(leaf: Any) -> Any:
@@ -293,22 +308,36 @@ def _spread_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
 
 
 @contextlib.contextmanager
-def _export_settings() -> Iterator[None]:
+def without_fast_path() -> Iterator[None]:
     """Without MultiheadAttention's fast path, a fused inference kernel that no rule can look into.
 
-    And without the tracebacks that the tracer logs ahead of an exception (the error tells it all), or
-    its warning that an RNN's cached list of weights is rebuilt.
+    Example:
+        >>> with without_fast_path():
+        ...     torch.backends.mha.get_fastpath_enabled()
+        False
+    """
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextlib.contextmanager
+def _export_settings() -> Iterator[None]:
+    """Without the fast path, and without what the tracer says beside.
+
+    That is the tracebacks that it logs ahead of an exception (the error tells it all), and its warning that
+    an RNN's cached list of weights is rebuilt.
     """
     logger = logging.getLogger("torch._subclasses.fake_tensor")
-    fastpath, disabled = torch.backends.mha.get_fastpath_enabled(), logger.disabled
-    torch.backends.mha.set_fastpath_enabled(False)
-    logger.disabled = True
+    disabled, logger.disabled = logger.disabled, True
     try:
-        with warnings.catch_warnings():
+        with without_fast_path(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
             yield
     finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
         logger.disabled = disabled
 
 

@@ -19,8 +19,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture import without_fast_path
 from fxgrad.errors import InputError
-from fxgrad.ledger import Ledger, LedgerRow, SourceRow, dot, refuse_non_finite
+from fxgrad.ledger import Ledger, LedgerRow, SourceRow, dot
 from fxgrad.module import ConvertedModule
 from fxgrad.places import Place
 from fxgrad.report import Table
@@ -104,8 +105,8 @@ def check(
         converted: what `fxgrad.convert` returned.
         args, kwargs: inputs, as for calling the module; by default the example it was converted with,
             in the module's present dtype and device.
-        original: the model to compare the forward with, bit for bit under `torch.no_grad()`; by
-            default the captured program.
+        original: the model to compare the forward with, bit for bit under `torch.no_grad()` and without
+            MultiheadAttention's fast path; by default the captured program.
         cotangent: v in y = <v, f(x)>, structured and shaped as the outputs, such as a one-hot for one
             logit; None for an output that takes no part. By default random.
         tolerance: for `passed`; by default that of the coarsest dtype on the way from the inputs to the outputs:
@@ -132,12 +133,9 @@ def check(
         args, kwargs = _example_like(converted)
     with torch.no_grad():
         leaves = converted.entries(args, kwargs or {})
-    for declared, value in zip(converted.classified.captured.entries, leaves):
-        refuse_non_finite(value, f"input {declared.name!r}")
-
     books = Ledger(converted, leaves)
     outputs = [v for v in books.outputs if isinstance(v, Tensor)]
-    with torch.no_grad():
+    with torch.no_grad(), without_fast_path():
         theirs = original(*args, **(kwargs or {})) if original else _plain(converted, leaves)
     identical = _identical(books.outputs, pytree.tree_leaves(theirs))
 

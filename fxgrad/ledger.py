@@ -88,7 +88,7 @@ class Ledger:
         self.originals = {n.name: n for n in converted.classified.captured.graph.nodes}
         captured = converted.classified.captured
         names = [n.name for n in placeholders_of(captured.graph)][len(captured.state) :]
-        self.attributed = {name for name, declared in zip(names, captured.entries) if declared.attributed}
+        self.attributed = {name: declared for name, declared in zip(names, captured.entries) if declared.attributed}
         self.values: dict[str, Any] = {}
         recorder = _Recorder(self.program, self.values)
         with torch.no_grad():
@@ -138,6 +138,9 @@ class Ledger:
             row, source = self._book(node, decision, g, arrived, scale)
             rows.append(row)
             sources += [source] if source else []
+        for name, declared in self.attributed.items():
+            if name in arrived and _spoils(self.values[name], arrived[name]):
+                refuse_non_finite(self.values[name], f"input {declared.name!r}")
         if spoilt:  # the last one met going backwards is where it begins
             value = self.values[spoilt.node]
             refuse_non_finite(value, f"the result of {spoilt.node} ({spoilt.op} at {spoilt.place})")

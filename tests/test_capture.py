@@ -195,3 +195,34 @@ def test_multihead_attention_without_its_fused_path() -> None:
     report = fxgrad.check(libra, (x,))
     assert report.passed and report.completeness_error < 1e-12
     assert "aten.scaled_dot_product_attention.default" in {row.op for row in libra.report}
+
+
+class Sighted(nn.Module):
+    """Part of it runs without gradients, part with explicit ones of its own."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            seen = torch.tanh(x) * 2
+        with torch.enable_grad():
+            return seen * x + torch.sin(x)
+
+
+def test_what_the_model_computes_without_gradients_is_a_constant() -> None:
+    model, x = Sighted().eval(), torch.randn(3, 4).double().requires_grad_()
+    (wanted,) = torch.autograd.grad(model(x).sum(), x)
+    with torch.no_grad():  # whatever mode the caller is in
+        libra = fxgrad.convert(model, (x,))
+    (found,) = torch.autograd.grad(libra.under("gradient")(x).sum(), x)
+    torch.testing.assert_close(found, wanted)
+    assert fxgrad.check(libra, (x.detach(),), original=model).passed
+
+
+def test_core_aten_programs(tmp_path: Path) -> None:
+    """Of a program that is decomposed to the end already, norms and softmax attention are still found."""
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu").double().eval()
+    model = nn.Sequential(layer, nn.GroupNorm(5, 5)).double().eval()
+    x = torch.randn(2, 5, 8).double()
+    core = torch.export.export(model, (x,)).run_decompositions()
+    report = fxgrad.check(fxgrad.convert(core), (x,))
+    assert report.passed and report.completeness_error < 1e-13
+    assert {"composed", "attention"} <= {row.kind for row in report.ledger}

@@ -151,3 +151,40 @@ def test_report_escapes_html() -> None:
 
     row = fxgrad.convert(nn.Tanh().eval(), (torch.ones(2, 2),)).report[0]
     assert "<b>" not in Table("<b>", [row])._repr_html_()
+
+
+def test_an_infinite_mask_that_is_only_held_counts_for_nothing() -> None:
+    class Masked(nn.Module):
+        def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+            return torch.softmax(x @ x.mT + mask, -1) @ x
+
+    x, mask = torch.randn(2, 3, 4).double(), torch.full((2, 3, 3), -torch.inf).double().triu(1)
+    libra = fxgrad.convert(Masked().eval(), (x, mask))
+    assert fxgrad.check(libra, (x, mask)).passed
+    plain = fxgrad.check(libra.under("gradient"), (x, mask))
+    assert 0 < plain.completeness_error < 10
+
+
+def test_outputs_that_no_input_reaches_explain_themselves() -> None:
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.bias = nn.Parameter(torch.ones(2, 4).double())
+
+        def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+            return x * x, x.detach(), self.bias, x.argmax(-1).double(), x
+
+    x = torch.randn(2, 4).double()
+    report = fxgrad.check(fxgrad.convert(Mixed().eval(), (x,)), (x,))
+    assert report.passed
+    assert len(report.sources) == 3 and all(row.source.startswith("output ") for row in report.sources)
+
+
+def test_the_tolerance_follows_the_coarsest_dtype_on_the_way() -> None:
+    class Inside(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.tanh(x.float() * 3).double() * x
+
+    x = torch.randn(2, 4).double()
+    report = fxgrad.check(fxgrad.convert(Inside().eval(), (x,)), (x,))
+    assert report.passed and report.tolerance == 1e-4

@@ -84,17 +84,37 @@ def instance_norm(
         y = (input - running_mean.reshape(shape)) * torch.rsqrt(running_var.reshape(shape) + eps)
         y = y if weight is None else y * weight.reshape(shape)
         return y if bias is None else y + bias.reshape(shape)
-    layout = Layout(
-        carrier=0,
-        weight=None if weight is None else 1,
-        bias=None if bias is None else 2,
-        trailing=0,
-        groups=input.shape[1],
-        centered=True,
-        eps=eps,
-    )
+    layout = _layout(1, weight, bias, eps, groups=input.shape[1])
     args = (input, weight, bias, running_mean, running_var, use_input_stats, momentum, eps, cudnn_enabled)
     return hold_scale(torch.instance_norm, layout, *args)
+
+
+def native_layer_norm(
+    input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scale held; of the statistics that come along, the mean is linear and the scale a gate."""
+    layout = _layout(2, weight, bias, eps, trailing=len(normalized_shape))
+    y = hold_scale(torch.layer_norm, layout, input, list(normalized_shape), weight, bias, eps)
+    _, _, scale = torch.native_layer_norm(input, list(normalized_shape), weight, bias, eps)
+    return y, input.mean(list(range(-len(normalized_shape), 0)), keepdim=True), scale.detach()
+
+
+def native_group_norm(
+    input: Tensor, weight: Tensor | None, bias: Tensor | None, N: int, C: int, HxW: int, group: int, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As `native_layer_norm`, over groups of channels."""
+    layout = _layout(2, weight, bias, eps, groups=group)
+    y = hold_scale(torch.group_norm, layout, input, group, weight, bias, eps)
+    _, _, scale = torch.native_group_norm(input, weight, bias, N, C, HxW, group, eps)
+    return y, input.reshape(N, group, -1).mean(-1), scale.detach()
+
+
+def _layout(
+    weights: int, weight: Tensor | None, bias: Tensor | None, eps: float, trailing: int = 0, groups: int = 0
+) -> Layout:
+    """The carrier comes first; the weight is at position `weights`, the bias behind it."""
+    places = (None if weight is None else weights, None if bias is None else weights + 1)
+    return Layout(0, *places, trailing, groups, True, eps)
 
 
 TWINS: dict[str, Callable[..., Any]] = {
@@ -108,5 +128,7 @@ TWINS: dict[str, Callable[..., Any]] = {
     "aten.cumprod": cumprod,
     "aten.var_mean.correction": var_mean,
     "aten.instance_norm": instance_norm,
+    "aten.native_layer_norm": native_layer_norm,
+    "aten.native_group_norm": native_group_norm,
 }
 """Row of rules/ops.toml -> its twin."""

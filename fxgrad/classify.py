@@ -209,6 +209,7 @@ class _Walk:
         self.roles: dict[fx.Node, Role] = {}
         self.decisions: dict[str, Decision] = {}
         self.kinds: dict[str, Kind] = {}
+        self.seeds: dict[str, str] = {}
         self.unruled: list[tuple[fx.Node, str]] = []
 
     def visit(self, node: fx.Node) -> None:
@@ -233,6 +234,7 @@ class _Walk:
             if decision.role is not Role.CONSTANT:
                 self.decisions[node.name] = decision
                 self.kinds[node.name] = self.kind_of_value(decision)
+                self.seeds[node.name] = self.seed(node, decision)
 
     def decide(self, node: fx.Node) -> Decision:
         """The decision for one node that depends on the inputs.
@@ -277,21 +279,20 @@ class _Walk:
         """The decision's kind, but a move or a scaling keeps its operand's, and x * gate(x) is a gated activation."""
         data = [o for o in decision.operands if o.data]
         if decision.kind in (Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT) and len(data) == 1 and not decision.sources:
-            plain = not any(o.part == "coefficient" for o in decision.operands)
-            return data[0].kind or decision.kind if plain else decision.kind
-        if decision.kind is Kind.PRODUCT and sorted(o.role for o in data) == [Role.GATE, Role.CARRIER]:
-            gate, carrier = sorted(data, key=lambda o: o.role)
-            return Kind.GATED_ACTIVATION if self.within(str(gate.value), str(carrier.value)) else decision.kind
+            return decision.kind if _mixes(decision) else data[0].kind or decision.kind
+        gate_times_carrier = sorted(o.role for o in data) == [Role.GATE, Role.CARRIER]
+        if decision.kind in (Kind.PRODUCT, Kind.QUOTIENT) and gate_times_carrier and not _mixes(decision):
+            same = len({self.seeds.get(str(o.value), o.value) for o in data}) == 1
+            return Kind.GATED_ACTIVATION if same else decision.kind
         return decision.kind
 
-    def within(self, name: str, wanted: str, reach: int = 12) -> bool:
-        """Whether a value is computed from another, element by element, in a few steps."""
-        if name == wanted:
-            return True
-        decision = self.decisions.get(name)
-        if decision is None or reach == 0 or any(o.part == "coefficient" for o in decision.operands):
-            return False
-        return any(self.within(str(o.value), wanted, reach - 1) for o in decision.operands if o.data)
+    def seed(self, node: fx.Node, decision: Decision) -> str:
+        """The node that this one is computed from element by element; itself if there is none, or more than one."""
+        data = [n for n in node.all_input_nodes if self.roles[n]]
+        seeds = {self.seeds.get(n.name, n.name) for n in data}
+        shapes = {str(getattr(n.meta["val"], "shape", None)) for n in [node, *data]}
+        elementwise = decision.kind in ELEMENTWISE and not _mixes(decision) and len(shapes) == 1
+        return seeds.pop() if elementwise and len(seeds) == 1 else node.name
 
     def data(self, node: fx.Node) -> list[str]:
         """The names of the operands that depend on the inputs."""
@@ -404,15 +405,25 @@ def _scores(graph: fx.Graph, facts: Mapping[str, Decision]) -> dict[str, Decisio
         if decision and all(user and (user.kind is Kind.SOFTMAX or user.node in towards) for user in users):
             data = [o for o in decision.operands if o.data]
             if decision.kind is Kind.PRODUCT and len(data) > 1:
-                elementwise = decision.op.split(".")[1] in ("mul", "addcmul")
-                scores |= {} if elementwise else {node.name: replace(decision, kind=Kind.ATTENTION)}
-            elif decision.kind in TOWARDS and not any(o.part == "coefficient" for o in decision.operands):
+                scores |= {node.name: replace(decision, kind=Kind.ATTENTION)} if _mixes(decision) else {}
+            elif decision.kind in TOWARDS and not _mixes(decision):
                 towards.add(node.name)
     return scores
 
 
+def _mixes(decision: Decision) -> bool:
+    """Whether it is a contraction: a matrix product, or a layer with weights."""
+    if any(o.part == "coefficient" for o in decision.operands):
+        return True
+    return decision.kind in (Kind.PRODUCT, Kind.ATTENTION) and decision.op.split(".")[1] not in ("mul", "addcmul")
+
+
 TOWARDS = frozenset({Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT, Kind.PIECEWISE_LINEAR, Kind.SQUASH})
 """What may happen to scores on their way to the softmax: scalings, masks, soft caps."""
+
+
+ELEMENTWISE = TOWARDS | {Kind.GATE, Kind.POWER, Kind.GATED_ACTIVATION}
+"""What may lie between x and the gate of x * gate(x)."""
 
 
 def _liveness(outputs: list[str], decisions: Mapping[str, Decision], policy: str) -> dict[str, Decision]:

@@ -7,7 +7,6 @@ that the graph is a pure function and the state can be owned, moved and copied b
 
 from __future__ import annotations
 
-import builtins
 import contextlib
 import functools
 import inspect
@@ -28,6 +27,7 @@ from torch.utils import _pytree as pytree
 from fxgrad.errors import CaptureError, InputError, first_line, one_line
 from fxgrad.lookup import cut_lookups, placeholders_of
 from fxgrad.places import raised_at
+from fxgrad.tidy import detach_without_grad, tidy
 
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
@@ -270,20 +270,8 @@ def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> Export
             program = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
     except Exception as error:
         raise CaptureError(_diagnose(model, example, error)) from error
-    _detach_without_grad(program.graph)
+    detach_without_grad(program.graph)
     return program
-
-
-def _detach_without_grad(graph: fx.Graph) -> None:
-    """What the model computes under its own `torch.no_grad()` is a constant: decomposition would forget that."""
-    for node in list(graph.nodes):
-        if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled and node.args[0] is False:
-            for item in list(node.users):
-                if isinstance(item.meta.get("val"), Tensor):
-                    with graph.inserting_after(item):
-                        constant = graph.call_function(torch.ops.aten.detach.default, (item,))
-                    constant.meta = dict(item.meta)
-                    item.replace_all_uses_with(constant, delete_user_cb=lambda user, kept=constant: user is not kept)
 
 
 def _detach(leaf: Any) -> Any:
@@ -377,7 +365,7 @@ def _captured(
         )
     graph = program.graph
     placeholders = {node.name: node for node in placeholders_of(graph)}
-    _tidy(graph)
+    tidy(graph)
     state: list[str] = []
     inputs: list[Input] = []
     names = _input_names(signature, example)
@@ -418,44 +406,6 @@ def _captured(
         signature,
         example,
     )
-
-
-def _tidy(graph: fx.Graph) -> None:
-    """Make the graph hold for other batches, dtypes and kernels than the traced ones."""
-    aten = torch.ops.aten
-    checks = ("_assert", "sym_constrain_range", "_check")
-    for node in list(graph.nodes):
-        if hasattr(builtins, node.name):
-            node.name += "_"  # fx would rename `input` whenever the graph is copied
-        if node.op != "call_function":
-            continue
-        if getattr(node.target, "__name__", "").startswith(checks) and not node.users:
-            graph.erase_node(node)
-        elif node.target in (aten.view.default, aten._unsafe_view.default):
-            # A view holds only for the strides of the kernels that were traced.
-            node.target = aten.reshape.default
-        elif node.target is aten.copy.default:
-            _replace_copy(graph, node)
-        elif node.target is aten.as_strided.default and node.args[0].meta["val"].is_contiguous():
-            # Strides are the traced tensor's, whose `contiguous()` tracing found to be nothing to do.
-            with graph.inserting_before(node):
-                contiguous = graph.call_function(aten.contiguous.default, (node.args[0],))
-            contiguous.meta = dict(node.args[0].meta)
-            node.replace_input_with(node.args[0], contiguous)
-    graph.eliminate_dead_code()
-
-
-def _replace_copy(graph: fx.Graph, node: fx.Node) -> None:
-    """An in-place copy is its source in the target's shape and dtype; ATen's own form of it has no derivative."""
-    aten = torch.ops.aten
-    target, source = node.all_input_nodes[:2]
-    with graph.inserting_before(node):
-        expanded = graph.call_function(aten.expand_as.default, (source, target))
-        result = graph.call_function(aten._to_copy.default, (expanded,), {"dtype": node.meta["val"].dtype})
-    expanded.meta, result.meta = dict(node.meta), dict(node.meta)
-    expanded.meta["val"] = source.meta["val"].expand(node.meta["val"].shape)
-    node.replace_all_uses_with(result)
-    graph.erase_node(node)
 
 
 def _input_names(signature: inspect.Signature | None, example: Arguments) -> list[str]:

@@ -1,4 +1,4 @@
-"""The command line: convert, check, explain a model; look rules up.
+"""The command line: convert, check, explain a model; look rules up; put a zoo of models through the pass.
 
 MODEL is `timm:NAME` or `module.path:factory`. What a command found goes to stdout, progress and errors to stderr.
 Exit codes: 0; 1 where a check fails; 2 for everything that cannot be done.
@@ -26,6 +26,7 @@ try:
 
     from fxgrad import explain as explaining
     from fxgrad import models
+    from fxgrad.zoo.command import zoo
 except ImportError as missing:
     sys.stderr.write(f'error: the command line needs more packages ({missing}): pip install "fxgrad[cli]"\n')
     raise SystemExit(2) from missing
@@ -74,6 +75,9 @@ def main() -> None:
       fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained --target tabby
       fxgrad rules gelu
     """
+
+
+main.add_command(zoo)
 
 
 def _model_options(command: Command) -> Command:

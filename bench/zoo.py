@@ -1,0 +1,11 @@
+"""Every model of the zoo through the pass: `fxgrad zoo`, from a clone.
+
+python bench/zoo.py --suite timm-families --csv docs/zoo/timm-families.csv
+"""
+
+import sys
+
+from fxgrad.cli import main
+
+if __name__ == "__main__":  # worker processes import this file too
+    main(["zoo", *sys.argv[1:]])

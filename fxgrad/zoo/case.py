@@ -1,0 +1,63 @@
+"""A case: one model of the zoo, and how to build it with an input that it takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from torch import nn
+
+
+class Built(NamedTuple):
+    """A model in eval mode with an example.
+
+    Attributes:
+        model: float32, on the CPU.
+        args, kwargs: the example, a batch of two.
+        reduced: in words, what was made smaller than the real model's; "" where nothing was.
+    """
+
+    model: nn.Module
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    reduced: str = ""
+
+
+@dataclass(frozen=True)
+class Case:
+    """One model of the zoo. It travels to another process, so `build` must be picklable.
+
+    Attributes:
+        name: package and model, as in "timm:resnet18".
+        family: models of one family share their code.
+        build: makes the model and its example; a function at the top of a module, or a partial of one.
+    """
+
+    name: str
+    family: str
+    build: Callable[[], Built] = field(compare=False)
+
+    @property
+    def package(self) -> str:
+        """Where the model comes from, such as "timm".
+
+        Example:
+            >>> Case("timm:resnet18", "resnet", lambda: Built(nn.Identity(), (), {})).package
+            'timm'
+        """
+        return self.name.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a case may cost.
+
+    Attributes:
+        parameters: a model beyond so many is reduced to fewer blocks of each sort.
+        image_size: an input beyond so many pixels a side is made smaller where the model allows it;
+            None leaves it to the suite.
+    """
+
+    parameters: int = 100_000_000
+    image_size: int | None = None

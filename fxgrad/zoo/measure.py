@@ -1,0 +1,183 @@
+"""One case, measured: the same forward, a complete gradient, and what the plain one would have been."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import time
+import traceback
+from collections import Counter
+from collections.abc import Iterable
+from importlib import metadata
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxgrad.capture import Captured, capture
+from fxgrad.check import check
+from fxgrad.classify import classify
+from fxgrad.errors import FxgradError
+from fxgrad.models import randomize
+from fxgrad.module import ConvertedModule
+from fxgrad.table import load
+from fxgrad.zoo.case import Case
+from fxgrad.zoo.rows import Row, bar
+from fxgrad.zoo.shrink import count
+
+_LONGEST = 600
+"""Characters of a reason; the longest are lists of ops."""
+
+
+def measure(case: Case, seed: int = 0) -> Row:
+    """Convert a case in float64, compare its forward bit for bit, and check its completeness.
+
+    Biases, norms, tokens and running statistics are randomised, so that no source is zero by luck.
+
+    Args:
+        case: what to build.
+        seed: of weights, example and cotangent.
+
+    Returns:
+        The row. Whatever goes wrong is its `reason`: no exception comes out of here.
+
+    Example:
+        >>> from fxgrad.zoo.case import Built
+        >>> net = lambda: Built(nn.Sequential(nn.Linear(3, 4), nn.GELU()).eval(), (torch.randn(2, 3),), {})
+        >>> row = measure(Case("my:net", "nets", net))
+        >>> row.passed, row.input, row.batches, row.kinds
+        (True, '3', '1, 2', 'gated_activation 1; linear 1')
+
+    Source: FullGrad, arXiv:1905.00780, eq. 1; LibraGrad, arXiv:2411.16760, section 3.
+    """
+    found: dict[str, Any] = {"versions": _versions(case.package)}
+    start = time.perf_counter()
+    try:
+        _measure(case, seed, found)
+    except Exception as error:
+        found["reason"] = reason(error)
+    row = Row(case.name, case.family, **found, seconds=time.perf_counter() - start)
+    torch._dynamo.reset()
+    gc.collect()
+    return row
+
+
+def _measure(case: Case, seed: int, found: dict[str, Any]) -> None:
+    torch.manual_seed(seed)
+    model, args, kwargs, found["reduced"] = case.build()
+    randomize(model, seed)
+    model = model.double().eval()
+    args, kwargs = pytree.tree_map(_double, (args, kwargs))
+    found["parameters"] = count(model)
+    found["input"] = _sizes(pytree.tree_leaves((args, kwargs)))
+
+    start = time.perf_counter()
+    captured = capture(model, args, kwargs)
+    found["capture_s"] = time.perf_counter() - start
+    found["nodes"] = sum(node.op == "call_function" for node in captured.graph.nodes)
+    start = time.perf_counter()
+    converted = ConvertedModule(classify(captured, load("libragrad")))
+    found["pass_s"] = time.perf_counter() - start
+    found["precision"] = _precision(captured, converted)
+    kinds = Counter(d.kind.value for d in converted.classified.decisions.values())
+    found["kinds"] = "; ".join(f"{kind} {n}" for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
+
+    args, kwargs, found["batches"], same_at_example = _at_batch_of_one(model, converted, captured, args, kwargs)
+    report = check(converted, args, kwargs, original=model, seed=seed)
+    found["forward_identical"] = report.forward_identical and same_at_example
+    found["completeness_error"] = report.completeness_error
+    if report.ledger:
+        worst = report.ledger[0]
+        found["worst_node"] = f"{worst.node} {worst.op} {worst.rule} {worst.error:.1e} at {worst.module_path or 'top'}"
+        if report.forward_identical and report.completeness_error <= bar(found["precision"]) and not report.passed:
+            found["reason"] = (
+                f"Unbalanced: the sum is right, but a node's error is {worst.error:.1e} and {report.unexplained:.1e} "
+                f"of it all is unexplained; first {found['worst_node']}"
+            )
+    plain = converted.under("gradient")
+    del converted
+    found["plain_error"] = check(plain, args, kwargs, seed=seed).completeness_error
+
+
+def _double(leaf: Any) -> Any:
+    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
+
+
+def _precision(captured: Captured, converted: ConvertedModule) -> str:
+    """The dtype of the fewest bits among the values that attributions pass through."""
+    decisions = converted.classified.decisions
+    values = [n.meta.get("val") for n in captured.graph.nodes if n.name in decisions and decisions[n.name].live]
+    dtypes = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
+    return str(min(dtypes, key=lambda d: torch.finfo(d).bits, default=torch.float64)).removeprefix("torch.")
+
+
+def _at_batch_of_one(
+    model: nn.Module, converted: ConvertedModule, captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any], str, bool]:
+    """The example with a batch of one, which is what a user explains, and which costs half as much to check.
+
+    Returns:
+        args, kwargs: of one, where the batch is dynamic, else the example.
+        batches: the example's and this one's size.
+        same: whether the outputs agree at the example's.
+    """
+    with torch.no_grad():
+        same = identical(converted(*args, **kwargs), model(*args, **kwargs))
+    if captured.signature:
+        bound = captured.signature.bind(*args, **kwargs)
+        args, kwargs = bound.args, bound.kwargs  # the order of captured.inputs
+    dynamic = iter([i.shape is not None and i.shape[:1] == (None,) for i in captured.inputs])
+    sizes = {leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()}
+    first: tuple[tuple[Any, ...], dict[str, Any]]
+    first = pytree.tree_map(lambda leaf: leaf[:1].clone() if next(dynamic) else leaf, (args, kwargs))
+    batches = ", ".join(map(str, sorted(sizes)))
+    if not any(i.shape is not None and i.shape[:1] == (None,) for i in captured.inputs):
+        return args, kwargs, batches, same
+    try:
+        with torch.no_grad():
+            model(*first[0], **first[1])
+    except Exception:  # a first axis that is no batch, though torch.export could let it vary
+        return args, kwargs, batches, same
+    return *first, f"1, {batches}", same
+
+
+def identical(ours: Any, theirs: Any) -> bool:
+    """Whether two outputs are equal, bit for bit.
+
+    Example:
+        >>> identical({"a": torch.ones(2)}, {"a": torch.ones(2)}), identical(torch.ones(2), torch.ones(2, 1))
+        (True, False)
+    """
+    ours, theirs = pytree.tree_leaves(ours), pytree.tree_leaves(theirs)
+    return len(ours) == len(theirs) and all(
+        a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
+        for a, b in zip(ours, theirs)
+    )
+
+
+def reason(error: Exception) -> str:
+    """An error as one line: its name and first lines, and where it was raised if not on purpose.
+
+    Example:
+        >>> reason(FxgradError("two ops have no rule:\\n  a\\n  b"))
+        'FxgradError: two ops have no rule: | a | b'
+    """
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if not isinstance(error, FxgradError):
+        frames = traceback.extract_tb(error.__traceback__)
+        lines = [*lines[:3], *(f"raised at {f.filename}:{f.lineno}: {f.line}" for f in frames[-1:])]
+    text = f"{type(error).__name__}: {' | '.join(lines)}"
+    return text if len(text) <= _LONGEST else text[: _LONGEST - 4] + " ..."
+
+
+def _sizes(leaves: Iterable[Any]) -> str:
+    shapes = [leaf.shape[1:] for leaf in leaves if isinstance(leaf, Tensor)]
+    return ", ".join("x".join(map(str, shape)) or "1" for shape in shapes)
+
+
+def _versions(package: str) -> str:
+    versions = [f"torch {torch.__version__}"]
+    with contextlib.suppress(metadata.PackageNotFoundError):  # a module of one's own
+        versions.append(f"{package} {metadata.version(package)}")
+    return ", ".join(versions)

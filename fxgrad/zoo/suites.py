@@ -1,0 +1,225 @@
+"""The suites: which models the zoo is made of, package by package."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from fxgrad.errors import InputError, one_line
+from fxgrad.zoo.case import Built, Case, Limits
+from fxgrad.zoo.shrink import build_for_images, parameter_count
+
+SUITES = {
+    "timm-families": "the smallest model of every family of timm, at up to 256 pixels",
+    "timm": "every model that timm registers, the largest families first, at 128 pixels where it can",
+    "torchvision": "every model for classification, segmentation and video, and a feature pyramid",
+    "transformers": "one tiny model of every architecture of Hugging Face that there is a case for",
+}
+"""Name -> what is in it."""
+DEFAULT = Limits()
+
+
+def suite(name: str, limits: Limits = DEFAULT) -> list[Case]:
+    """The cases of a suite.
+
+    Args:
+        name: a key of `SUITES`.
+        limits: see `Limits`.
+
+    Raises:
+        InputError: no such suite, or its package is not installed.
+
+    Example:
+        >>> suite("torchvision")[0].name
+        'torchvision:alexnet'
+    """
+    if name not in SUITES:
+        raise InputError(f"no suite {name!r}; there are {', '.join(SUITES)}.")
+    return list(_LISTS[name](limits))
+
+
+def named(spec: str, limits: Limits = DEFAULT) -> Case:
+    """The case of one model.
+
+    Args:
+        spec: `timm:NAME`, `torchvision:NAME`, `transformers:NAME`, or `module.path:factory`: called without
+            arguments, it returns (model, args, kwargs). The module is looked for in the current directory
+            and on sys.path.
+        limits: see `Limits`.
+
+    Raises:
+        InputError: there is no such model.
+
+    Example:
+        >>> named("timm:resnet18").family
+        'resnet'
+    """
+    package, _, name = spec.partition(":")
+    if not package or not name:
+        raise InputError(f"a model is PACKAGE:NAME, as in timm:resnet18; {spec!r} is not.")
+    if package not in _FINDERS:
+        return Case(spec, package, partial(_from_factory, package, name, os.getcwd()))
+    cases = {case.name: case for case in _FINDERS[package](name, limits)}
+    if spec not in cases:
+        close = ", ".join(difflib.get_close_matches(spec, cases, 3)) or "nothing"
+        raise InputError(f"{package} has no model {name!r}. Close to it: {close}.")
+    return cases[spec]
+
+
+def _need(package: str) -> ModuleType:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"this needs {package.partition('.')[0]}, which cannot be imported: {one_line(error)}"
+        ) from error
+
+
+# timm
+
+
+def _timm_case(name: str, family: str, limits: Limits, image_size: int = 128) -> Case:
+    return Case(f"timm:{name}", family, partial(_build_timm, name, limits, image_size))
+
+
+def _build_timm(name: str, limits: Limits, image_size: int) -> Built:
+    timm = _need("timm")
+    create = partial(timm.create_model, name)
+    with torch.device("meta"):
+        config = create().pretrained_cfg
+    fixed = "img_size" if config.get("fixed_input_size") else None
+    return build_for_images(create, tuple(config["input_size"]), limits, image_size=image_size, fixed=fixed)
+
+
+def _timm_families() -> dict[str, list[str]]:
+    """Family -> its models; a family is a module of timm."""
+    timm = _need("timm")
+    return {family: timm.list_models(module=family) for family in timm.list_modules()}
+
+
+def _timm_suite(limits: Limits) -> Iterator[Case]:
+    for family, names in sorted(_timm_families().items(), key=lambda item: (-len(item[1]), item[0])):
+        yield from (_timm_case(name, family, limits) for name in names)
+
+
+def _timm_smallest(limits: Limits) -> Iterator[Case]:
+    counts = _timm_counts()
+    for family, names in sorted(_timm_families().items()):
+        yield _timm_case(min(names, key=lambda n: (counts[n], n)), family, limits, image_size=256)
+
+
+def _timm_counts() -> dict[str, int]:
+    """Model -> parameters. To count them all takes minutes, so that is done once for a version of timm."""
+    timm = _need("timm")
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = home / "fxgrad" / f"timm-{timm.__version__}-parameters.json"
+    names = timm.list_models()
+    try:
+        counts: dict[str, int] = json.loads(cache.read_text("utf-8"))
+    except (OSError, ValueError):
+        counts = {}
+    if counts.keys() != set(names):
+        sys.stderr.write(f"counting the parameters of {len(names)} models of timm, once: some minutes ...\n")
+        counts = {name: parameter_count(partial(timm.create_model, name)) for name in names}
+        try:
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            cache.write_text(json.dumps(counts), "utf-8")
+        except OSError as error:
+            sys.stderr.write(f"the counts cannot be kept in {cache}: {error.strerror}\n")
+    return counts
+
+
+def _find_timm(name: str, limits: Limits) -> Iterator[Case]:
+    for family, names in _timm_families().items():
+        yield from (_timm_case(name, family, limits) for name in names)
+
+
+# torchvision
+
+_TOO_SPECIAL = ("quantization", "detection", "optical_flow")
+"""Its modules that hold integer weights, data-dependent boxes, and pairs of images."""
+_CLIPS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
+    "s3d": ({}, (3, 16, 224, 224)),
+    "mvit": ({"spatial_size": (64, 64), "temporal_size": 8}, (3, 8, 64, 64)),
+    "swin3d": ({}, (3, 8, 64, 64)),
+    "": ({}, (3, 8, 64, 64)),
+}
+"""Start of a video model's name -> how to build it, and one clip for it: the smallest that it takes."""
+_PYRAMID = "resnet_fpn_backbone"
+
+
+def _torchvision_suite(limits: Limits) -> Iterator[Case]:
+    models = _need("torchvision.models")
+    for name in models.list_models():
+        *_, package, family = models.get_model_builder(name).__module__.split(".")
+        if package not in _TOO_SPECIAL:
+            yield Case(f"torchvision:{name}", family, partial(_build_torchvision, name, package, limits))
+    yield Case(f"torchvision:{_PYRAMID}", "detection", _build_pyramid)
+
+
+def _build_torchvision(name: str, package: str, limits: Limits) -> Built:
+    models = _need("torchvision.models")
+    weights: dict[str, Any] = {"weights": None}
+    if package == "segmentation":
+        weights["weights_backbone"] = None
+    if package == "video":
+        options, clip = next(value for start, value in _CLIPS.items() if name.startswith(start))
+        model = models.get_model(name, **weights, **options)
+        return Built(model.eval(), (torch.randn(2, *clip),), {}, "clips of " + "x".join(map(str, clip)))
+    create: Callable[..., nn.Module] = partial(models.get_model, name, **weights)
+    side = 299 if name.startswith("inception") else 224
+    # Its transformers take their size from here; the others do not know the word, and have no need of it.
+    fixed = "image_size" if name.startswith("vit_") else None
+    return build_for_images(create, (3, side, side), limits, image_size=128, fixed=fixed)
+
+
+def _build_pyramid() -> Built:
+    backbones = _need("torchvision.models.detection.backbone_utils")
+    model = backbones.resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+    return Built(model.eval(), (torch.randn(2, 3, 128, 128),), {})
+
+
+# transformers, and models of one's own
+
+
+def _transformers_suite(limits: Limits) -> Iterator[Case]:
+    _need("transformers")
+    for name in _need("fxgrad.zoo.transformers").CASES:
+        yield Case(f"transformers:{name}", name, partial(_build_transformers, name))
+
+
+def _build_transformers(name: str) -> Built:
+    return Built(*_need("fxgrad.zoo.transformers").CASES[name]())
+
+
+def _from_factory(source: str, name: str, directory: str) -> Built:
+    sys.path.insert(0, directory)
+    try:
+        model, args, kwargs = getattr(importlib.import_module(source), name)()
+    finally:
+        sys.path.remove(directory)
+    return Built(model, args, kwargs)
+
+
+_LISTS: dict[str, Callable[[Limits], Iterator[Case]]] = {
+    "timm-families": _timm_smallest,
+    "timm": _timm_suite,
+    "torchvision": _torchvision_suite,
+    "transformers": _transformers_suite,
+}
+_FINDERS: dict[str, Callable[[str, Limits], Iterator[Case]]] = {
+    "timm": _find_timm,
+    "torchvision": lambda name, limits: _torchvision_suite(limits),
+    "transformers": lambda name, limits: _transformers_suite(limits),
+}

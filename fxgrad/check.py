@@ -108,7 +108,7 @@ def check(
         original: the model to compare the forward with, bit for bit under `torch.no_grad()` and without
             MultiheadAttention's fast path; by default the captured program.
         cotangent: v in y = <v, f(x)>, structured and shaped as the outputs, such as a one-hot for one
-            logit; None for an output that takes no part. By default random.
+            logit; None for an output that takes no part, or that is no tensor. By default random.
         tolerance: for `passed`; by default that of the coarsest dtype on the way from the inputs to the outputs:
             1e-10 in float64, 1e-4 in float32 (`TOLERANCE`).
         seed: of the random cotangent: standard normal, one number per output element.
@@ -134,13 +134,12 @@ def check(
     with torch.no_grad():
         leaves = converted.entries(args, kwargs or {})
     books = Ledger(converted, leaves)
-    outputs = [v for v in books.outputs if isinstance(v, Tensor)]
     with torch.no_grad(), without_fast_path():
         theirs = original(*args, **(kwargs or {})) if original else _plain(converted, leaves)
     identical = _identical(books.outputs, pytree.tree_leaves(theirs))
 
-    cotangents = _random_like(outputs, seed) if cotangent is None else _like(outputs, cotangent)
-    pairs = [(v, g) for v, g in zip(outputs, cotangents) if g is not None]
+    cotangents = _random_like(books.outputs, seed) if cotangent is None else _like(books.outputs, cotangent)
+    pairs = [(v, g) for v, g in zip(books.outputs, cotangents) if g is not None]
     output = sum(dot(g, v) for v, g in pairs)
     scale = max(abs(output), sum(dot(g.square(), v.square()) for v, g in pairs) ** 0.5) or 1.0
     rows, sources = books.close(cotangents, scale)
@@ -159,17 +158,19 @@ def check(
     )
 
 
-def _random_like(outputs: list[Tensor], seed: int) -> list[Tensor | None]:
+def _random_like(outputs: list[Any], seed: int) -> list[Tensor | None]:
     generator = torch.Generator().manual_seed(seed)
     return [
-        torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v) if v.is_floating_point() else None
+        torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v)
+        if isinstance(v, Tensor) and v.is_floating_point()
+        else None
         for v in outputs
     ]
 
 
-def _like(outputs: list[Tensor], cotangent: Any) -> list[Tensor | None]:
-    cotangents = pytree.tree_leaves(cotangent, is_leaf=lambda v: v is None)
-    shapes = [tuple(v.shape) for v in outputs]
+def _like(outputs: list[Any], cotangent: Any) -> list[Tensor | None]:
+    cotangents = pytree.tree_leaves(cotangent)
+    shapes = [tuple(v.shape) if isinstance(v, Tensor) else None for v in outputs]
     given = [tuple(g.shape) if isinstance(g, Tensor) else g for g in cotangents]
     if len(given) != len(shapes) or any(g not in (s, None) for g, s in zip(given, shapes)):
         raise InputError(f"the cotangent is shaped {given}, but the outputs are shaped {shapes}.")
@@ -195,7 +196,7 @@ def _input_contribution(converted: ConvertedModule, leaves: list[Any], cotangent
     leaves = [v.detach().clone().requires_grad_() if d.attributed else v for d, v in zip(captured.entries, leaves)]
     attributed = [v for d, v in zip(captured.entries, leaves) if d.attributed]
     with torch.enable_grad():
-        outputs = [v for v in converted.program(*converted.state, *leaves) if isinstance(v, Tensor)]
+        outputs = converted.program(*converted.state, *leaves)
     pairs = [(v, g) for v, g in zip(outputs, cotangents) if g is not None and v.requires_grad]
     gradients = torch.autograd.grad([v for v, _ in pairs], attributed, [g for _, g in pairs], allow_unused=True)
     return sum(dot(g, x) for x, g in zip(attributed, gradients))

@@ -103,7 +103,7 @@ class Ledger:
         return max(real, key=lambda d: torch.finfo(d).eps)
 
     def close(self, cotangents: list[Tensor | None], scale: float) -> tuple[list[LedgerRow], list[SourceRow]]:
-        """Run backwards from the outputs' cotangents, one per tensor; errors are relative to `scale`.
+        """Run backwards from the outputs' cotangents, None where there is none; errors are relative to `scale`.
 
         Returns:
             One row per live node, and one per node that has sources.
@@ -115,10 +115,11 @@ class Ledger:
         rows: list[LedgerRow] = []
         sources: list[SourceRow] = []
         spoilt: Decision | None = None
-        tensors = [n for n in pytree.tree_leaves(self.program.graph.output_node().args[0]) if isinstance(n, fx.Node)]
-        for node, g in zip(tensors, cotangents):
+        for node, g in zip(pytree.tree_leaves(self.program.graph.output_node().args[0]), cotangents):
+            if g is None:
+                continue
             self._deliver(arrived, node.name, g)
-            if node.name not in self.decisions and node.name not in self.attributed and g is not None:
+            if node.name not in self.decisions and node.name not in self.attributed:
                 # An output that no attributed input reaches explains itself.
                 share = dot(g, self.values[node.name])
                 place = place_of(self.originals[node.name])

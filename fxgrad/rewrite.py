@@ -15,6 +15,7 @@ from torch import fx
 from fxgrad import ops
 from fxgrad.classify import Classified, Decision, arguments_of, differentiable
 from fxgrad.errors import NoRuleError
+from fxgrad.lookup import placeholders_of
 from fxgrad.ops import Layout
 
 
@@ -43,12 +44,11 @@ def rewrite(classified: Classified) -> fx.Graph:
     """
     graph = fx.Graph()
     copies: dict[fx.Node, fx.Node] = {}
-    recorded: set[str] = set()
-    for node in classified.captured.graph.nodes:
+    captured = classified.captured
+    recorded = {node.name for node in placeholders_of(captured.graph)[len(captured.state) :]}
+    for node in captured.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
-        if node.op == "placeholder":
-            recorded.add(node.name)
-        elif node.name in classified.decisions:
+        if node.name in classified.decisions:
             _rewrite_node(copies[node], classified.decisions[node.name], recorded)
         elif node.op == "call_function" and differentiable(node) and recorded & {n.name for n in node.all_input_nodes}:
             # A step function, say: constant, so that nothing is recorded.

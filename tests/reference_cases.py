@@ -8,6 +8,7 @@ the case is a module.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -145,12 +146,23 @@ ELEMENTWISE: dict[str, tuple[str, Callable[[Tensor], Tensor], float]] = {
     "exp2": ("exp2", torch.exp2, 50),
     "cos": ("cos", torch.cos, 1e4),
     "erfc": ("erfc", torch.erfc, 1e4),
+    "tan": ("tan", torch.tan, 1e4),
+    "cosh": ("cosh", torch.cosh, 50),
 }
-assert set(ELEMENTWISE) == set(SECANTS)
+# These take numbers between -1 and 1 only, and near 1 show every rounding: fed by a tanh.
+UNIT: dict[str, Callable[[Tensor], Tensor]] = {
+    "asin": lambda x: torch.asin(0.75 * torch.tanh(x)),
+    "acos": lambda x: torch.acos(0.75 * torch.tanh(x)),
+    "atanh": lambda x: torch.atanh(0.75 * torch.tanh(x)),
+}
+assert set(ELEMENTWISE) | set(UNIT) == set(SECANTS)
 SQUASHES_AND_GATES = [
     # log1p is undefined below -1.
     case(name, row, "n a b : positive" if name == "log1p" else "n a b", function, secant(name), large)
     for name, (row, function, large) in ELEMENTWISE.items()
+] + [
+    case(row, f"{row} tanh", "n a b", function, lambda x, r=row: secant(r)(0.75 * secant("tanh")(x)))
+    for row, function in UNIT.items()
 ]
 
 
@@ -174,6 +186,7 @@ def deviation(x: Tensor) -> Tensor:
 
 GATES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     **{row: ("any", function) for row, function, _ in ELEMENTWISE.values() if SECANTS[row][0] != 0},
+    "acos": ("any", UNIT["acos"]),
     "rsqrt": ("positive", torch.rsqrt),
     "reciprocal": ("nonzero", torch.reciprocal),
     "linalg_vector_norm": ("nonzero", lambda x: torch.linalg.vector_norm(x, dim=-1, keepdim=True)),
@@ -186,6 +199,23 @@ GATES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "log_softmax": ("any", lambda x: torch.log_softmax(x, -1)),
     "_log_softmax": ("any", lambda x: aten._log_softmax(x, -1, False)),
     "logsumexp": ("any", lambda x: torch.logsumexp(x, -1, keepdim=True)),
+    "logcumsumexp": ("any", lambda x: torch.logcumsumexp(x, -1)),
+    "log": ("positive", torch.log),
+    "log2": ("positive", torch.log2),
+    "log10": ("positive", torch.log10),
+    "logit": ("any", lambda x: torch.logit(0.75 + torch.tanh(x) / 8)),
+    "pow.Scalar": ("any", lambda x: torch.pow(1.5, x)),
+    "angle": ("any", torch.angle),
+    "sgn": ("any", torch.sgn),
+}
+# Of two operands.
+GATES_OF_TWO: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "atan2": torch.atan2,
+    "hypot": torch.hypot,
+    "dist": torch.dist,
+    "cdist": lambda x, y: torch.cdist(x, y, compute_mode="use_mm_for_euclid_dist"),
+    "logaddexp": torch.logaddexp,
+    "logaddexp2": torch.logaddexp2,
 }
 DEGREES = [
     case("rsqrt", "rsqrt", "n a : positive", torch.rsqrt, lambda x: power(x, -0.5)),
@@ -204,6 +234,10 @@ MULTIPLIERS = [
     case(f"{row}_gates", f"{row} mul", f"n a b : {domain}, n a b", lambda x, y, g=gate: g(x) * y,
          lambda x, y, g=gate: g(x).detach() * y, 50)
     for row, (domain, gate) in GATES.items()
+] + [
+    case(f"{row}_gates", f"{row} mul", "n a a : normal, n a a : normal, n a a", lambda x, y, z, g=gate: g(x, y) * z,
+         lambda x, y, z, g=gate: g(x, y).detach() * z, 50, loose=8)
+    for row, gate in GATES_OF_TWO.items()
 ]  # fmt: skip
 
 PRODUCTS = [
@@ -229,6 +263,14 @@ PRODUCTS = [
          lambda x, y: (x.sigmoid().detach().unsqueeze(-1) * y).sum(1)),
     case("bilinear", "bilinear", "n 3, n 4", nn.Bilinear(3, 4, 2),
          lambda m, x, y: shared(lambda a, b: torch.einsum("ni,oij,nj->no", a, m.weight, b), x, y) + m.bias),
+    case("_trilinear", "_trilinear", "n 3, 2 3 4, n 4",
+         lambda x, w, y: aten._trilinear(x, w, y, [1, 3], [0], [1, 2], [2, 3]),
+         lambda x, w, y: shared(lambda a, m, b: torch.einsum("ni,oij,nj->no", a, m, b), x, w, y), 100),
+    case("cross", "linalg_cross", "n 3, n 3", lambda x, y: torch.linalg.cross(x, y.roll(1, -1)),
+         lambda x, y: shared(lambda a, b: a[:, [1, 2, 0]] * b[:, [1, 2, 0]] - a[:, [2, 0, 1]] * b, x, y)),
+    case("vdot", "vdot", "n, n", torch.vdot, lambda x, y: shared(lambda a, b: (a * b).sum(), x, y)),
+    case("addr", "addr", "n a, n, a", lambda s, x, y: torch.addr(s, x, y, beta=0.5, alpha=2.0),
+         lambda s, x, y: 0.5 * s + 2.0 * shared(lambda a, b: a[:, None] * b, x, y)),
     case("addmm", "addmm", "n b, n a, a b", lambda s, x, y: torch.addmm(s, x, y, beta=0.5, alpha=2.0),
          lambda s, x, y: 0.5 * s + 2.0 * shared(torch.matmul, x, y)),
     case("baddbmm", "baddbmm", "n 1 c, n a b, n b c", lambda s, x, y: torch.baddbmm(s, x, y, alpha=0.5),
@@ -269,6 +311,15 @@ POWERS = [
     case("pow_2.5", "pow.Tensor_Scalar", "n a : positive", lambda x: x**2.5, lambda x: power(x, 2.5), 100),
     case("pow_-1", "pow.Tensor_Scalar", "n a : nonzero", lambda x: x**-1, lambda x: power(x, -1)),
     case("pow_-1.5", "pow.Tensor_Scalar", "n a : positive", lambda x: x**-1.5, lambda x: power(x, -1.5)),
+    # A deviation and a mean, both homogeneous of degree 1. PyTorch rounds the mean to bfloat16 in the backward.
+    case(
+        "std_mean",
+        "std_mean.correction",
+        "n a : nonzero",
+        lambda x: torch.stack(torch.std_mean(x, dim=-1, correction=1)),
+        lambda x: torch.stack([deviation(x), x.mean(-1)]),
+        loose=8,
+    ),
     case("square", "square", "n a", lambda x: x.square(), lambda x: power(x, 2)),
     case("sqrt", "sqrt", "n a : positive", torch.sqrt, lambda x: power(x, 0.5)),
 ]
@@ -311,6 +362,46 @@ NORMALIZATIONS = [
 ]  # fmt: skip
 
 
+def product(*factors: Tensor) -> Tensor:
+    return functools.reduce(torch.mul, factors)
+
+
+def cumulated(x: Tensor) -> Tensor:
+    columns = x.unbind(-1)
+    return torch.stack([shared(product, *columns[: i + 1]) for i in range(len(columns))], -1)
+
+
+class GeneralizedMean(nn.Module):
+    """GeM pooling: a mean whose exponent is learnt."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.p = nn.Parameter(torch.full((1,), 3.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.abs().pow(self.p).mean(-1).pow(1 / self.p)
+
+
+COMPOSED = [
+    case("glu", "glu", "n a 6", F.glu, lambda x: x[..., :3] * x[..., 3:].sigmoid().detach()),
+    case("glu_axis_1", "glu", "n 4 a", lambda x: F.glu(x, 1), lambda x: x[:, :2] * x[:, 2:].sigmoid().detach()),
+    case("lerp_gate", "lerp.Tensor sigmoid", "n a, n a, n a", lambda x, y, z: torch.lerp(x, y, z.sigmoid()),
+         lambda x, y, z: x + (y - x) * z.sigmoid().detach()),
+    case("addcdiv", "addcdiv", "n a, n a, n a : nonzero", lambda x, y, z: torch.addcdiv(x, y, z, value=0.5),
+         lambda x, y, z: x + 0.5 * y / z.detach()),
+    case("prod", "prod.dim_int", "n a", lambda x: x.prod(-1), lambda x: shared(product, *x.unbind(-1)), 20, loose=2),
+    case("prod_all", "prod.default", "2 3", torch.prod, lambda x: shared(product, *x.flatten()), 20, loose=2),
+    case("cumprod", "cumprod", "n a : normal", lambda x: x.cumprod(-1), cumulated, 20, loose=2),
+    case("pow_tensor", "pow.Tensor_Tensor", "n a : positive", lambda x: x ** torch.full_like(x[:1], 2.5),
+         lambda x: power(x, 2.5), 100),
+    case("gem", "pow.Tensor_Tensor", "n a b : nonzero", GeneralizedMean(),
+         lambda m, x: power(power(x.abs(), m.p).mean(-1), 1 / m.p), 100, loose=4),
+    # The mean of x, its own deviation held, and half of the variance's gradient.
+    case("var_mean", "var_mean.correction", "n a", lambda x: torch.stack(torch.var_mean(x, -1)),
+         lambda x: torch.stack([variance(x), x.mean(-1)]), loose=8),
+]  # fmt: skip
+
+
 class TalkingHeads(nn.Module):
     """Attention whose weights are mixed among the heads by a convolution: still weights."""
 
@@ -349,5 +440,5 @@ ATTENTIONS = [
 ]  # fmt: skip
 
 NONLINEAR = [
-    *GATED, *SQUASHES_AND_GATES, *DEGREES, *MULTIPLIERS, *PRODUCTS, *QUOTIENTS, *POWERS, *NORMALIZATIONS, *ATTENTIONS
+    *GATED, *SQUASHES_AND_GATES, *DEGREES, *MULTIPLIERS, *PRODUCTS, *QUOTIENTS, *POWERS, *NORMALIZATIONS, *COMPOSED, *ATTENTIONS
 ]  # fmt: skip

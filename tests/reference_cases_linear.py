@@ -49,6 +49,16 @@ class GridSample(nn.Module):
         return F.grid_sample(x, self.grid.expand(x.shape[0], 2, 3, 2) - 1, align_corners=False)
 
 
+UNPOOL = torch.tensor([[0, 2, 4], [12, 14, 16]])
+
+
+def spread(x: Tensor) -> Tensor:
+    """Zeros between the pixels of a picture, behind and below each one."""
+    y = torch.zeros(*x.shape[:-2], 2 * x.shape[-2], 2 * x.shape[-1], dtype=x.dtype)
+    y[..., ::2, ::2] = x
+    return y
+
+
 SUMS = [
     case("add", "add", "n a b, n 1 b", lambda x, y: torch.add(x, y, alpha=2), lambda x, y: x + 2 * y),
     case("add_number", "add", "n a", lambda x: x + 2.5, lambda x: x + 2.5 * torch.ones_like(x)),
@@ -66,7 +76,25 @@ SUMS = [
     case("upsample_nearest", "upsample_nearest2d.vec", IMAGE, lambda x: F.interpolate(x, scale_factor=2)),
     case("upsample_bilinear", "upsample_bilinear2d.vec", IMAGE, lambda x: F.interpolate(x, (9, 8), mode="bilinear")),
     case("upsample_bicubic", "upsample_bicubic2d.vec", IMAGE, lambda x: F.interpolate(x, (9, 8), mode="bicubic")),
-    case("grid_sample", "grid_sampler", IMAGE, GridSample()),
+    case("grid_sample", "grid_sampler_2d", IMAGE, GridSample()),
+    case("nansum", "nansum", "n a b", lambda x: x.nansum(1), lambda x: x.sum(1)),
+    case("lerp", "lerp.Scalar", "n a, n a", lambda x, y: torch.lerp(x, y, 0.25), lambda x, y: 0.75 * x + 0.25 * y),
+    case("lerp_weights", "lerp.Tensor", "n 4, n 4", lambda x, y: torch.lerp(x, y, torch.full_like(x, 0.75)),
+         lambda x, y: x + 0.75 * (y - x)),
+    case("degrees", "deg2rad rad2deg", "n a", lambda x: torch.deg2rad(x) + torch.rad2deg(x)),
+    case("ldexp", "ldexp", "n a", lambda x: torch.ldexp(x, torch.tensor(3)), lambda x: 8 * x),
+    case("xlogy", "xlogy special_xlog1py", "n a, n a : positive", lambda x, y: torch.xlogy(x, y) + torch.special.xlog1py(x, y),
+         lambda x, y: x * y.log().detach() + x * y.log1p().detach(), loose=2),
+    case("affine_grid", "affine_grid_generator", "n 2 3", lambda x: F.affine_grid(x, [x.shape[0], 1, 4, 5], False)),
+    case("upsample_1d", "upsample_linear1d _upsample_nearest_exact1d", "n 2 5",
+         lambda x: aten.upsample_linear1d(x, [8], True) + aten._upsample_nearest_exact1d(x, [8])),
+    case("upsample_2d", "_upsample_nearest_exact2d", IMAGE, lambda x: aten._upsample_nearest_exact2d(x, [4, 5])),
+    case("upsample_3d", "upsample_nearest3d _upsample_nearest_exact3d upsample_trilinear3d", "n 2 3 4 5",
+         lambda x: aten.upsample_nearest3d(x, [6, 7, 8]) + aten._upsample_nearest_exact3d(x, [6, 7, 8])
+         + aten.upsample_trilinear3d(x, [6, 7, 8], False), loose=4),
+    case("max_unpool2d", "max_unpool2d", "n 2 2 3", lambda x: F.max_unpool2d(x, UNPOOL.expand(x.shape), 2), spread),
+    case("max_unpool3d", "max_unpool3d", "n 2 1 2 3",
+         lambda x: F.max_unpool3d(x, UNPOOL.expand(x.shape), (1, 2, 2)), spread),
 ]  # fmt: skip
 
 
@@ -95,6 +123,13 @@ def scattered(x: Tensor, y: Tensor) -> Tensor:
     return x.scatter_add(1, INDEX.reshape(1, 4, 1).expand(x.shape), y)
 
 
+def scattered_more(x: Tensor, y: Tensor) -> Tensor:
+    x = torch.diagonal_scatter(x, y[:, 0], 0, dim1=1, dim2=2).index_fill(1, torch.tensor([1]), 0.25)
+    x = x.masked_scatter(torch.tensor([[True], [False], [False], [True]]).expand(x.shape), y)
+    x = aten._unsafe_index_put(x, [None, INDEX[:2]], y[:, 2:], True)
+    return x.put(torch.tensor([0, 5]), y[0, 0, :2]) + torch.fill(y, 0.5)
+
+
 def selected(x: Tensor) -> Tensor:
     return x[:, 1] + x[:, 1:3, :].sum(1) + x[:, INDEX][:, 0] + x[:, KEEP][:, 2] + x.index_select(1, INDEX).sum(1)
 
@@ -114,10 +149,22 @@ PLUMBING = [
          lambda x: x.chunk(2, 1)[0] * 2 + x.tensor_split(3, 1)[1].sum(1, True) - x.unbind(1)[2][:, None]),
     case("select", "slice.Tensor select.int index.Tensor index_select", "n 4 3", selected),
     case("gather", "gather", "n 4", lambda x: x.gather(1, INDEX.expand(x.shape)), lambda x: x[:, INDEX]),
-    case("take_along_dim", "take_along_dim", "n 4", lambda x: x.take_along_dim(INDEX[None], 1), lambda x: x[:, INDEX]),
+    case("take_along_dim", "take_along_dim", "3 4", lambda x: x.take_along_dim(INDEX[None], 1), lambda x: x[:, INDEX]),
     case("embedding", "embedding", "n 3", lambda x: F.embedding(torch.tensor([0, 0]), x), lambda x: x[[0, 0]]),
     case("scattered", "slice_scatter select_scatter index_put index_add scatter.src scatter.value scatter_add",
          "n 4 3, n 4 3", scattered),
+    case("scattered_more", "diagonal_scatter index_fill masked_scatter _unsafe_index_put put", "n 4 3, n 4 3",
+         scattered_more),
+    case("selected_more", "_unsafe_index masked_select take as_strided unsafe_split", "3 4",
+         lambda x: aten._unsafe_index(x, [None, INDEX])[0] + torch.cat([x]).as_strided([4], [2], 1) + x.take(INDEX)
+         + x[:1].masked_select(KEEP[None]).sum() + aten.unsafe_split(x, 1)[2][0],
+         lambda x: x[0, INDEX] + x.flatten()[[1, 3, 5, 7]] + x[0, INDEX] + x[0, KEEP].sum() + x[2]),
+    case("block_diag", "block_diag", "a b, b a", torch.block_diag),
+    case("pads", "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d",
+         "2 3 4 5", lambda x: aten.reflection_pad1d(x[0], [1, 2]).sum() + aten.reflection_pad2d(x, [1, 1, 0, 2])[..., :5]
+         .sum() + aten.replication_pad1d(x[1], [1, 2])[:, 2, :5] + aten.replication_pad2d(x, [1, 1, 0, 2])[0, :, 4, 2:]
+         + aten.reflection_pad3d(x, [1, 1, 0, 2, 1, 1])[0, 1:4, 1, 2:]
+         + aten.replication_pad3d(x, [1, 1, 0, 2, 1, 1])[1, 1:4, 1, 2:]),
     case("where", "where.self", "n a, n a", lambda x, y: torch.where(x > 0.3, x, y)),
     case("where_number", "where.ScalarOther where.ScalarSelf", "n a",
          lambda x: torch.where(x > 0.3, x, 2.0) + torch.where(x > 0.3, -1.0, x)),
@@ -164,6 +211,30 @@ PIECEWISE = [
     case("max_pool2d", "max_pool2d", IMAGE, lambda x: F.max_pool2d(x, 3, 2, padding=1)),
     case("max_pool3d", "max_pool3d", "n 2 4 4 4", lambda x: F.max_pool3d(x, 2)),
     case("adaptive_max_pool2d", "adaptive_max_pool2d", IMAGE, lambda x: F.adaptive_max_pool2d(x, 2)),
+    case("adaptive_max_pool3d", "adaptive_max_pool3d", "n 2 4 4 4", lambda x: F.adaptive_max_pool3d(x, 2)),
+    case("fractional_max_pool2d", "fractional_max_pool2d", IMAGE, lambda x: aten.fractional_max_pool2d(
+        x, [2, 2], [3, 3], torch.full_like(x[:, :, :2, 0], 0.3))[0]),
+    case("fractional_max_pool3d", "fractional_max_pool3d", "3 2 4 4 4", lambda x: aten.fractional_max_pool3d(
+        x, [2, 2, 2], [2, 2, 2], torch.full_like(x[:, :, :3, 0, 0], 0.3))[0]),
+    case("fmod", "fmod remainder.Tensor remainder.Scalar", "n a, n a : nonzero", lambda x, y: torch.fmod(x, 0.75) + torch.remainder(2 * x, y) - torch.remainder(x, 0.75),
+         lambda x, y: 2 * x - 0.75 * ((x / 0.75).trunc() - (x / 0.75).floor()).detach() - y * (2 * x / y).detach().floor(), 50, loose=8),
+    case("frac", "frac", "n a", torch.frac, lambda x: x - x.detach().trunc()),
+    case("copysign", "copysign.Tensor copysign.Scalar", "n a, n a : nonzero",
+         lambda x, y: torch.copysign(x, y) + torch.copysign(x, -1.0),
+         lambda x, y: x * x.sign() * y.sign().detach() - x * x.sign()),
+    case("nan_to_num", "nan_to_num", "n a", torch.nan_to_num, lambda x: 1.0 * x),
+    case("fmax", "fmax fmin", "n a b, n 1 b", lambda x, y: torch.fmax(x, y) - 2 * torch.fmin(x, y)),
+    case("cummax", "cummax cummin", "n 5", lambda x: x.cummax(1).values - 2 * x.cummin(1).values),
+    # Where values are equal, any of them may get the gradient.
+    case("order_statistics", "kthvalue nanmedian mode aminmax", "n 5",
+         lambda x: x.kthvalue(2, 1).values + 2 * x.nanmedian(1).values + 3 * x.aminmax(dim=1).max + x.mode(1).values),
+    case("_prelu_kernel", "_prelu_kernel", "n a", lambda x: aten._prelu_kernel(x, torch.full_like(x, 0.2)),
+         lambda x: torch.where(x > 0, x, 0.2 * x)),
+    # A step is a constant: a signed root keeps its whole attribution.
+    case("signed_root", "abs mul", "n a : nonzero", lambda x: x.sign() * x.abs().sqrt(),
+         lambda x: x * x.abs().rsqrt().detach()),
+    case("steps", "mul", "n a", lambda x: x * (x.floor() + x.ceil() + x.round() + x.trunc()),
+         lambda x: x * (x.floor() + x.ceil() + x.round() + x.trunc()).detach()),
 ]  # fmt: skip
 
 LINEAR: list[Case] = [*LAYERS, *SUMS, *PLUMBING, *PIECEWISE]

@@ -111,6 +111,11 @@ SECANTS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
     "exp2": (1.0, lambda x: LN2 * ratio(torch.expm1(LN2 * x), LN2 * x, 1.0)),
     "cos": (1.0, lambda x: -torch.sin(x / 2) * ratio(torch.sin(x / 2), x / 2, 1.0)),
     "erfc": (1.0, lambda x: -ratio(torch.erf(x), x, 2 / math.sqrt(math.pi))),
+    "tan": (0.0, lambda x: ratio(torch.tan(x), x, 1.0)),
+    "asin": (0.0, lambda x: ratio(torch.asin(x), x, 1.0)),
+    "atanh": (0.0, lambda x: ratio((torch.log1p(x) - torch.log1p(-x)) / 2, x, 1.0)),
+    "cosh": (1.0, lambda x: torch.sinh(x / 2) * ratio(torch.sinh(x / 2), x / 2, 1.0)),
+    "acos": (math.pi / 2, lambda x: -ratio(torch.asin(x), x, 1.0)),
 }
 """f(0), and x -> (f(x) - f(0)) / x."""
 

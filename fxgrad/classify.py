@@ -365,7 +365,7 @@ class _Walk:
             if current.op == "placeholder":
                 found.append(node.name if self.roles[current] else self.paths[current])
             # Sizes come from the inputs, but carry no values.
-            new = [n for n in current.all_input_nodes if n not in seen and isinstance(n.meta.get("val"), Tensor)]
+            new = [n for n in current.all_input_nodes if n not in seen and _tensors_of(n)]
             seen.update(new)
             pending += new
         return " and ".join(sorted(found)) if found and node.name not in found else node.name
@@ -380,9 +380,13 @@ class _UnruledError(Exception):
 
 def differentiable(node: fx.Node) -> bool:
     """Whether a node's result is of a dtype that autograd follows."""
+    return any(v.is_floating_point() or v.is_complex() for v in _tensors_of(node))
+
+
+def _tensors_of(node: fx.Node) -> list[Tensor]:
+    """The tensors, as traced, that a node's result is or holds."""
     value = node.meta.get("val")
-    values = value if isinstance(value, (list, tuple)) else [value]
-    return any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
+    return [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Tensor)]
 
 
 def _may_be_computed(kind: Kind, part: str) -> bool:

@@ -27,8 +27,8 @@ def tidy(graph: fx.Graph) -> None:
         ...         return x.transpose(1, 2).reshape(2, 12)
         >>> graph = torch.export.export(Heads(), (torch.ones(2, 3, 4),)).run_decompositions({}).graph
         >>> tidy(graph)
-        >>> [str(n.target) for n in graph.nodes if n.op == "call_function"]
-        ['aten.permute.default', 'aten.reshape.default']
+        >>> [str(n.target) for n in graph.nodes if n.op == "call_function"]  # it was transpose, clone, _unsafe_view
+        ['aten.transpose.int', 'aten.reshape.default']
     """
     for node in list(graph.nodes):
         if hasattr(builtins, node.name):
@@ -94,8 +94,8 @@ def detach_without_grad(graph: fx.Graph) -> None:
         ...         return x * y
         >>> graph = torch.export.export(Half(), (torch.ones(2),)).graph
         >>> detach_without_grad(graph)
-        >>> [n.name for n in graph.nodes][-3:]
-        ['detach', 'mul_1', 'output']
+        >>> [str(n.target) for n in graph.nodes][-3:]
+        ['aten.detach.default', 'aten.mul.Tensor', 'output']
     """
     for node in list(graph.nodes):
         if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled and node.args[0] is False:

@@ -47,6 +47,20 @@ def test_views_do_not_depend_on_strides() -> None:
     assert "aten.view" not in str(captured.graph)
 
 
+class Rows(nn.Module):
+    """Every row of every image: one copy for two images, but a view of one."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.permute(0, 2, 3, 1).reshape(-1, 4, 3)
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+def test_reshaped_values_have_the_strides_of_eager_mode(batch: int) -> None:
+    libra, x = fxgrad.convert(Rows().eval(), (torch.zeros(2, 3, 4, 4),)), torch.randn(batch, 3, 4, 4)
+    with torch.no_grad():
+        assert libra(x).stride() == Rows()(x).stride()
+
+
 @pytest.mark.parametrize("batch", [1, 2, 5])
 @pytest.mark.parametrize("other", [1, 3])
 def test_batch_is_dynamic_whatever_the_example(batch: int, other: int) -> None:

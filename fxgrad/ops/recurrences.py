@@ -60,51 +60,9 @@ def _relu_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
     return ((x + _inner(state[0], weights)).relu(),)
 
 
-def _layers(
-    cell: Cell,
-    x: Tensor,
-    states: State,
-    parameters: Sequence[Tensor],
-    layers: int,
-    bidirectional: bool,
-    counts: Sequence[int] | None,
-) -> tuple[Tensor, ...]:
-    """All layers and directions over (time, batch, features), or over packed rows where `counts` says how many."""
-    directions = 2 if bidirectional else 1
-    size = len(parameters) // (layers * directions)
-    final: list[State] = []
-    for layer in range(layers):
-        outputs = []
-        for direction in range(directions):
-            index = layer * directions + direction
-            weights = parameters[index * size : (index + 1) * size]
-            start = tuple(s[index] for s in states)
-            steps, last = _scan(cell, _inward(x, weights), start, weights, direction == 1, counts)
-            outputs.append(steps)
-            final.append(last)
-        x = torch.cat(outputs, -1) if bidirectional else outputs[0]
-    return x, *(torch.stack(s) for s in zip(*final))
+def _unrolled(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
+    """The twin of a recurrence over such cells: all layers and directions, over (time, batch, features)."""
 
-
-def _scan(
-    cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], backwards: bool, counts: Sequence[int] | None
-) -> tuple[Tensor, State]:
-    """One direction of one layer: the outputs of all steps, in the order of time, and the last state."""
-    steps = list(x.unbind(0)) if counts is None else list(torch.split(x, list(counts)))
-    outputs: list[Tensor] = []
-    running = state
-    for step in reversed(steps) if backwards else steps:
-        rows = step.shape[0]
-        # Packed sequences are sorted by length: the first rows go on, the others keep their state.
-        moved = cell(step, tuple(s[:rows] for s in running), weights)
-        outputs.append(moved[0])
-        running = tuple(torch.cat([m, s[rows:]]) if rows < s.shape[0] else m for m, s in zip(moved, running))
-    if backwards:
-        outputs.reverse()
-    return torch.stack(outputs) if counts is None else torch.cat(outputs), running
-
-
-def _padded(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     def recurrence(
         input: Tensor,
         hx: Tensor | Sequence[Tensor],
@@ -118,33 +76,37 @@ def _padded(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
     ) -> tuple[Tensor, ...]:
         x = input.transpose(0, 1) if batch_first else input
         states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        y, *final = _layers(cell, x, states, params, num_layers, bidirectional, None)
-        return (y.transpose(0, 1) if batch_first else y), *final
+        directions = 2 if bidirectional else 1
+        size = len(params) // (num_layers * directions)
+        final: list[State] = []
+        for layer in range(num_layers):
+            outputs = []
+            for direction in range(directions):
+                index = layer * directions + direction
+                weights = params[index * size : (index + 1) * size]
+                steps, last = _scan(cell, _inward(x, weights), tuple(s[index] for s in states), weights, direction == 1)
+                outputs.append(steps)
+                final.append(last)
+            x = torch.cat(outputs, -1) if bidirectional else outputs[0]
+        return (x.transpose(0, 1) if batch_first else x), *(torch.stack(s) for s in zip(*final))
 
     return recurrence
 
 
-def _packed(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
-    def recurrence(
-        data: Tensor,
-        batch_sizes: Tensor,
-        hx: Tensor | Sequence[Tensor],
-        params: Sequence[Tensor],
-        has_biases: bool,
-        num_layers: int,
-        dropout: float,
-        train: bool,
-        bidirectional: bool,
-    ) -> tuple[Tensor, ...]:
-        states = (hx,) if isinstance(hx, Tensor) else tuple(hx)
-        return _layers(cell, data, states, params, num_layers, bidirectional, batch_sizes.tolist())
-
-    return recurrence
+def _scan(cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], backwards: bool) -> tuple[Tensor, State]:
+    """One direction of one layer: the outputs of all steps, in the order of time, and the last state."""
+    steps = x.unbind(0)
+    outputs: list[Tensor] = []
+    for step in reversed(steps) if backwards else steps:
+        state = cell(step, state, weights)
+        outputs.append(state[0])
+    return torch.stack(outputs[::-1] if backwards else outputs), state
 
 
 RECURRENCES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
-    f"aten.{name}.{overload}": form(cell)
-    for name, cell in {"lstm": _lstm_cell, "gru": _gru_cell, "rnn_tanh": _tanh_cell, "rnn_relu": _relu_cell}.items()
-    for overload, form in {"input": _padded, "data": _packed}.items()
+    "aten.lstm.input": _unrolled(_lstm_cell),
+    "aten.gru.input": _unrolled(_gru_cell),
+    "aten.rnn_tanh.input": _unrolled(_tanh_cell),
+    "aten.rnn_relu.input": _unrolled(_relu_cell),
 }
 """Op -> its twin, with the op's own signature."""

@@ -72,12 +72,13 @@ def _measure(case: Case, seed: int, found: dict[str, Any]) -> None:
     found["parameters"] = count(model)
     found["input"] = _sizes(pytree.tree_leaves((args, kwargs)))
 
+    table = load("libragrad")
     start = time.perf_counter()
-    captured = capture(model, args, kwargs)
+    captured = capture(model, args, kwargs, whole=lambda op: table.row(op) is not None)
     found["capture_s"] = time.perf_counter() - start
     found["nodes"] = sum(node.op == "call_function" for node in captured.graph.nodes)
     start = time.perf_counter()
-    converted = ConvertedModule(classify(captured, load("libragrad")))
+    converted = ConvertedModule(classify(captured, table))
     found["pass_s"] = time.perf_counter() - start
     found["precision"] = _precision(captured, converted)
     kinds = Counter(d.kind.value for d in converted.classified.decisions.values())

@@ -140,6 +140,7 @@ def capture(
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
+    through_no_grad: bool = False,
     whole: Callable[[Any], bool] | None = None,
 ) -> Captured:
     """Trace a model into a functional graph of ATen ops. The model itself is left untouched.
@@ -151,6 +152,8 @@ def capture(
             that has example inputs needs none.
         dynamic_shapes: as for `torch.export.export`. By default the first axis of every tensor is
             dynamic wherever the model's code allows it.
+        through_no_grad: take what the model computes under its own `torch.no_grad()`, such as a frozen backbone,
+            for a part like any other, and not for a constant, which it is to autograd.
         whole: says of an `OpOverload` that PyTorch itself composes of others whether to keep it whole; the
             rest become what they are composed of. By default all are kept.
 
@@ -181,6 +184,8 @@ def capture(
         signature = inspect.signature(model.forward)
         example = pytree.tree_map(_detach, _canonical(signature, args, kwargs or {}))
         program = _export(model, example, dynamic_shapes)
+        if not through_no_grad:
+            detach_without_grad(program.graph)
     return _captured(_decomposed(program, whole or (lambda op: True)), model, signature, example)
 
 
@@ -267,11 +272,9 @@ def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> Export
     try:
         # With gradients, so that the parts that the model itself runs without are seen.
         with _export_settings(), torch.enable_grad():
-            program = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+            return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
     except Exception as error:
         raise CaptureError(_diagnose(model, example, error)) from error
-    detach_without_grad(program.graph)
-    return program
 
 
 def _detach(leaf: Any) -> Any:

@@ -132,7 +132,11 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
     facts = {**walk.decisions, **_scores(captured.graph, walk.decisions)}
     outputs = [n.name for n in captured.graph.output_node().all_input_nodes if walk.roles[n] and differentiable(n)]
     if not outputs:
-        raise CaptureError("no output depends on a floating-point input, so there is nothing to attribute.")
+        raise CaptureError(
+            "no output depends on a floating-point input, so there is nothing to attribute. "
+            "What the model computes under its own torch.no_grad() counts as a constant: through_no_grad=True would "
+            "attribute through it."
+        )
     return Classified(
         captured, table, _liveness(outputs, {k: d.under(table.policy) for k, d in facts.items()}, table.name)
     )

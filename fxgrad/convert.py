@@ -23,6 +23,7 @@ def convert(
     *,
     rules: Rules = "libragrad",
     dynamic_shapes: Any = None,
+    through_no_grad: bool = False,
     on_unknown: OnUnknown = "error",
 ) -> ConvertedModule:
     """Rewrite a model so that its gradient attributions are FullGrad-complete. The model stays as it is.
@@ -35,6 +36,8 @@ def convert(
         rules: the policy: a preset ("libragrad", "attnlrp", "gradient"), the path of a TOML file, or a list of
             either, such as ["libragrad", "my_ops.toml"]; in the list also {op: function} for custom ops.
         dynamic_shapes: as for `torch.export.export`, where more than the batch varies.
+        through_no_grad: attribute also through what the model computes under its own `torch.no_grad()`, such as a
+            frozen backbone. By default that is a constant, as it is to autograd.
         on_unknown: "error" refuses a model with ops that no rule covers; "native" keeps these ops' own
             gradients, and `fxgrad.check` shows by how much completeness suffers.
 
@@ -63,5 +66,12 @@ def convert(
         name = model.classified.table.name
         raise CaptureError(f"the model is converted already, with rules={name!r}. Convert the original.")
     table = load(rules, on_unknown)
-    captured = capture(model, args, kwargs, dynamic_shapes=dynamic_shapes, whole=lambda op: table.row(op) is not None)
+    captured = capture(
+        model,
+        args,
+        kwargs,
+        dynamic_shapes=dynamic_shapes,
+        through_no_grad=through_no_grad,
+        whole=lambda op: table.row(op) is not None,
+    )
     return ConvertedModule(classify(captured, table))

@@ -71,9 +71,9 @@ def _rewrite_node(node: fx.Node, decision: Decision, recorded: set[str]) -> None
     elif decision.vjp == "hold_scale":
         node.args, node.kwargs = tuple(arguments_of(node).values()), {}
         _replace(node, ops.hold_scale, _layout(node, decision))
-    elif decision.live and decision.row and decision.row.options.get("contiguous"):
+    elif decision.live and decision.row and decision.row.options.get("relaid"):
         op = node.target
-        node.args, node.target = (op, *node.args), ops.contiguous
+        node.args, node.target = (op, *node.args), ops.relaid
     elif decision.live:
         if any(o.data and w != 1 for o, w in zip(decision.operands, decision.weights)):
             _weight(node, decision)

@@ -32,7 +32,7 @@ OnUnknown = Literal["error", "native"]
 """What to do about ops without a row: refuse the model, or keep the ops' own gradients and book what they lack."""
 
 OPTIONS: dict[str, type | tuple[type, ...]] = {
-    "contiguous": bool,  # linear: PyTorch's backward is wrong for a cotangent with other strides
+    "relaid": bool,  # linear: PyTorch's backward is wrong for a cotangent of other strides than the input's
     "saturates": bool,  # piecewise linear: has offsets that no operand names
     "bounded": bool,  # piecewise linear: saturates on both sides, so that f(number + x) is a gate
     "odd": bool,  # squash: odd and bounded, so that number + f(x) is a gate
@@ -46,7 +46,7 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
 
 # For every kind: parts that a row must name, parts that it may name, options that it may set.
 GRAMMAR: dict[Kind, tuple[set[str], set[str], set[str]]] = {
-    Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "held", "like"}, {"contiguous"}),
+    Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "held", "like"}, {"relaid"}),
     Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, {"saturates", "bounded"}),
     Kind.GATED_ACTIVATION: ({"carrier"}, set(), set()),
     Kind.SQUASH: ({"carrier"}, set(), {"odd"}),

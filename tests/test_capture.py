@@ -231,6 +231,28 @@ def test_what_the_model_computes_without_gradients_is_a_constant() -> None:
     assert fxgrad.check(libra, (x.detach(),), original=model).passed
 
 
+class Frozen(nn.Module):
+    """A backbone that it runs without gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.backbone, self.head = nn.Sequential(nn.Linear(4, 8), nn.GELU()), nn.Linear(8, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            features = self.backbone(x)
+        return self.head(features)
+
+
+def test_through_no_grad() -> None:
+    model, x = Frozen().double().eval(), torch.randn(3, 4).double()
+    with pytest.raises(fxgrad.CaptureError, match=r"no output depends .* through_no_grad=True would attribute"):
+        fxgrad.convert(model, (x,))
+    libra = fxgrad.convert(model, (x,), through_no_grad=True)
+    report = fxgrad.check(libra, (x,), original=model)
+    assert report.passed and report.inputs != 0
+
+
 def test_core_aten_programs(tmp_path: Path) -> None:
     """Of a program that is decomposed to the end already, norms and softmax attention are still found."""
     layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, activation="gelu").double().eval()

@@ -306,10 +306,18 @@ def test_models_by_name() -> None:
 
 @pytest.mark.parametrize("name", ["mobilenet_v3_small", "vit_b_32", "lraspp_mobilenet_v3_large", "r3d_18"])
 def test_torchvision_models_run(name: str) -> None:
-    model, args, kwargs, _ = zoo.named(f"torchvision:{name}").build()
+    model, args, kwargs, *_ = zoo.named(f"torchvision:{name}").build()
     assert not model.training and args[0].shape[0] == 2 and max(args[0].shape[2:]) <= 128
     with torch.no_grad():
         model(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "name", ["bert", "llama", "t5", "mamba", "whisper", "clip", "clipseg", "deformable_detr", "deberta_v2", "xlnet"]
+)
+def test_transformers(name: str) -> None:
+    row = measure(zoo.named(f"transformers:{name}"))
+    assert row.passed, row
 
 
 # Large models

@@ -8,6 +8,6 @@ from fxgrad.ops.composed import TWINS
 from fxgrad.ops.normalization import Layout, hold_scale
 from fxgrad.ops.secant import Taylor, secant, taylor
 from fxgrad.ops.twins import Twin
-from fxgrad.ops.weighted import contiguous, weighted
+from fxgrad.ops.weighted import relaid, weighted
 
-__all__ = ["TWINS", "Layout", "Taylor", "Twin", "contiguous", "hold_scale", "secant", "taylor", "weighted"]
+__all__ = ["TWINS", "Layout", "Taylor", "Twin", "hold_scale", "relaid", "secant", "taylor", "weighted"]

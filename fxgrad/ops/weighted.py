@@ -31,32 +31,38 @@ class _Scale(torch.autograd.Function):
         return cotangent * ctx.weight, None
 
 
-class _Contiguous(torch.autograd.Function):
-    """Identity whose backward gives a cotangent of one sample ordinary strides."""
+class _Relaid(torch.autograd.Function):
+    """Identity in `result` whose backward gives the cotangent the strides of `x`, where they may be mistaken."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor) -> Tensor:
-        return x.detach()
+    def forward(result: Tensor, x: Tensor) -> Tensor:
+        return result.detach()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
-        pass
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
-        return cotangent.contiguous() if cotangent.shape[0] == 1 else cotangent
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        if 1 not in x.shape or cotangent.stride() == x.stride():
+            return cotangent, None
+        order = sorted(range(x.dim()), key=lambda axis: -x.stride(axis))
+        laid = cotangent.permute(order).clone(memory_format=torch.contiguous_format)
+        return laid.permute([order.index(axis) for axis in range(x.dim())]), None
 
 
-def contiguous(op: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call `op`; its vjp is its own, given a contiguous cotangent where there is one sample only.
+def relaid(op: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Call `op`; its vjp is its own, given a cotangent with the strides of `x`.
 
-    PyTorch's backward of an evaluating batch norm takes a transposed cotangent of batch size 1 for channels-last,
-    whose strides are the same there, and gives another gradient than for batch size 2.
+    With an axis of size 1, a tensor may look both contiguous and channels-last; PyTorch's backward of an evaluating
+    batch norm then reads a cotangent of other strides than its input's in the wrong order.
 
     Args:
-        op: returns a tensor (N, ...), or a tuple that starts with one.
+        op: returns a tensor in the shape of `x`, or a tuple that starts with one.
+        x: its first operand, of any shape and floating-point dtype.
         *args, **kwargs: passed through.
 
     Returns:
@@ -64,14 +70,14 @@ def contiguous(op: Any, *args: Any, **kwargs: Any) -> Any:
 
     Example:
         >>> x = torch.ones(1, 2, 3, requires_grad=True)
-        >>> y = contiguous(torch.neg, x)
+        >>> y = relaid(torch.neg, x)
         >>> torch.autograd.grad(y, x, torch.ones(1, 3, 2).transpose(1, 2))[0].unique()
         tensor([-1.])
     """
-    result = op(*args, **kwargs)
+    result = op(x, *args, **kwargs)
     if isinstance(result, Tensor):
-        return _Contiguous.apply(result)
-    return (_Contiguous.apply(result[0]), *result[1:])
+        return _Relaid.apply(result, x)
+    return (_Relaid.apply(result[0], x), *result[1:])
 
 
 def _scale(operand: Any, weight: Any) -> Any:

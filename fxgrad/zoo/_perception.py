@@ -183,6 +183,7 @@ PERCEPTION: Mapping[str, Case] = {
     "groupvit": case("GroupViTModel", text_image, text_config=tiny(), projection_dim=16, vision_config=tiny(
         depths=[1, 1], num_group_tokens=[4, 2], num_output_groups=[4, 2]), projection_intermediate_dim=16),
     "clipseg": case("CLIPSegForImageSegmentation", text_image, extract_layers=[0, 1], reduce_dim=16,
+                    through_no_grad=True,  # it freezes its CLIP
                     decoder_num_attention_heads=2, decoder_intermediate_size=24, **TWO_TOWERS),
     "owlvit": case("OwlViTForObjectDetection", text_image, **TWO_TOWERS),
     "owlv2": case("Owlv2ForObjectDetection", text_image, **TWO_TOWERS),
@@ -214,7 +215,8 @@ PERCEPTION: Mapping[str, Case] = {
     "llava": case("LlavaForConditionalGeneration", image_in_text(16), vision_config=tiny("clip_vision_model"),
                   text_config=tiny("llama", **KV), image_token_index=PLACEHOLDER, vision_feature_layer=-1),
     "paligemma": case("PaliGemmaForConditionalGeneration", image_in_text(16, token_type_ids=lambda: 0 * ones(21)),
-                      vision_config=SIGLIP, text_config=tiny("gemma", **KV), image_token_index=PLACEHOLDER),
+                      vision_config=SIGLIP, text_config=tiny("gemma", **KV), image_token_index=PLACEHOLDER,
+                      projection_dim=32),
     "gemma3_images": case("Gemma3ForConditionalGeneration", image_in_text(4, token_type_ids=lambda: 0 * ones(9)),
                           vision_config=SIGLIP, text_config=tiny("gemma3_text", **KV), mm_tokens_per_image=4,
                           image_token_index=PLACEHOLDER),

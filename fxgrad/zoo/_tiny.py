@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-Built = tuple[nn.Module, tuple[Any, ...], dict[str, Any]]
+from fxgrad.zoo.case import Built
+
 Case = Callable[[], Built]
 Inputs = Callable[[], dict[str, Any]]
 
@@ -46,7 +47,15 @@ BART: dict[str, Any] = {
 }
 
 
-def case(model: str, inputs: Inputs, /, part: str = "", omit: Sequence[str] = (), **config: Any) -> Case:
+def case(
+    model: str,
+    inputs: Inputs,
+    /,
+    part: str = "",
+    omit: Sequence[str] = (),
+    through_no_grad: bool = False,
+    **config: Any,
+) -> Case:
     """The case of one model.
 
     Args:
@@ -54,10 +63,11 @@ def case(model: str, inputs: Inputs, /, part: str = "", omit: Sequence[str] = ()
         inputs: makes the keyword arguments of its forward.
         part: path of the submodule that is meant, instead of the whole.
         omit: what of `TINY` the configuration must not be told.
+        through_no_grad: as for `fxgrad.convert`.
         **config: of the configuration, beyond `TINY`.
 
     Returns:
-        What builds it: a module in eval mode and float32, positional and keyword arguments.
+        What builds it.
     """
 
     def build() -> Built:
@@ -66,7 +76,7 @@ def case(model: str, inputs: Inputs, /, part: str = "", omit: Sequence[str] = ()
         general = {k: v for k, v in TINY.items() if k not in omit and renamed.get(k) not in config}
         built = cls(cls.config_class(**general | config)).eval()
         _train(built)
-        return built.get_submodule(part), (), inputs()
+        return Built(built.get_submodule(part), (), inputs(), through_no_grad=through_no_grad)
 
     return build
 

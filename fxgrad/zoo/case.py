@@ -16,12 +16,14 @@ class Built(NamedTuple):
         model: float32, on the CPU.
         args, kwargs: the example, a batch of two.
         reduced: in words, what was made smaller than the real model's; "" where nothing was.
+        through_no_grad: as for `fxgrad.convert`.
     """
 
     model: nn.Module
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     reduced: str = ""
+    through_no_grad: bool = False
 
 
 @dataclass(frozen=True)

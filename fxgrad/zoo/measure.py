@@ -65,7 +65,7 @@ def measure(case: Case, seed: int = 0) -> Row:
 
 def _measure(case: Case, seed: int, found: dict[str, Any]) -> None:
     torch.manual_seed(seed)
-    model, args, kwargs, found["reduced"] = case.build()
+    model, args, kwargs, found["reduced"], through_no_grad = case.build()
     randomize(model, seed)
     model = model.double().eval()
     args, kwargs = pytree.tree_map(_double, (args, kwargs))
@@ -74,7 +74,8 @@ def _measure(case: Case, seed: int, found: dict[str, Any]) -> None:
 
     table = load("libragrad")
     start = time.perf_counter()
-    captured = capture(model, args, kwargs, whole=lambda op: table.row(op) is not None)
+    options: dict[str, Any] = {"through_no_grad": through_no_grad, "whole": lambda op: table.row(op) is not None}
+    captured = capture(model, args, kwargs, **options)
     found["capture_s"] = time.perf_counter() - start
     found["nodes"] = sum(node.op == "call_function" for node in captured.graph.nodes)
     start = time.perf_counter()
@@ -128,13 +129,14 @@ def _at_batch_of_one(
     if captured.signature:
         bound = captured.signature.bind(*args, **kwargs)
         args, kwargs = bound.args, bound.kwargs  # the order of captured.inputs
-    dynamic = iter([i.shape is not None and i.shape[:1] == (None,) for i in captured.inputs])
+    free = [i.shape[0] is None if i.shape else None for i in captured.inputs]  # None: it has no first axis
     sizes = {leaf.shape[0] for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()}
-    first: tuple[tuple[Any, ...], dict[str, Any]]
-    first = pytree.tree_map(lambda leaf: leaf[:1].clone() if next(dynamic) else leaf, (args, kwargs))
     batches = ", ".join(map(str, sorted(sizes)))
-    if not any(i.shape is not None and i.shape[:1] == (None,) for i in captured.inputs):
+    if True not in free or False in free:
         return args, kwargs, batches, same
+    has_batch = iter(free)
+    first: tuple[tuple[Any, ...], dict[str, Any]]
+    first = pytree.tree_map(lambda leaf: leaf[:1].clone() if next(has_batch) else leaf, (args, kwargs))
     try:
         with torch.no_grad():
             model(*first[0], **first[1])

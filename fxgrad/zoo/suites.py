@@ -200,7 +200,8 @@ def _transformers_suite(limits: Limits) -> Iterator[Case]:
 
 
 def _build_transformers(name: str) -> Built:
-    return Built(*_need("fxgrad.zoo.transformers").CASES[name]())
+    built: Built = _need("fxgrad.zoo.transformers").CASES[name]()
+    return built
 
 
 def _from_factory(source: str, name: str, directory: str) -> Built:

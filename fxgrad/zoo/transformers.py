@@ -151,7 +151,9 @@ TEXT: Mapping[str, Case] = {
     "vaultgemma": case("VaultGemmaForCausalLM", text, **GEMMA),
     "phi": case("PhiForCausalLM", text),
     "phi3": case("Phi3ForCausalLM", text, **KV),
-    "phi4_multimodal": case("Phi4MultimodalForCausalLM", text, **KV),
+    "phi4_multimodal": case("Phi4MultimodalForCausalLM", text, **KV, vision_config=tiny(image_size=56), audio_config={
+        "hidden_size": 32, "intermediate_size": 48, "num_blocks": 1, "num_attention_heads": 4, "nemo_conv_channels": 8,
+        "ext_pw_out_channel": 32}),
     "falcon": case("FalconForCausalLM", text),
     "falcon_alibi": case("FalconForCausalLM", text, alibi=True, new_decoder_architecture=True, num_kv_heads=2),
     "stablelm": case("StableLmForCausalLM", text, **KV),

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgrad.capture import Captured, capture
+from fxgrad.capture import Captured, capture, without_fast_path
 from fxgrad.check import check
 from fxgrad.classify import classify
 from fxgrad.errors import FxgradError
@@ -124,7 +124,7 @@ def _at_batch_of_one(
         batches: the example's and this one's size.
         same: whether the outputs agree at the example's.
     """
-    with torch.no_grad():
+    with torch.no_grad(), without_fast_path():
         same = identical(converted(*args, **kwargs), model(*args, **kwargs))
     if captured.signature:
         bound = captured.signature.bind(*args, **kwargs)

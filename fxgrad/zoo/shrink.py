@@ -25,13 +25,16 @@ Size = tuple[int, int, int]
 
 
 def parameter_count(create: Create) -> int:
-    """How many parameters a model has, counted on the meta device: nothing is allocated.
+    """How many parameters a model has, counted on the meta device if it can be built there: nothing is allocated.
 
     Example:
         >>> parameter_count(lambda: nn.Linear(1000, 1000, bias=False))
         1000000
     """
-    with torch.device("meta"):
+    try:
+        with torch.device("meta"):
+            return count(create())
+    except NotImplementedError:  # its sizes are computed with tensors
         return count(create())
 
 

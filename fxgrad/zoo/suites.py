@@ -149,13 +149,12 @@ def _find_timm(name: str, limits: Limits) -> Iterator[Case]:
 
 _TOO_SPECIAL = ("quantization", "detection", "optical_flow")
 """Its modules that hold integer weights, data-dependent boxes, and pairs of images."""
-_CLIPS: dict[str, tuple[dict[str, Any], tuple[int, ...]]] = {
-    "s3d": ({}, (3, 16, 224, 224)),
-    "mvit": ({"spatial_size": (64, 64), "temporal_size": 8}, (3, 8, 64, 64)),
-    "swin3d": ({}, (3, 8, 64, 64)),
-    "": ({}, (3, 8, 64, 64)),
+_CLIPS: dict[str, tuple[int, ...]] = {
+    "s3d": (3, 16, 224, 224),
+    "mvit": (3, 16, 224, 224),
+    "": (3, 8, 64, 64),
 }
-"""Start of a video model's name -> how to build it, and one clip for it: the smallest that it takes."""
+"""Start of a video model's name -> one clip for it: as small as it takes."""
 _PYRAMID = "resnet_fpn_backbone"
 
 
@@ -174,8 +173,8 @@ def _build_torchvision(name: str, package: str, limits: Limits) -> Built:
     if package == "segmentation":
         weights["weights_backbone"] = None
     if package == "video":
-        options, clip = next(value for start, value in _CLIPS.items() if name.startswith(start))
-        model = models.get_model(name, **weights, **options)
+        clip = next(value for start, value in _CLIPS.items() if name.startswith(start))
+        model = models.get_model(name, **weights)
         return Built(model.eval(), (torch.randn(2, *clip),), {}, "clips of " + "x".join(map(str, clip)))
     create: Callable[..., nn.Module] = partial(models.get_model, name, **weights)
     side = 299 if name.startswith("inception") else 224

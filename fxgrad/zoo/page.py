@@ -17,8 +17,8 @@ Every model below was converted under `libragrad` in float64, with random weight
 statistics randomised. The forward is compared bit for bit with the original's (without MultiheadAttention's fast path,
 as the README says), at batches of one and two where the batch is dynamic. *Error* is the relative completeness error
 for one random cotangent over all outputs; the bar is {bar("float64"):.0e}, or {bar("float32"):.0e} where the model's
-own code computes in float32 inside. *Plain* is the unrewritten gradient's error. Models beyond a size were measured with
-fewer blocks of each sort, or on smaller inputs, as said beside them; the code that runs is the same.
+own code computes in float32 inside. *Plain* is the unrewritten gradient's error. Models beyond a size were measured
+with fewer blocks of each sort, or on smaller inputs, as said beside them; the code that runs is the same.
 """
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -82,7 +83,9 @@ def test_what_cannot_be_tried_is_composed() -> None:
 
 
 def test_a_composite_op_with_a_side_effect_stays_whole() -> None:
-    assert "aten.linalg_cholesky.default has no row (1 x)" in refusal(lambda x: torch.linalg.cholesky(x @ x.T))
+    """Where PyTorch checks the factorization by a side effect; a PyTorch that does not decomposes it."""
+    message = refusal(lambda x: torch.linalg.cholesky(x @ x.T))
+    assert re.search(r"aten\.linalg_cholesky(_ex)?\.default has no row \(1 x\)", message), message
 
 
 def test_the_refusal_groups_ops_and_says_where_and_what_next() -> None:

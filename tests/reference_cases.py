@@ -356,7 +356,7 @@ NORMALIZATIONS = [
     case("native_layer_norm", "native_layer_norm", "n a 4",
          lambda x: aten.native_layer_norm(x, [4], None, None, 1e-5)[0], lambda x: normalize(x, -1, 1e-5)),
     case("native_group_norm", "native_group_norm", "2 6 4",
-         lambda x: aten.native_group_norm(x, None, None, 2, 6, 4, 3, 1e-5)[0], lambda x: group_norm(x, 3, None, None)),
+         lambda x: aten.native_group_norm(x.contiguous(), None, None, 2, 6, 4, 3, 1e-5)[0], lambda x: group_norm(x, 3, None, None)),
     case("instance_norm", "instance_norm", "n 3 5", nn.InstanceNorm1d(3, affine=True),
          lambda m, x: group_norm(x, 3, m.weight, m.bias)),
     case("instance_norm_2d", "instance_norm", "n 3 a b", nn.InstanceNorm2d(3),

@@ -25,7 +25,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from fxgrad.errors import CaptureError, InputError, first_line, one_line
-from fxgrad.lookup import cut_lookups, placeholders_of
+from fxgrad.lookup import cut_lookups, differentiable, placeholders_of
 from fxgrad.places import raised_at
 from fxgrad.tidy import detach_without_grad, tidy
 
@@ -211,11 +211,9 @@ def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> Expor
 
 def _composite(node: fx.Node) -> bool:
     """Whether PyTorch makes a differentiable op of other ops, so that it has their gradient."""
-    value = node.meta.get("val")
-    values = value if isinstance(value, (list, tuple)) else [value]
     return (
         isinstance(node.target, torch._ops.OpOverload)
-        and any(isinstance(v, Tensor) and (v.is_floating_point() or v.is_complex()) for v in values)
+        and differentiable(node)
         and node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
     )
 

@@ -136,7 +136,7 @@ def check(
     books = Ledger(converted, leaves)
     with torch.no_grad(), without_fast_path():
         theirs = original(*args, **(kwargs or {})) if original else _plain(converted, leaves)
-    identical = _identical(books.outputs, pytree.tree_leaves(theirs))
+    same = identical(books.outputs, theirs)
 
     cotangents = _random_like(books.outputs, seed) if cotangent is None else _like(books.outputs, cotangent)
     pairs = [(v, g) for v, g in zip(books.outputs, cotangents) if g is not None]
@@ -147,7 +147,7 @@ def check(
 
     error = output - inputs - sum(s.contribution for s in sources)
     return CheckReport(
-        forward_identical=identical,
+        forward_identical=same,
         completeness_error=abs(error) / scale,
         unexplained=abs(error - sum(r.residual for r in rows)) / scale,
         output=output,
@@ -183,7 +183,14 @@ def _plain(converted: ConvertedModule, leaves: list[Any]) -> Any:
     return program(*converted.state, *leaves)
 
 
-def _identical(ours: list[Any], theirs: list[Any]) -> bool:
+def identical(ours: Any, theirs: Any) -> bool:
+    """Whether two outputs, of any structure, are equal bit for bit, and their dtypes alike.
+
+    Example:
+        >>> identical({"a": torch.ones(2)}, {"a": torch.ones(2)}), identical(torch.ones(2), torch.ones(2, 1))
+        (True, False)
+    """
+    ours, theirs = pytree.tree_leaves(ours), pytree.tree_leaves(theirs)
     return len(ours) == len(theirs) and all(
         a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
         for a, b in zip(ours, theirs)

@@ -15,11 +15,12 @@ from typing import Any
 
 import networkx as nx
 import torch
-from torch import Tensor, fx
+from torch import fx
 
 from fxgrad.backwards import BACKWARDS
 from fxgrad.capture import Captured
 from fxgrad.errors import CaptureError
+from fxgrad.lookup import differentiable, placeholders_of, tensors_of
 from fxgrad.places import Place, place_of
 from fxgrad.refusals import CONTROL_FLOW, NO_ROW, no_rule, not_balanceable
 from fxgrad.roles import Kind, Operand, Role, transfer
@@ -206,7 +207,7 @@ class _Walk:
     """One walk forward over the graph: roles of all nodes, decisions for those that depend on the inputs."""
 
     def __init__(self, captured: Captured, table: RuleTable) -> None:
-        placeholders = [n for n in captured.graph.nodes if n.op == "placeholder"]
+        placeholders = placeholders_of(captured.graph)
         self.table = table
         self.inputs = dict(zip(placeholders[len(captured.state) :], captured.entries))
         self.paths = dict(zip(placeholders, [*captured.state, *(entry.name for entry in captured.entries)]))
@@ -369,7 +370,7 @@ class _Walk:
             if current.op == "placeholder":
                 found.append(node.name if self.roles[current] else self.paths[current])
             # Sizes come from the inputs, but carry no values.
-            new = [n for n in current.all_input_nodes if n not in seen and _tensors_of(n)]
+            new = [n for n in current.all_input_nodes if n not in seen and tensors_of(n)]
             seen.update(new)
             pending += new
         return " and ".join(sorted(found)) if found and node.name not in found else node.name
@@ -380,17 +381,6 @@ SUMS = ("aten.add.", "aten.sub.", "aten.rsub.")
 
 class _UnruledError(Exception):
     """No rule covers a node; the message is the reason."""
-
-
-def differentiable(node: fx.Node) -> bool:
-    """Whether a node's result is of a dtype that autograd follows."""
-    return any(v.is_floating_point() or v.is_complex() for v in _tensors_of(node))
-
-
-def _tensors_of(node: fx.Node) -> list[Tensor]:
-    """The tensors, as traced, that a node's result is or holds."""
-    value = node.meta.get("val")
-    return [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Tensor)]
 
 
 def _may_be_computed(kind: Kind, part: str) -> bool:

@@ -35,6 +35,17 @@ def placeholders_of(graph: fx.Graph) -> list[fx.Node]:
     return [node for node in graph.nodes if node.op == "placeholder"]
 
 
+def tensors_of(node: fx.Node) -> list[Tensor]:
+    """The tensors, as traced, that a node's result is or holds."""
+    value = node.meta.get("val")
+    return [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Tensor)]
+
+
+def differentiable(node: fx.Node) -> bool:
+    """Whether a node's result is of a dtype that autograd follows."""
+    return any(v.is_floating_point() or v.is_complex() for v in tensors_of(node))
+
+
 def cut_lookups(graph: fx.Graph, ids: list[fx.Node]) -> tuple[fx.Graph | None, list[tuple[str, fx.Node]]]:
     """Cut a captured graph, in place, behind the embeddings that look up integer inputs.
 

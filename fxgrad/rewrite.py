@@ -13,9 +13,9 @@ from typing import Any
 from torch import fx
 
 from fxgrad import ops
-from fxgrad.classify import Classified, Decision, arguments_of, differentiable
+from fxgrad.classify import Classified, Decision, arguments_of
 from fxgrad.errors import NoRuleError
-from fxgrad.lookup import placeholders_of
+from fxgrad.lookup import differentiable, placeholders_of
 from fxgrad.ops import Layout
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture import Captured, capture, without_fast_path
-from fxgrad.check import check
+from fxgrad.check import check, identical
 from fxgrad.classify import classify
 from fxgrad.errors import FxgradError
 from fxgrad.models import randomize
@@ -143,20 +143,6 @@ def _at_batch_of_one(
     except Exception:  # a first axis that is no batch, though torch.export could let it vary
         return args, kwargs, batches, same
     return *first, f"1, {batches}", same
-
-
-def identical(ours: Any, theirs: Any) -> bool:
-    """Whether two outputs are equal, bit for bit.
-
-    Example:
-        >>> identical({"a": torch.ones(2)}, {"a": torch.ones(2)}), identical(torch.ones(2), torch.ones(2, 1))
-        (True, False)
-    """
-    ours, theirs = pytree.tree_leaves(ours), pytree.tree_leaves(theirs)
-    return len(ours) == len(theirs) and all(
-        a.dtype == b.dtype and torch.equal(a, b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b
-        for a, b in zip(ours, theirs)
-    )
 
 
 def reason(error: Exception) -> str:

@@ -3,7 +3,7 @@
 Pure: the same graph and table give the same decisions. One walk forward finds the facts: roles and
 kinds. The policy then gives every node its backward. Last, the data flow, as a directed graph of the
 operands that receive a cotangent, says which nodes are live (a cotangent reaches them) and which are
-only ever held.
+only ever held; of a fused projection, which rows (`slices.py`).
 """
 
 from __future__ import annotations
@@ -17,76 +17,15 @@ import networkx as nx
 import torch
 from torch import fx
 
-from fxgrad.backwards import BACKWARDS
 from fxgrad.capture import Captured
+from fxgrad.decision import Decision, arguments_of, operands_of
 from fxgrad.errors import CaptureError
 from fxgrad.lookup import differentiable, placeholders_of, tensors_of
-from fxgrad.places import Place, place_of
+from fxgrad.places import place_of
 from fxgrad.refusals import CONTROL_FLOW, NO_ROW, no_rule, not_balanceable
 from fxgrad.roles import Kind, Operand, Role, transfer
+from fxgrad.slices import narrow
 from fxgrad.table import Row, RuleTable
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What one node is, and what its backward will be.
-
-    Attributes:
-        node: its name in the graph.
-        op: as torch prints it, `aten.gelu.default`.
-        kind: what the op is; a linear op with a computed coefficient is a product.
-        role: of its result.
-        operands: its tensor and number operands.
-        degree: of homogeneity, where the kind has one.
-        sources: the constants that enter additively, by name.
-        row: the rule table's row; None for the plumbing of tuples and for opaque ops.
-        place: where the model's author wrote it.
-        weights: for every operand, by how much its cotangent is scaled; 0 is held.
-        backward: the policy's name for what happens, or "held" where no cotangent arrives.
-        vjp: the function of `fxgrad.ops` that replaces the op's own vjp, or None.
-    """
-
-    node: str
-    op: str
-    kind: Kind
-    role: Role
-    operands: tuple[Operand, ...]
-    degree: float | None
-    sources: tuple[str, ...]
-    row: Row | None
-    place: Place
-    weights: tuple[float, ...] = ()
-    backward: str = "held"
-    vjp: str | None = None
-
-    @property
-    def live(self) -> bool:
-        """Whether a cotangent reaches this node."""
-        return self.backward != "held"
-
-    def under(self, policy: Mapping[Kind, str]) -> Decision:
-        """The same node, with the backward that a policy gives it."""
-        backward = "native" if self.kind in (Kind.CONSTANT, Kind.OPAQUE) else policy[self.kind]
-        if backward == "multiplier" and self.row and self.row.options.get("secant"):
-            backward = "secant"
-        rule = BACKWARDS[backward]
-        return replace(self, backward=backward, vjp=rule.vjp, weights=tuple(rule.weights(self.operands, self.degree)))
-
-    def held(self) -> Decision:
-        """The same node, where no cotangent arrives."""
-        weights = tuple(0.0 if o.data else 1.0 for o in self.operands)
-        return replace(self, backward="held", vjp=None, sources=(), weights=weights)
-
-    @property
-    def reason(self) -> str:
-        """Why this backward, in words."""
-        data = [(o, w) for o, w in zip(self.operands, self.weights) if o.data]
-        what = ", ".join(f"{o.name} is a {o.role.label}{_fate(w)}" for o, w in data)
-        return what if self.live else f"{what}; the result is only ever held"
-
-
-def _fate(weight: float) -> str:
-    return "" if weight == 1 else " (held)" if weight == 0 else f" (gets {weight:.3g} of its vjp)"
 
 
 @dataclass(frozen=True)
@@ -138,9 +77,8 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
             "What the model computes under its own torch.no_grad() counts as a constant: through_no_grad=True would "
             "attribute through it."
         )
-    return Classified(
-        captured, table, _liveness(outputs, {k: d.under(table.policy) for k, d in facts.items()}, table.name)
-    )
+    live = _liveness(outputs, {k: d.under(table.policy) for k, d in facts.items()}, table.name)
+    return Classified(captured, table, narrow(captured.graph, live))
 
 
 def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
@@ -160,47 +98,6 @@ def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
             if operand.data and weight != 0:
                 flow.add_edge(str(operand.value), decision.node)
     return flow
-
-
-def operands_of(
-    node: fx.Node, part_of: Mapping[str, str], roles: Mapping[fx.Node, Role], kinds: Mapping[str, Kind]
-) -> Iterator[Operand]:
-    """The node's operands that the row names, and every other tensor operand as part `unnamed`.
-
-    Left out are those whose values do not matter (`like`).
-    """
-    for position, (name, value) in enumerate(arguments_of(node).items()):
-        part = part_of.get(name, "unnamed")
-        if part == "like":
-            continue
-        items = enumerate(value) if isinstance(value, (list, tuple)) else [(None, value)]
-        for item, leaf in items:
-            if isinstance(leaf, fx.Node) or (part != "unnamed" and isinstance(leaf, (int, float))):
-                label = name if item is None else f"{name}[{item}]"
-                if isinstance(leaf, fx.Node):
-                    yield Operand(
-                        label, _part(part, leaf), position, item, leaf.name, roles[leaf], kinds.get(leaf.name)
-                    )
-                else:
-                    yield Operand(label, part, position, item, leaf, Role.CONSTANT)
-
-
-def _part(part: str, node: fx.Node) -> str:
-    """Among a recurrence's parameters, matrices multiply and vectors are added."""
-    if part != "parameters":
-        return part
-    return "source" if node.meta["val"].dim() == 1 else "coefficient"
-
-
-def arguments_of(node: fx.Node) -> dict[str, Any]:
-    """The node's arguments by their names in the op's schema, defaults filled in."""
-    if node.target is operator.getitem:
-        return dict(zip(("self", "index"), node.args))
-    if not isinstance(node.target, torch._ops.OpOverload):
-        return {f"args[{i}]": a for i, a in enumerate(node.args)} | node.kwargs
-    schema: Any = node.target._schema.arguments
-    given = dict(zip((a.name for a in schema), node.args)) | node.kwargs
-    return {a.name: given.get(a.name, a.default_value) for a in schema}
 
 
 class _Walk:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxgrad.classify import Decision
+from fxgrad.decision import Decision
 from fxgrad.errors import InputError, first_line
 from fxgrad.lookup import placeholders_of
 from fxgrad.module import ConvertedModule
@@ -228,6 +228,8 @@ class Ledger:
         if decision.sources or _through_secant(decision):
             zeros = {name: torch.zeros_like(self.values[name]) for name in carrying}
             with torch.no_grad():
+                for name in decision.through:
+                    zeros[name] = self._call(self.originals[name], zeros)
                 return dot(g, self._call(original, zeros))
         return 0.0
 

@@ -10,13 +10,17 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxgrad import ops
-from fxgrad.classify import Classified, Decision, arguments_of
+from fxgrad.classify import Classified
+from fxgrad.decision import Decision, arguments_of
 from fxgrad.errors import NoRuleError
 from fxgrad.lookup import differentiable, placeholders_of
 from fxgrad.ops import Layout
+
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
 
 
 def rewrite(classified: Classified) -> fx.Graph:
@@ -26,7 +30,7 @@ def rewrite(classified: Classified) -> fx.Graph:
         classified: what `classify` returned; its graph is copied, not changed.
 
     Returns:
-        A graph with the same nodes, names and placeholders.
+        A graph with the same placeholders and a node for each that it had, of the same name.
 
     Raises:
         NoRuleError: an op listed with a secant has none (it is not finite at 0).
@@ -46,10 +50,20 @@ def rewrite(classified: Classified) -> fx.Graph:
     copies: dict[fx.Node, fx.Node] = {}
     captured = classified.captured
     recorded = {node.name for node in placeholders_of(captured.graph)[len(captured.state) :]}
+    named = {node.name: node for node in captured.graph.nodes}
     for node in captured.graph.nodes:
         copies[node] = graph.node_copy(node, copies.__getitem__)
         if node.name in classified.decisions:
-            _rewrite_node(copies[node], classified.decisions[node.name], recorded)
+            decision = classified.decisions[node.name]
+            if decision.rows:
+                # The values come from the piece as it was cut, the vjp from the layer.
+                piece, layer = copies[node], named[decision.through[0]]
+                copies[node] = graph.call_function(
+                    ops.rows_of, (decision.rows, piece, *(copies[n] for n in layer.all_input_nodes))
+                )
+                copies[node].meta = dict(node.meta)
+                piece.name, copies[node].name = f"{node.name}_value", node.name
+            _rewrite_node(copies[node], decision, recorded)
         elif node.op == "call_function" and differentiable(node) and recorded & {n.name for n in node.all_input_nodes}:
             # A step function, say: constant, so that nothing is recorded.
             _replace(copies[node], ops.weighted, tuple(0.0 for _ in node.args))
@@ -71,6 +85,8 @@ def _rewrite_node(node: fx.Node, decision: Decision, recorded: set[str]) -> None
     elif decision.vjp == "hold_scale":
         node.args, node.kwargs = tuple(arguments_of(node).values()), {}
         _replace(node, ops.hold_scale, _layout(node, decision))
+    elif node.target is ATTENTION and decision.backward == "hold_weights" and decision.live:
+        node.args, node.target = (ATTENTION, *node.args), ops.value_only
     elif decision.live and decision.row and decision.row.options.get("relaid"):
         op = node.target
         node.args, node.target = (op, *node.args), ops.relaid

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxgrad
-from fxgrad.ops import Layout, hold_scale, secant, taylor, weighted
+from fxgrad.ops import Layout, Rows, hold_scale, rows_of, secant, taylor, value_only, weighted
 
 aten = torch.ops.aten
 WEIGHT, BIAS = torch.linspace(0.5, 1.5, 6).double(), torch.linspace(-1, 1, 6).double()
@@ -26,6 +26,17 @@ def norm(x: Tensor, op: Callable[..., Tensor], *args: object, **layout: object) 
     return hold_scale(op, Layout(**{**defaults, **layout}), x, *args)
 
 
+def attention(x: Tensor, *args: object, **kwargs: object) -> Tensor:
+    return value_only(aten.scaled_dot_product_attention.default, x[None], x[None] + 1, x[None], *args, **kwargs)
+
+
+PROJECTION = torch.linspace(-1, 1, 54).double().view(9, 6)
+
+
+def piece(x: Tensor, rows: Rows, cut: Callable[[Tensor], Tensor]) -> Tensor:
+    return rows_of(rows, cut(F.linear(x.detach(), PROJECTION, PROJECTION[:, 0])), x, PROJECTION, PROJECTION[:, 0])
+
+
 OPS: dict[str, Callable[[Tensor], Tensor]] = {
     "weighted, square": lambda x: weighted(aten.mul.Tensor, (0.5, 0.5), x, x),
     "weighted, held": lambda x: weighted(aten.mul.Tensor, (0.0, 1.0), x.exp(), x),
@@ -33,6 +44,11 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
     "weighted, attention": lambda x: weighted(
         aten.scaled_dot_product_attention.default, (0.0, 0.0, 1.0), x[None], x[None] + 1, x[None]
     ),
+    "value_only": attention,
+    "value_only, causal": lambda x: attention(x, None, 0.0, True),
+    "value_only, masked": lambda x: attention(x, torch.ones(4, 4, dtype=torch.bool).tril(), scale=0.5),
+    "rows_of": lambda x: piece(x, Rows((0, 1), 3, ((3, 1),)), lambda y: y[:, 3:6]),
+    "rows_of, strided": lambda x: piece(x, Rows((1, 0), 1, ((3, 3),)), lambda y: y.view(4, 3, 3)[:, :, 1].T),
     "secant, gelu": lambda x: secant(aten.gelu.default, GELU, x),
     "secant, sigmoid": lambda x: secant(aten.sigmoid.default, SIGMOID, x),
     "layer_norm": lambda x: norm(x, aten.layer_norm.default, [6], WEIGHT, BIAS, trailing=1),

@@ -4,10 +4,25 @@ Each takes the original op first and a description of its backward second, then 
 arguments, and returns what the op returns, bit for bit: `f(op, detail, *args, **kwargs)`.
 """
 
+from fxgrad.ops.attention import value_only
 from fxgrad.ops.composed import TWINS
 from fxgrad.ops.normalization import Layout, hold_scale
+from fxgrad.ops.rows import Rows, rows_of
 from fxgrad.ops.secant import Taylor, secant, taylor
 from fxgrad.ops.twins import Twin
 from fxgrad.ops.weighted import relaid, weighted
 
-__all__ = ["TWINS", "Layout", "Taylor", "Twin", "hold_scale", "relaid", "secant", "taylor", "weighted"]
+__all__ = [
+    "TWINS",
+    "Layout",
+    "Rows",
+    "Taylor",
+    "Twin",
+    "hold_scale",
+    "relaid",
+    "rows_of",
+    "secant",
+    "taylor",
+    "value_only",
+    "weighted",
+]

@@ -48,44 +48,66 @@ class Layout(NamedTuple):
         return gradient.transpose(0, 1).reshape(gradient.shape[1], -1).sum(1)
 
 
-def _standardize(layout: Layout, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The groups of x, centered where the layout says so, and their scale (..., 1)."""
-    groups = layout.grouped(x)
+def _scale(layout: Layout, x: Tensor) -> Tensor:
+    """1/sigma or 1/rms of every group, (..., 1), in at least float32 as the kernels themselves keep it."""
+    groups = layout.grouped(x.float() if x.dtype in HALF else x)
+    eps = torch.finfo(groups.dtype).eps if layout.eps is None else layout.eps
     if layout.centered:
-        groups = groups - groups.mean(-1, keepdim=True)
-    eps = torch.finfo(x.dtype).eps if layout.eps is None else layout.eps
-    return groups, torch.rsqrt(groups.square().mean(-1, keepdim=True) + eps)
+        return torch.rsqrt(groups.var(-1, correction=0, keepdim=True) + eps)
+    # One pass, where a mean of squares takes two.
+    norm = torch.linalg.vector_norm(groups, dim=-1, keepdim=True)
+    return torch.rsqrt(norm.square() / groups.shape[-1] + eps)
+
+
+HALF = (torch.float16, torch.bfloat16)
+LAYER_NORM = torch.ops.aten.layer_norm.default
+
+
+def _forward(op: Any, layout: Layout, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
+    """The normalization, and the scale that its backward needs."""
+    if op is LAYER_NORM:
+        # What layer_norm itself calls, and what hands its scale out.
+        weight, bias = (None if place is None else args[place] for place in (layout.weight, layout.bias))
+        y, _, scale = torch.ops.aten.native_layer_norm.default(args[0], args[1], weight, bias, layout.eps)
+        return y, scale.reshape(*y.shape[: -layout.trailing], 1)
+    return op(*args), _scale(layout, args[layout.carrier])
 
 
 class _HoldScale(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(op: Any, layout: Layout, *args: Any) -> Tensor:
-        return op(*args)  # type: ignore[no-any-return]
+    def forward(op: Any, layout: Layout, *args: Any) -> tuple[Tensor, Tensor]:
+        return _forward(op, layout, args)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.layout, args = inputs[1], inputs[2:]
-        layout = ctx.layout
-        ctx.count = len(args)
-        ctx.save_for_backward(args[layout.carrier], None if layout.weight is None else args[layout.weight])
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        layout, args, scale = inputs[1], inputs[2:], output[1]
+        ctx.layout, ctx.count = layout, len(args)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(scale)
+        weight = None if layout.weight is None else args[layout.weight]
+        # Only the weight's own gradient looks at x.
+        wanted = weight is not None and ctx.needs_input_grad[2 + layout.weight]
+        x = args[layout.carrier]
+        ctx.dtype = x.dtype
+        ctx.save_for_backward(scale, weight, x if wanted else None)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
-        layout, (x, weight) = ctx.layout, ctx.saved_tensors
-        # Statistics of half precision in float32, as the kernels themselves keep them.
-        half = x.dtype in (torch.float16, torch.bfloat16)
-        wide, g = (x.float(), cotangent.float()) if half else (x, cotangent)
-        groups, scale = _standardize(layout, wide)
+    def backward(ctx: Any, cotangent: Tensor | None, _: None) -> tuple[Any, ...]:
+        layout, (scale, weight, x) = ctx.layout, ctx.saved_tensors
         gradients: list[Tensor | None] = [None] * ctx.count
-
-        weighted = g if weight is None else g * layout.broadcast(weight, x)
-        inflow = layout.grouped(weighted) * scale
-        if layout.centered:
-            inflow = inflow - inflow.mean(-1, keepdim=True)
-        gradients[layout.carrier] = inflow.reshape(x.shape).to(x.dtype)
-        if weight is not None and ctx.needs_input_grad[2 + layout.weight]:
+        if cotangent is None:
+            return None, None, *gradients
+        g = cotangent.float() if ctx.dtype in HALF else cotangent
+        if ctx.needs_input_grad[2 + layout.carrier]:
+            # One new tensor, and the rest in place: what a pass costs most by is memory that was not there yet.
+            inflow = layout.grouped(g.clone() if weight is None else g * layout.broadcast(weight, g))
+            inflow = inflow.sub_(inflow.mean(-1, keepdim=True)) if layout.centered else inflow
+            gradients[layout.carrier] = inflow.mul_(scale).reshape(cotangent.shape).to(ctx.dtype)
+        if x is not None:
+            groups = layout.grouped(x.to(g.dtype))
+            groups = groups - groups.mean(-1, keepdim=True) if layout.centered else groups
             gradients[layout.weight] = layout.reduced(g * (groups * scale).reshape(x.shape)).to(weight.dtype)
         if layout.bias is not None and ctx.needs_input_grad[2 + layout.bias]:
             gradients[layout.bias] = layout.reduced(g).to(cotangent.dtype)
@@ -115,4 +137,6 @@ def hold_scale(op: Any, layout: Layout, *args: Any) -> Tensor:
     Source: LibraGrad, arXiv:2411.16760, section 3.2 (layer normalization: the standard deviation is
     treated as a constant).
     """
-    return _HoldScale.apply(op, layout, *args)  # type: ignore[no-any-return]
+    if not torch.is_grad_enabled():
+        return op(*args)  # type: ignore[no-any-return]
+    return _HoldScale.apply(op, layout, *args)[0]  # type: ignore[no-any-return]

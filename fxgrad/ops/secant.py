@@ -100,9 +100,7 @@ def _slope(op: Any, series: Taylor, x: Tensor, y: Tensor, args: tuple[Any, ...],
     6e-13 of a sigmoid's slope in float64, 33 eps in float32, while x times the slope stays exact.
     """
     if series[0] == 0:
-        # Closer to 0 than eps the limit is exact to rounding, while f(x) may have lost its digits.
-        limit = series[1] if len(series) == 2 else torch.where(x > 0, series[1], torch.full_like(x, series[2]))
-        return torch.where(x.abs() < torch.finfo(x.dtype).eps, limit, y / x)
+        return _quotient(series, x, y)
     wide = x
     if x.dtype in (torch.float16, torch.bfloat16):
         # f(x) - f(0) would keep no digits of a rounded f(x).
@@ -116,22 +114,41 @@ def _slope(op: Any, series: Taylor, x: Tensor, y: Tensor, args: tuple[Any, ...],
     return torch.where(near, polynomial, (y - series[0]) / wide).to(x.dtype)
 
 
+def _quotient(series: Taylor, x: Tensor, y: Tensor) -> Tensor:
+    """f(x) / x. Closer to 0 than eps its limit, exact to rounding where f(x) may have lost its digits.
+
+    In one new tensor, since what a pass costs most by is memory that was not there yet: an x that close becomes 0, its
+    reciprocal infinite, the quotient infinite or NaN, and these become the limit. So a slope at an x or f(x) that is
+    not finite means nothing; the forward shows it.
+    """
+    slope = torch.nn.functional.hardshrink(x, torch.finfo(x.dtype).eps).reciprocal_().mul_(y)
+    if len(series) == 2:
+        return slope.nan_to_num_(series[1], series[1], series[1])
+    kinked = torch.where(x > 0, series[1], torch.full_like(x, series[2]))
+    return torch.where(slope.isfinite(), slope, kinked)
+
+
 class _Secant(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(op: Any, series: Taylor, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
-        return op(x, *args, **kwargs)  # type: ignore[no-any-return]
+    def forward(
+        op: Any, series: Taylor, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor]:
+        y = op(x, *args, **kwargs)
+        # The slope is all that the backward needs, so neither x nor y is kept.
+        return y, _slope(op, series, x, y, args, kwargs)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.op, ctx.series, x, ctx.args, ctx.kwargs = inputs
-        ctx.save_for_backward(x, output)
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
-        x, y = ctx.saved_tensors
-        return None, None, cotangent * _slope(ctx.op, ctx.series, x, y, ctx.args, ctx.kwargs), None, None
+    def backward(ctx: Any, cotangent: Tensor | None, _: None) -> tuple[Any, ...]:
+        (slope,) = ctx.saved_tensors
+        return None, None, None if cotangent is None else cotangent * slope, None, None
 
 
 def secant(op: Any, series: Taylor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -155,4 +172,6 @@ def secant(op: Any, series: Taylor, x: Tensor, *args: Any, **kwargs: Any) -> Ten
     Source: LibraGrad, arXiv:2411.16760, section 3.2 (gated activations); the secant through a reference
     is DeepLIFT's Rescale rule (Shrikumar et al., arXiv:1704.02685, eq. 10) with reference 0.
     """
-    return _Secant.apply(op, series, x, args, kwargs)  # type: ignore[no-any-return]
+    if not torch.is_grad_enabled():
+        return op(x, *args, **kwargs)  # type: ignore[no-any-return]
+    return _Secant.apply(op, series, x, args, kwargs)[0]  # type: ignore[no-any-return]

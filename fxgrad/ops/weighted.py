@@ -90,6 +90,17 @@ def _scale(operand: Any, weight: Any) -> Any:
     return operand.detach() if weight == 0 else _Scale.apply(operand, weight)
 
 
+def _common_share(args: tuple[Any, ...], weights: tuple[Any, ...]) -> float | None:
+    """The weight of all tensors that are not held, if it is one: then the cotangent is scaled once, at the result."""
+    shares = {w for a, w in zip(args, weights) if isinstance(a, (Tensor, list, tuple)) and w != 0}
+    share = shares.pop() if len(shares) == 1 else None
+    return share if isinstance(share, float) and share != 1 else None
+
+
+def _held_or_whole(weight: Any) -> float:
+    return 0.0 if weight == 0 else 1.0
+
+
 def weighted(op: Any, weights: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
     """Call `op`, and scale the cotangent of each positional operand by its weight.
 
@@ -118,4 +129,8 @@ def weighted(op: Any, weights: tuple[Any, ...], *args: Any, **kwargs: Any) -> An
 
     Source: LibraGrad, arXiv:2411.16760, section 3 (pruning and scaling of backward paths).
     """
+    share = _common_share(args, weights)
+    if share is not None:
+        result = op(*(_scale(a, _held_or_whole(w)) for a, w in zip(args, weights)), **kwargs)
+        return _scale(result, share)
     return op(*(_scale(a, w) for a, w in zip(args, weights)), **kwargs)

@@ -1,0 +1,103 @@
+"""A piece of a linear layer's output, whose vjp goes to the layer's input directly: dx = g W[rows].
+
+The layer runs once, whole and unrecorded, and is cut up by whatever moves the model's author chose. A live piece
+takes its values from there and its vjp from here, with the rows of the weight that made it and no others.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Rows(NamedTuple):
+    """Which piece of a linear layer's output a tensor is.
+
+    Attributes:
+        order: the tensor's axes, those of the layer's batch and tokens first, each part as it lay in the output.
+        first: the first of the layer's output features that it holds.
+        axes: size and stride of its axes along the features, the longest stride first.
+    """
+
+    order: tuple[int, ...]
+    first: int
+    axes: tuple[tuple[int, int], ...]
+
+    @property
+    def features(self) -> int:
+        """How many features it holds."""
+        return math.prod(size for size, _ in self.axes)
+
+    @property
+    def where(self) -> slice | list[int]:
+        """Which features it holds: as a slice where that will do, so that the weight need not be copied."""
+        index = [self.first]
+        for size, stride in self.axes:
+            index = [i + stride * step for i in index for step in range(size)]
+        run = range(self.first, self.first + len(index))
+        return slice(run.start, run.stop) if index == list(run) else index
+
+
+class _Rows(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rows: Rows, piece: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return piece.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.rows, _, x, weight, bias = inputs
+        ctx.outer = x.shape[:-1]
+        ctx.bias_shape = None if bias is None else bias.shape
+        # Only the weight's own gradient looks at x.
+        ctx.save_for_backward(weight, x if ctx.needs_input_grad[3] else None)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+        weight, x = ctx.saved_tensors
+        where = ctx.rows.where
+        g = cotangent.permute(ctx.rows.order).reshape(*ctx.outer, ctx.rows.features)
+        dx = dw = db = None
+        if ctx.needs_input_grad[2]:
+            dx = torch.matmul(g, weight[where].to(g.dtype))
+        if ctx.needs_input_grad[3]:
+            part = torch.matmul(g.reshape(-1, g.shape[-1]).T, x.reshape(-1, x.shape[-1]).to(g.dtype))
+            dw = _placed(part, where, weight.shape).to(weight.dtype)
+        if ctx.needs_input_grad[4]:
+            db = _placed(g.reshape(-1, g.shape[-1]).sum(0), where, ctx.bias_shape)
+        return None, None, dx, dw, db
+
+
+def _placed(part: Tensor, where: slice | list[int], shape: torch.Size) -> Tensor:
+    """Zeros of a shape, with a part of their rows given."""
+    index = torch.arange(shape[0], device=part.device)[where]
+    return part.new_zeros(shape).index_add(0, index, part)
+
+
+def rows_of(rows: Rows, piece: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """A piece of a linear layer's output; its vjp is the layer's, for that piece.
+
+    Args:
+        rows: which piece.
+        piece: its values, cut out of the layer's output by moves of any sort; no cotangent reaches these.
+        x: the layer's input, (..., in), any floating dtype.
+        weight: (out, in).
+        bias: (out,) or None.
+
+    Returns:
+        The values of `piece`.
+
+    Example:
+        >>> x, weight = torch.randn(3, 4, requires_grad=True), torch.randn(6, 4)
+        >>> y = torch.nn.functional.linear(x.detach(), weight)
+        >>> piece = rows_of(Rows((0, 1), 2, ((2, 1),)), y[:, 2:4], x, weight)
+        >>> torch.allclose(torch.autograd.grad(piece.sum(), x)[0], weight[2:4].sum(0).expand(3, 4))
+        True
+
+    Source: LibraGrad, arXiv:2411.16760, section 3.2: what is held is not differentiated.
+    """
+    return _Rows.apply(rows, piece, x, weight, bias) if torch.is_grad_enabled() else piece

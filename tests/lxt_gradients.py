@@ -27,6 +27,9 @@ from transformers.models.bert import modeling_bert
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 
+sys.path.insert(0, str(Path(__file__).parents[1]))
+from bench.lxt_patches import AttentionFunctions, stand_ins
+
 EPSILON = 1e-10
 """What identity_rule_implicit adds to the denominator of f(x) / x."""
 
@@ -106,19 +109,11 @@ def gradients(name: str, activations: list[Tensor]) -> dict[str, Tensor]:
 
 def import_lxt() -> None:
     """Import lxt under transformers 5. Its copy of BERT asks for these names."""
-    import transformers.pytorch_utils
-
-    transformers.pytorch_utils.find_pruneable_heads_and_indices = None  # never called
-    from lxt.efficient.models import bert
+    with stand_ins():
+        from lxt.efficient.models import bert
 
     bert.BertModel.get_extended_attention_mask = lambda self, mask, shape: (1 - mask[:, None, None, :]) * -1e9
     bert.BertModel.get_head_mask = lambda self, mask, layers: [None] * layers
-
-
-class AttentionFunctions(dict):  # type: ignore[type-arg]
-    """lxt leaves a plain dict where transformers 5 wants this method."""
-
-    get_interface = dict.get
 
 
 def patch(policy: str) -> None:

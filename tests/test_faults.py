@@ -151,6 +151,12 @@ def scale_by(factor: float) -> Callable[[fx.Node], None]:
     return edit
 
 
+def pass_the_query(node: fx.Node) -> None:
+    """Attention by its own backward, for query and value."""
+    node.args = (node.args[0], (1.0, 0.0, 1.0), *node.args[1:])
+    node.target = weighted
+
+
 EDITS = {
     "a linear layer scales": ("linear", "last", scale_by(0.5)),
     "a relu scales": ("relu", None, scale_by(1.5)),
@@ -160,7 +166,7 @@ EDITS = {
     "a product holds everything": ("mul", None, set_detail(lambda weights: (0.0, 0.0))),
     "a power counts its degree twice": ("square", None, set_detail(lambda weights: (0.25,))),
     "a quotient passes the denominator": ("div", None, set_detail(lambda weights: (1.0, 1.0))),
-    "attention passes the query": (SDPA, None, set_detail(lambda weights: (1.0, *weights[1:]))),
+    "attention passes the query": (SDPA, None, pass_the_query),
     "a gate's f(0) is off": ("sigmoid", None, set_detail(lambda series: (0.49, *series[1:]))),
     # Completeness cannot see a wrong limit at 0, as 0 times anything is 0; the check looks there on purpose.
     "a gated activation's limit is off": ("gelu", None, set_detail(lambda series: (0.0, 0.5 + 1e-6))),

@@ -83,10 +83,8 @@ def test_the_backward_multiplies_by_these_rows_alone() -> None:
     counter = FlopCounterMode(display=False)
     with counter:
         y.sum().backward()
-    tokens = 3 * 5
-    projections = 2 * tokens * (3 * D + D * D)  # out, and the value's third of qkv
-    attention = 2 * 2 * 3 * H * 5 * 5 * (D // H)
-    assert counter.get_total_flops() == projections + attention
+    # out, and the value's third of qkv; the fused kernel of attention is not counted
+    assert counter.get_total_flops() == 2 * 3 * 5 * (3 * D + D * D)
 
 
 class Gated(nn.Module):

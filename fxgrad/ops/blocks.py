@@ -1,0 +1,141 @@
+"""P^T g without ever holding P: whole rows of attention weights at a time, in blocks that stay in the cache.
+
+A block of whole rows normalizes itself, so nothing of the forward but q and k is needed.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+BLOCK = {"cpu": 2**19}
+"""How many scores are held at a time, by device: about what stays in a CPU's cache."""
+WIDE_BLOCK = 2**27
+"""The same for devices that are not listed: enough to fill a GPU, little beside its memory."""
+ROWS = 256
+"""At least so many rows a block, where there are as many: below, matrix products lose their efficiency."""
+PAIR = 2
+"""At least so many heads a block, where there are as many: heads are what batched products share out to threads."""
+
+
+def weights_transposed_times(
+    g: Tensor, q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float
+) -> Tensor:
+    """P^T g for P = softmax(scale q k^T + mask), made block by block.
+
+    Args:
+        g: (..., heads * groups, rows, any width), any floating dtype.
+        q: (..., heads, groups, rows, width); below float32 the weights are computed in float32.
+        k: (..., heads, width, columns).
+        mask: broadcasts to (..., heads * groups, rows, columns); boolean (True takes part) or added to the scores.
+        causal: row i sees the columns up to i.
+        scale: of the scores.
+
+    Returns:
+        (..., heads, columns, width of g), in g's dtype.
+
+    Example:
+        >>> q, k, g = torch.randn(3, 2, 5, 4)
+        >>> wanted = torch.softmax(q @ k.mT, -1).mT @ g
+        >>> torch.allclose(weights_transposed_times(g, q[:, None], k.mT, None, False, 1.0), wanted, atol=1e-6)
+        True
+    """
+    *lead, groups, rows, width = q.shape
+    heads, columns = math.prod(lead), k.shape[-1]
+    q, k = q.reshape(heads, groups, rows, width), k.reshape(heads, width, columns)
+    # The cotangent's own head axis holds heads and groups together.
+    g = g.reshape(heads, groups, rows, g.shape[-1])
+    masks = None if mask is None else _Masks(mask, tuple(lead), groups)
+    some_rows, some_heads = _block(heads, groups, rows, columns, q.device.type)
+    parts = []
+    for i in range(0, heads, some_heads):
+        at = slice(i, min(i + some_heads, heads))
+        total = g.new_zeros(at.stop - at.start, 0, g.shape[-1])
+        for j in range(0, rows, some_rows):
+            block = slice(j, min(j + some_rows, rows))
+            weights = _weights(q[at, :, block], k[at], masks, at, block, causal, scale).to(g.dtype).flatten(1, 2)
+            # Not by indexing, which for a whole axis is an alias, of which no batch of cotangents can be taken.
+            some = g.narrow(0, i, at.stop - i).narrow(2, j, block.stop - j)
+            total = _added(total, weights.transpose(1, 2), some.reshape(*weights.shape[:2], g.shape[-1]))
+        parts.append(torch.nn.functional.pad(total, (0, 0, 0, columns - total.shape[1])))
+    dv = torch.cat(parts) if parts else g.new_zeros(heads, columns, g.shape[-1])
+    return dv.reshape(*lead, columns, g.shape[-1])
+
+
+def split_axis(x: Tensor, axis: int, first: int) -> Tensor:
+    """One axis as two, the first of them of the given size.
+
+    Example:
+        >>> split_axis(torch.zeros(6, 4), 0, 2).shape
+        torch.Size([2, 3, 4])
+    """
+    return x.unflatten(axis, (first, x.shape[axis] // first))  # type: ignore[no-any-return, no-untyped-call]
+
+
+def _weights(
+    q: Tensor, k: Tensor, masks: _Masks | None, heads: slice, rows: slice, causal: bool, scale: float
+) -> Tensor:
+    """P of some heads and rows, (heads, groups, rows, columns); if causal, up to the last column that they see."""
+    groups, count = q.shape[1:3]
+    if causal:
+        k = k[..., : rows.stop]
+    if q.dtype in (torch.float16, torch.bfloat16):
+        q, k = q.float(), k.float()
+    scores = torch.bmm((q * scale).flatten(1, 2), k).reshape(q.shape[0], groups, count, k.shape[-1])
+    if causal:
+        own = scores[..., rows.start :]
+        own.masked_fill_(torch.ones(own.shape[-2:], dtype=torch.bool, device=q.device).triu(1), -math.inf)
+    if masks is None:
+        return torch.softmax(scores, -1)
+    scores = masks.onto(scores, heads, rows)
+    # A row that sees nothing is 0 in the fused kernels, where softmax has 0/0.
+    blind = scores.amax(-1, keepdim=True) == -math.inf
+    return torch.softmax(scores, -1).masked_fill_(blind, 0)
+
+
+def _added(total: Tensor, weights: Tensor, g: Tensor) -> Tensor:
+    """total + weights @ g, where total may be shorter: later rows of a causal block see more columns."""
+    known = total.shape[1]
+    if known == 0:
+        return torch.bmm(weights, g)
+    old = torch.baddbmm(total, weights[:, :known], g)
+    return old if known == weights.shape[1] else torch.cat([old, torch.bmm(weights[:, known:], g)], 1)
+
+
+def _block(heads: int, groups: int, rows: int, columns: int, device: str) -> tuple[int, int]:
+    """How many rows, and how many heads, to take at a time."""
+    if not all(isinstance(size, int) for size in (heads, groups, rows, columns)):
+        return rows, heads  # traced with symbolic sizes: one block, since a loop would fix them
+    budget = BLOCK.get(device, WIDE_BLOCK)
+    per_row = max(groups * columns, 1)
+    some_rows = max(min(rows, max(ROWS // groups, budget // (PAIR * per_row))), 1)
+    return some_rows, max(min(heads, max(PAIR, budget // (some_rows * per_row))), 1)
+
+
+class _Masks:
+    """A mask, cut to blocks without ever being expanded.
+
+    Args:
+        mask: broadcasts to (*lead, rows, columns), heads and groups being one axis.
+        lead: the axes ahead, down to the heads.
+        groups: how many query heads share a key head.
+    """
+
+    def __init__(self, mask: Tensor, lead: tuple[int, ...], groups: int) -> None:
+        shared = groups == 1 or mask.dim() < 3 or mask.shape[-3] == 1
+        mask = mask.unsqueeze(-3) if shared else split_axis(mask, -3, mask.shape[-3] // groups)
+        self.flat = mask.reshape(-1, *mask.shape[-3:])
+        index = torch.arange(self.flat.shape[0], device=mask.device).reshape(mask.shape[:-3])
+        self.index = index.expand(lead).reshape(-1) if self.flat.shape[0] > 1 else None
+
+    def onto(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:
+        """The scores of a block, (heads, groups, rows, columns), masked."""
+        every = slice(None)
+        block = self.flat[:, :, rows if self.flat.shape[-2] > 1 else every]
+        if self.index is not None:
+            block = block[self.index[heads]]
+        if block.shape[-1] > 1:
+            block = block[..., : scores.shape[-1]]
+        return scores.masked_fill_(~block, -math.inf) if block.dtype is torch.bool else scores.add_(block)

@@ -17,8 +17,10 @@ from fxgrad.errors import (
     RuleTableError,
 )
 from fxgrad.module import ConvertedModule
+from fxgrad.vjp import VJP, vjp
 
 __all__ = [
+    "VJP",
     "CaptureError",
     "CheckReport",
     "ConvertedModule",
@@ -29,4 +31,5 @@ __all__ = [
     "RuleTableError",
     "check",
     "convert",
+    "vjp",
 ]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxgrad.checkpoint import checkpointed
 from fxgrad.classify import Classified, classify
 from fxgrad.errors import InputError
 from fxgrad.report import Report, report
@@ -32,6 +33,7 @@ class ConvertedModule(nn.Module):
         classified: the captured program, the rule table, and the decision for every node.
         program: the rewritten graph as a `torch.fx.GraphModule`; its placeholders are the state,
             then the inputs, then the embedded tokens.
+        runner: what runs: the program, or its checkpointed form.
         lookup: from the state and the inputs to the embedded tokens; None for a model without token ids.
 
     Example:
@@ -44,6 +46,7 @@ class ConvertedModule(nn.Module):
     """
 
     program: fx.GraphModule
+    runner: nn.Module
     lookup: fx.GraphModule | None
 
     def __init__(self, classified: Classified) -> None:
@@ -54,6 +57,7 @@ class ConvertedModule(nn.Module):
         # Not submodules: they have no state, and the module tree is the original's.
         program = fx.GraphModule(nn.Module(), rewrite(classified), class_name="FxgradProgram")
         object.__setattr__(self, "program", program)
+        object.__setattr__(self, "runner", program)
         object.__setattr__(self, "lookup", captured.lookup and fx.GraphModule(nn.Module(), captured.lookup))
         copies: dict[int, nn.Parameter] = {}
         for path, parameter in captured.parameters.items():
@@ -111,12 +115,40 @@ class ConvertedModule(nn.Module):
         """
         other = load(rules, self.classified.table.on_unknown)
         table = replace(self.classified.table, name=other.name, policy=other.policy, cite=other.cite)
+        return ConvertedModule(classify(self._with_tensors().captured, table))
+
+    def _with_tensors(self) -> Classified:
+        """The classified program, with this module's tensors."""
         captured = replace(
             self.classified.captured,
             parameters=dict(self.named_parameters(remove_duplicate=False)),
             buffers=dict(self.named_buffers(remove_duplicate=False)),
         )
-        return ConvertedModule(classify(captured, table))
+        return replace(self.classified, captured=captured)
+
+    def checkpointed(self) -> ConvertedModule:
+        """The same module, keeping nothing inside a block for the backward, but running it again there.
+
+        A block is a part whose module path goes up to one number, as blocks.3 or model.layers.3. Less memory, grown
+        with the number of blocks and not with what is inside, for about one more forward. Shares the tensors.
+
+        Raises:
+            InputError: the model has no numbered blocks.
+
+        Example:
+            >>> import fxgrad, torch
+            >>> model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(3))).eval()
+            >>> x = torch.randn(2, 8, requires_grad=True)
+            >>> libra = fxgrad.convert(model, (x,))
+            >>> (wanted,) = torch.autograd.grad(libra(x).sum(), x)
+            >>> torch.equal(torch.autograd.grad(libra.checkpointed()(x).sum(), x)[0], wanted)
+            True
+
+        Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.
+        """
+        other = ConvertedModule(self._with_tensors())
+        object.__setattr__(other, "runner", checkpointed(other.program))
+        return other
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the rewritten program.
@@ -130,7 +162,7 @@ class ConvertedModule(nn.Module):
         Raises:
             InputError: inputs of another structure, shape or dtype than the captured ones.
         """
-        return self._run(self.entries(args, kwargs))
+        return self.run(self.entries(args, kwargs))
 
     def entries(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """What the program takes after the state: the inputs as a flat list, then the embedded tokens.
@@ -141,8 +173,9 @@ class ConvertedModule(nn.Module):
         leaves = self.classified.captured.flatten(args, kwargs)
         return leaves + (list(self.lookup(*self.state, *leaves)) if self.lookup else [])
 
-    def _run(self, entries: list[Any]) -> Any:
-        outputs = self.program(*self.state, *entries)
+    def run(self, entries: list[Any]) -> Any:
+        """What the original model returns, given what `entries` returned."""
+        outputs = self.runner(*self.state, *entries)
         return pytree.tree_unflatten(list(outputs), self.classified.captured.out_spec)
 
     def embed(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -196,7 +229,7 @@ class ConvertedModule(nn.Module):
             )
         for declared in captured.embedded:
             declared.check(embedded[declared.name])
-        return self._run(captured.flatten(args, kwargs) + [embedded[name] for name in names])
+        return self.run(captured.flatten(args, kwargs) + [embedded[name] for name in names])
 
     def __repr__(self) -> str:
         captured, decisions = self.classified.captured, self.classified.decisions

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fxgrad.ops.blocks import split_axis, weights_transposed_times
-from fxgrad.ops.weighted import weighted
+from fxgrad.ops.weighted import recording, weighted
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -160,7 +160,7 @@ def value_only(
 
     Source: LibraGrad, arXiv:2411.16760, section 3.2 (attention); Vaswani et al., arXiv:1706.03762, eq. 1.
     """
-    if dropout_p > 0 or not torch.is_grad_enabled():
+    if dropout_p > 0 or not recording(value):
         args = (query, key, value, attn_mask, dropout_p, is_causal)
         return weighted(op, (0, 0, 1, 0, 1, 1), *args, scale=scale, enable_gqa=enable_gqa)  # type: ignore[no-any-return]
     settings = Settings(is_causal, scale, query.shape[-1] ** -0.5 if scale is None else scale, enable_gqa)
@@ -182,6 +182,8 @@ def _takes_flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | N
     fits = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and q.dim() == 4
     if not fits or FLASH is None or CHOICE is None or q.shape[1] != k.shape[1] or (causal and q.shape[2] != k.shape[2]):
         return False
+    if torch.compiler.is_compiling():
+        return q.shape[-1] == v.shape[-1]  # the choice cannot be traced; kernels are the compiler's to choose
     return bool(CHOICE(q, k, v.detach(), None, 0.0, causal, scale=scale, enable_gqa=grouped) == IS_FLASH)
 
 

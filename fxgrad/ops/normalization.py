@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fxgrad.ops.weighted import recording
+
 
 class Layout(NamedTuple):
     """Where a normalization's operands are among its arguments, and over what it normalizes.
@@ -137,6 +139,6 @@ def hold_scale(op: Any, layout: Layout, *args: Any) -> Tensor:
     Source: LibraGrad, arXiv:2411.16760, section 3.2 (layer normalization: the standard deviation is
     treated as a constant).
     """
-    if not torch.is_grad_enabled():
+    if not recording(*args):
         return op(*args)  # type: ignore[no-any-return]
     return _HoldScale.apply(op, layout, *args)[0]  # type: ignore[no-any-return]

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fxgrad.ops.weighted import recording
+
 
 class Rows(NamedTuple):
     """Which piece of a linear layer's output a tensor is.
@@ -100,4 +102,4 @@ def rows_of(rows: Rows, piece: Tensor, x: Tensor, weight: Tensor, bias: Tensor |
 
     Source: LibraGrad, arXiv:2411.16760, section 3.2: what is held is not differentiated.
     """
-    return _Rows.apply(rows, piece, x, weight, bias) if torch.is_grad_enabled() else piece
+    return _Rows.apply(rows, piece, x, weight, bias) if recording(x, weight, bias) else piece

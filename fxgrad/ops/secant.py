@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxgrad.ops.weighted import recording
+
 Taylor = tuple[float, ...]
 """How f starts at 0. Where f(0) is not 0: f(0), f'(0), f''(0)/2!, ... Where it is: 0 and f'(0), or, if f has
 a kink at 0, 0 and the slopes to its right and left."""
@@ -172,6 +174,6 @@ def secant(op: Any, series: Taylor, x: Tensor, *args: Any, **kwargs: Any) -> Ten
     Source: LibraGrad, arXiv:2411.16760, section 3.2 (gated activations); the secant through a reference
     is DeepLIFT's Rescale rule (Shrikumar et al., arXiv:1704.02685, eq. 10) with reference 0.
     """
-    if not torch.is_grad_enabled():
+    if not recording(x):
         return op(x, *args, **kwargs)  # type: ignore[no-any-return]
     return _Secant.apply(op, series, x, args, kwargs)[0]  # type: ignore[no-any-return]

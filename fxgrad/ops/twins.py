@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxgrad.ops.weighted import recording
+
 
 class _Graft(torch.autograd.Function):
     """The first operand's value with the second operand's gradient."""
@@ -59,7 +61,7 @@ class Twin:
         """Call `op(*args, **kwargs)`; its vjp is that of `function(*args, **kwargs)`."""
         with torch.no_grad():
             value = op(*pytree.tree_map(_detached, args), **kwargs)
-        if not torch.is_grad_enabled():
+        if not recording(*pytree.tree_leaves((args, kwargs))):
             return value
         paths, spec = pytree.tree_flatten(self.function(*args, **kwargs))
         values = pytree.tree_leaves(value)

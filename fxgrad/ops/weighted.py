@@ -75,9 +75,26 @@ def relaid(op: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         tensor([-1.])
     """
     result = op(x, *args, **kwargs)
+    if not recording(x):
+        return result
     if isinstance(result, Tensor):
         return _Relaid.apply(result, x)
     return (_Relaid.apply(result[0], x), *result[1:])
+
+
+def recording(*operands: Any) -> bool:
+    """Whether autograd may follow a call with these operands, so that it pays to keep something for the backward.
+
+    Example:
+        >>> with torch.no_grad():
+        ...     recording(torch.ones(1, requires_grad=True))
+        False
+    """
+    if not torch.is_grad_enabled():
+        return False
+    # torch.compile traces no autograd.Function of which nothing is recorded. In eager mode a tensor that vmap wraps
+    # does not tell whether what is inside is.
+    return not torch.compiler.is_compiling() or any(isinstance(o, Tensor) and o.requires_grad for o in operands)
 
 
 def _scale(operand: Any, weight: Any) -> Any:
@@ -87,7 +104,9 @@ def _scale(operand: Any, weight: Any) -> Any:
         return [_scale(o, w) for o, w in zip(operand, weight)]
     if not isinstance(operand, Tensor) or weight == 1:
         return operand
-    return operand.detach() if weight == 0 else _Scale.apply(operand, weight)
+    if weight == 0:
+        return operand.detach()
+    return _Scale.apply(operand, weight) if recording(operand) else operand
 
 
 def _common_share(args: tuple[Any, ...], weights: tuple[Any, ...]) -> float | None:

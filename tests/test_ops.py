@@ -148,24 +148,32 @@ def test_held_means_not_recorded() -> None:
 class Small(nn.Module):
     """Every function of `fxgrad.ops` once."""
 
-    def __init__(self) -> None:
+    def __init__(self, heads: int) -> None:
         super().__init__()
+        self.heads = heads
         self.first, self.norm, self.last = nn.Linear(6, 18), nn.LayerNorm(6), nn.Linear(6, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.first(self.norm(x)).chunk(3, -1)
-        x = x + F.scaled_dot_product_attention(q, k, v)
+        if self.heads:
+            q, k, w = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
+            x = x + F.scaled_dot_product_attention(q, k, w).transpose(1, 2).flatten(2)
+        else:
+            x = x + F.scaled_dot_product_attention(q, k, v)
         return self.last(F.gelu(x) * torch.tanh(v) + torch.sigmoid(x))
 
 
-def test_compiles_into_one_graph() -> None:
+@pytest.mark.parametrize("heads", [0, 2], ids=["blocks", "fused"])
+@pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+def test_compiles_into_one_graph(heads: int, frozen: bool) -> None:
     x = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
-    converted = fxgrad.convert(Small().double().eval(), (x,))
+    converted = fxgrad.convert(Small(heads).double().eval(), (x,)).requires_grad_(not frozen)
     compiled = torch.compile(converted, fullgraph=True, backend="aot_eager")
     cotangent = torch.randn(2, 4, 3).double()
     (wanted,) = torch.autograd.grad(converted(x), x, cotangent)
     (found,) = torch.autograd.grad(compiled(x), x, cotangent)
-    assert torch.equal(found, wanted)
+    torch.testing.assert_close(found, wanted, rtol=1e-13, atol=1e-14)
+    assert torch.equal(compiled(x.detach()), converted(x))  # with gradients on, but none wanted
 
 
 # The Taylor series at 0.

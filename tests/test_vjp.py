@@ -45,7 +45,9 @@ def test_every_gradient_is_that_of_a_call_of_its_own(vit: fxgrad.ConvertedModule
 
 def test_one_forward(vit: fxgrad.ConvertedModule, monkeypatch: pytest.MonkeyPatch) -> None:
     runs = []
-    monkeypatch.setattr(fxgrad.ConvertedModule, "run", lambda self, e: runs.append(1) or self.runner(*self.state, *e)[0])
+    monkeypatch.setattr(
+        fxgrad.ConvertedModule, "run", lambda self, e: runs.append(1) or self.runner(*self.state, *e)[0]
+    )
     fxgrad.vjp(vit, (torch.randn(2, 3, 32, 32).double(),), torch.randn(9, 2, 7).double(), chunk=2)
     assert len(runs) == 1
 
@@ -85,7 +87,11 @@ def test_token_ids_get_the_gradients_of_their_embedding() -> None:
 @pytest.mark.parametrize(
     ("cotangents", "options", "message"),
     [
-        (torch.zeros(2, 7), {}, r"the cotangents are shaped \[\(2, 7\)\], but the outputs want \(K, 2, 7\), with one K"),
+        (
+            torch.zeros(2, 7),
+            {},
+            r"the cotangents are shaped \[\(2, 7\)\], but the outputs want \(K, 2, 7\), with one K",
+        ),
         (torch.zeros(4, 2, 7), {"chunk": 0}, "chunk is how many cotangents go backward at once, at least 1, not 0"),
         ([torch.zeros(4, 2, 7)] * 2, {}, "the cotangents are shaped"),
         (None, {}, "the cotangents are shaped"),

@@ -389,6 +389,13 @@ def test_a_size_that_the_model_takes() -> None:
         shrink.build_for_images(Picky, (3, 160, 160), Limits(), image_size=128)
 
 
+def test_a_video_model_on_a_smaller_grid() -> None:
+    model, (clips,), _, reduced, _ = zoo.named("torchvision:mvit_v2_s").build()
+    assert clips.shape == (2, 3, 16, 128, 128) and reduced == "224x224 pixels to 128x128; clips of 3x16x128x128"
+    with torch.no_grad():
+        assert model(clips[:1]).shape == (1, 400)
+
+
 # The command line
 
 FACTORIES = """

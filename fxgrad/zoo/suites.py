@@ -151,7 +151,8 @@ _TOO_SPECIAL = ("quantization", "detection", "optical_flow")
 """Its modules that hold integer weights, data-dependent boxes, and pairs of images."""
 _CLIPS: dict[str, tuple[int, ...]] = {
     "s3d": (3, 16, 224, 224),
-    "mvit": (3, 16, 224, 224),
+    "mvit_v1": (3, 16, 224, 224),
+    "mvit_v2": (3, 16, 128, 128),
     "": (3, 8, 64, 64),
 }
 """Start of a video model's name -> one clip for it: as small as it takes."""
@@ -175,7 +176,12 @@ def _build_torchvision(name: str, package: str, limits: Limits) -> Built:
     if package == "video":
         clip = next(value for start, value in _CLIPS.items() if name.startswith(start))
         model = models.get_model(name, **weights)
-        return Built(model.eval(), (torch.randn(2, *clip),), {}, "clips of " + "x".join(map(str, clip)))
+        notes = ["clips of " + "x".join(map(str, clip))]
+        if name.startswith("mvit_v2"):
+            # Built for 224 pixels, it knows positions by their distances, which it interpolates for another grid.
+            notes.insert(0, f"224x224 pixels to {clip[-2]}x{clip[-1]}")
+            model.pos_encoding.spatial_size = tuple(s // p for s, p in zip(clip[-2:], model.conv_proj.stride[-2:]))
+        return Built(model.eval(), (torch.randn(2, *clip),), {}, "; ".join(notes))
     create: Callable[..., nn.Module] = partial(models.get_model, name, **weights)
     side = 299 if name.startswith("inception") else 224
     # Its transformers take their size from here; the others do not know the word, and have no need of it.

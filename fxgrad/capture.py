@@ -12,7 +12,7 @@ import functools
 import inspect
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxgrad.errors import CaptureError, InputError, first_line, one_line
@@ -269,7 +270,7 @@ def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> Export
         dynamic_shapes = pytree.tree_map(_auto, bound.arguments)
     try:
         # With gradients, so that the parts that the model itself runs without are seen.
-        with _export_settings(), torch.enable_grad():
+        with _export_settings(), _LastStates(), torch.enable_grad():
             return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
     except Exception as error:
         raise CaptureError(_diagnose(model, example, error)) from error
@@ -328,6 +329,19 @@ def _export_settings() -> Iterator[None]:
             yield
     finally:
         logger.disabled = disabled
+
+
+class _LastStates(TorchFunctionMode):
+    """Gives an LSTM's last states the shape of its first ones; PyTorch 2.11 traces them with an axis too many."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is not torch.lstm or len(args) < 2 or not isinstance(args[1], (list, tuple)):  # or a packed sequence
+            return result
+        output, *last = result
+        return output, *(s if s.dim() == s0.dim() else s.reshape(s0.shape) for s, s0 in zip(last, args[1]))
 
 
 def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:

@@ -9,6 +9,7 @@ Source: FullGrad (Srinivas & Fleuret, NeurIPS 2019, arXiv:1905.00780), eq. 1, ap
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -179,7 +180,7 @@ class Ledger:
         )
         if source == 0:
             return row, None
-        name = ", ".join(decision.sources) or f"{decision.op} at 0"
+        name = ", ".join(decision.sources) or f"{decision.op} at {_point(decision):g}"
         return row, SourceRow(name, node.name, source, source / scale, *decision.place)
 
     def _carrying(self, decision: Decision) -> list[str]:
@@ -225,6 +226,8 @@ class Ledger:
             )
         if decision.vjp == "twin":
             return self._kept(decision, g)
+        if decision.vjp == "secant" and _point(decision):
+            return self._intercept(decision, carrying[0], g)
         if decision.sources or _through_secant(decision):
             zeros = {name: torch.zeros_like(self.values[name]) for name in carrying}
             with torch.no_grad():
@@ -232,6 +235,12 @@ class Ledger:
                     zeros[name] = self._call(self.originals[name], zeros)
                 return dot(g, self._call(original, zeros))
         return 0.0
+
+    def _intercept(self, decision: Decision, name: str, g: Any) -> float:
+        """<g, b> of a secant through (r, 0): b is what it is at x = 0."""
+        x, y, r = self.values[name], self.values[decision.node], _point(decision)
+        (limit,) = self._vjp(self.originals[decision.node], [name], torch.ones_like(y))
+        return dot(g, -r * torch.where(x == r, limit, y / (x - r)))
 
     def _kept(self, decision: Decision, g: Any) -> float:
         """<g, b> of an op with a twin: what is held in it can be had from the twin only, so from b's gradient."""
@@ -245,9 +254,10 @@ class Ledger:
             return 0.0
         name = str(decision.operands[0].value)
         one = torch.ones_like(self.values[name])
-        (ours,) = self._vjp(node, [name], one, at=torch.zeros_like)
+        at = functools.partial(torch.full_like, fill_value=_point(decision))
+        (ours,) = self._vjp(node, [name], one, at=at)
         try:
-            (exact,) = self._vjp(self.originals[decision.node], [name], one, at=torch.zeros_like)
+            (exact,) = self._vjp(self.originals[decision.node], [name], one, at=at)
         except (RuntimeError, NotImplementedError):  # no derivative has been written for it
             return 0.0
         if exact is None:
@@ -275,8 +285,13 @@ class _Recorder(fx.Interpreter):
 
 
 def _through_secant(decision: Decision) -> bool:
-    secant_gate = decision.row is not None and decision.row.options.get("secant", False)
+    secant_gate = decision.row is not None and decision.row.options.get("secant", False) and not _point(decision)
     return decision.kind is Kind.SQUASH or bool(secant_gate)
+
+
+def _point(decision: Decision) -> float:
+    """Where on the x axis the node's secant is taken."""
+    return float(decision.row.options.get("through", 0)) if decision.row else 0.0
 
 
 def dot(g: Any, z: Any) -> float:

@@ -33,7 +33,7 @@ def rewrite(classified: Classified) -> fx.Graph:
         A graph with the same placeholders and a node for each that it had, of the same name.
 
     Raises:
-        NoRuleError: an op listed with a secant has none (it is not finite at 0).
+        NoRuleError: an op listed with a secant has none (it is not finite at 0, or not 0 where its row says).
 
     Example:
         >>> import torch
@@ -76,7 +76,7 @@ def _rewrite_node(node: fx.Node, decision: Decision, recorded: set[str]) -> None
     if decision.live:
         recorded.add(node.name)
     if decision.vjp == "secant":
-        _replace(node, ops.secant, _series(node, decision))
+        _replace(node, *_secant(node, decision))
     elif decision.vjp == "twin":
         assert decision.row is not None and decision.row.twin is not None
         op: Any = node.target
@@ -125,14 +125,18 @@ def _weight(node: fx.Node, decision: Decision) -> None:
     _replace(node, ops.weighted, tuple(weight(p, a) for p, a in enumerate(node.args)))
 
 
-def _series(node: fx.Node, decision: Decision) -> ops.Taylor:
-    """f(0), f'(0), ... of the node's function."""
+def _secant(node: fx.Node, decision: Decision) -> tuple[Callable[..., Any], Any]:
+    """The function that carries the node by its secant, and what that must know of the node's own function."""
+    assert decision.row is not None
+    point = decision.row.options.get("through", 0)
     try:
-        return ops.taylor(node.target, *node.args[1:], **node.kwargs)
+        if point:
+            return ops.through, ops.root_of(node.target, point, *node.args[1:], **node.kwargs)
+        return ops.secant, ops.taylor(node.target, *node.args[1:], **node.kwargs)
     except (TypeError, ValueError, RuntimeError) as error:
-        origin = decision.row.origin if decision.row else ""
         raise NoRuleError(
-            f"{decision.op} at {decision.place}: {origin} lists it, but it has no secant through 0: {error}"
+            f"{decision.op} at {decision.place}: {decision.row.origin} lists it, but it has no secant through "
+            f"{point:g}: {error}"
         ) from error
 
 

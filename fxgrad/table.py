@@ -37,6 +37,7 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
     "bounded": bool,  # piecewise linear: saturates on both sides, so that f(number + x) is a gate
     "odd": bool,  # squash: odd and bounded, so that number + f(x) is a gate
     "secant": bool,  # gate: finite at 0, so that it can carry attribution by its secant
+    "through": (int, float),  # gate: where it is 0, if it is not finite at 0; its secant is taken through there
     "degree": (int, float, str),  # power, gate: degree of homogeneity, or the operand that holds it
     "over": str,  # normalization: the operand that holds the normalized shape
     "groups": str,  # normalization: the operand that holds the number of groups
@@ -50,7 +51,7 @@ GRAMMAR: dict[Kind, tuple[set[str], set[str], set[str]]] = {
     Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, {"saturates", "bounded"}),
     Kind.GATED_ACTIVATION: ({"carrier"}, set(), set()),
     Kind.SQUASH: ({"carrier"}, set(), {"odd"}),
-    Kind.GATE: ({"carrier"}, set(), {"secant", "degree"}),
+    Kind.GATE: ({"carrier"}, set(), {"secant", "through", "degree"}),
     Kind.PRODUCT: ({"factor"}, {"source"}, set()),
     Kind.QUOTIENT: ({"numerator", "denominator"}, set(), set()),
     Kind.POWER: ({"carrier"}, set(), {"degree"}),
@@ -283,6 +284,8 @@ def _row(origin: str, op: str, kind: Kind, entry: Any) -> Row:
         raise fail(f"{', '.join(sorted(missing))} is missing.")
     if kind is Kind.POWER and "degree" not in chosen:
         raise fail("degree is missing: a number, or the operand that holds it.")
+    if "through" in chosen and not chosen.get("secant"):
+        raise fail("through says where the secant is taken, so it needs secant = true.")
     row = Row(op, kind, parts, chosen, origin, TWINS.get(op), when)
     overloads = _overloads(op)
     if not overloads:

@@ -9,6 +9,7 @@ the case is a module.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +24,7 @@ from references import (
     gelu_gate,
     group_norm,
     hardswish_gate,
+    logarithm,
     mish_gate,
     normalize,
     power,
@@ -163,6 +165,11 @@ SQUASHES_AND_GATES = [
 ] + [
     case(row, f"{row} tanh", "n a b", function, lambda x, r=row: secant(r)(0.75 * secant("tanh")(x)))
     for row, function in UNIT.items()
+]
+LOGARITHMS = [
+    case("log", "log", "n a b : positive", torch.log, logarithm(math.e)),
+    case("log2", "log2", "n a b : positive", torch.log2, logarithm(2)),
+    case("log10", "log10", "n a b : positive", torch.log10, logarithm(10)),
 ]
 
 
@@ -444,5 +451,5 @@ ATTENTIONS = [
 ]  # fmt: skip
 
 NONLINEAR = [
-    *GATED, *SQUASHES_AND_GATES, *DEGREES, *MULTIPLIERS, *PRODUCTS, *QUOTIENTS, *POWERS, *NORMALIZATIONS, *COMPOSED, *ATTENTIONS
+    *GATED, *SQUASHES_AND_GATES, *LOGARITHMS, *DEGREES, *MULTIPLIERS, *PRODUCTS, *QUOTIENTS, *POWERS, *NORMALIZATIONS, *COMPOSED, *ATTENTIONS
 ]  # fmt: skip

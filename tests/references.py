@@ -126,6 +126,17 @@ def secant(name: str) -> Callable[[Tensor], Tensor]:
     return lambda x: at_zero + x * slope(x).detach()
 
 
+def logarithm(base: float) -> Callable[[Tensor], Tensor]:
+    """x -> (x - 1) * slope, the slope log(x) / (x - 1) held: log1p(x - 1), carried by its secant."""
+
+    def function(x: Tensor) -> Tensor:
+        u = x - 1
+        log = torch.where(u.abs() < 0.5, torch.log1p(u), torch.log(x))
+        return u * ratio(log / math.log(base), u, 1 / math.log(base)).detach()
+
+    return function
+
+
 def gated(gate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """x -> x * g(x), the gate held."""
     return lambda x: x * gate(x).detach()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxgrad
-from fxgrad.ops import Layout, Rows, hold_scale, rows_of, secant, taylor, value_only, weighted
+from fxgrad.ops import Layout, Rows, hold_scale, root_of, rows_of, secant, taylor, through, value_only, weighted
 
 aten = torch.ops.aten
 WEIGHT, BIAS = torch.linspace(0.5, 1.5, 6).double(), torch.linspace(-1, 1, 6).double()
@@ -51,6 +51,7 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
     "rows_of, strided": lambda x: piece(x, Rows((1, 0), 1, ((3, 3),)), lambda y: y.view(4, 3, 3)[:, :, 1].T),
     "secant, gelu": lambda x: secant(aten.gelu.default, GELU, x),
     "secant, sigmoid": lambda x: secant(aten.sigmoid.default, SIGMOID, x),
+    "through, log": lambda x: through(aten.log.default, (1.0, 1.0), x.square() + 1),
     "layer_norm": lambda x: norm(x, aten.layer_norm.default, [6], WEIGHT, BIAS, trailing=1),
     "rms_norm": lambda x: norm(x, aten.rms_norm.default, [6], WEIGHT, 1e-5, bias=None, trailing=1, centered=False),
     "group_norm": lambda x: norm(x, aten.group_norm.default, 2, WEIGHT, BIAS, groups=2),
@@ -210,6 +211,27 @@ def test_taylor_refuses_a_pole(op: Callable[[Tensor], Tensor]) -> None:
 def test_taylor_refuses_what_autograd_does_not_know() -> None:
     with pytest.raises(ValueError, match="no derivative"):
         taylor(lambda x: x.detach().exp())
+
+
+@pytest.mark.parametrize("op", [torch.log, torch.log2, torch.log10], ids=lambda op: op.__name__)
+def test_through_one(op: Callable[[Tensor], Tensor]) -> None:
+    """At 1 the slope is the derivative, and next to it no digit is lost."""
+    apart = torch.tensor([0.0, 2**-52, -(2**-53), 1e-9, -1e-4, 0.5, -1 + 2**-53], dtype=torch.float64)
+    x = (1 + apart).requires_grad_()
+    y = through(op, root_of(op, 1.0), x)
+    (slope,) = torch.autograd.grad(y.sum(), x)
+    exact = torch.where(apart == 0, 1, torch.log1p(x - 1) / torch.where(apart == 0, 1, x - 1)) / math.log(2)
+    torch.testing.assert_close(slope * op(torch.tensor(2.0).double()).reciprocal(), exact, rtol=1e-15, atol=0)
+    assert torch.equal(y, op(x))
+
+
+def test_root_of_refuses_what_is_not_0_there() -> None:
+    with pytest.raises(ValueError, match=r"it is 0\.693147 at 2, with the slope 0\.5"):
+        root_of(torch.log, 2)
+    with pytest.raises(ValueError, match="it is 0 at 0, with the slope inf"):
+        root_of(torch.sqrt, 0)
+    with pytest.raises(ValueError, match="it is 0 at 1, with the slope nan"):
+        root_of(lambda x: x.detach().log(), 1)
 
 
 def test_a_scaled_operand_keeps_the_strides_of_axes_of_size_one() -> None:

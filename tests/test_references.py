@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 import random
 from collections.abc import Sequence
 
@@ -177,3 +178,13 @@ def test_an_elementwise_gate_as_the_result_keeps_its_secant(name: str) -> None:
     report = fxgrad.check(converted, inputs, cotangent=cotangent)
     assert report.passed and report.ledger[0].rule == "secant"
     assert sum(row.contribution for row in report.sources) == pytest.approx(SECANTS[name][0] * cotangent.sum().item())
+
+
+def test_a_logarithm_as_the_result_has_its_secant_through_1() -> None:
+    """Complete with -1, times the slope, as its source; at 1 as well."""
+    x, cotangent = torch.tensor([[0.1, 1.0, 7.0]]).double(), torch.randn(1, 3).double()
+    converted = fxgrad.convert(Unary(torch.log).eval(), (x,))
+    report = fxgrad.check(converted, (x,), cotangent=cotangent)
+    slope = torch.tensor([[math.log(0.1) / -0.9, 1.0, math.log(7) / 6]]).double()
+    assert report.passed and report.ledger[0].rule == "secant" and report.sources[0].source == "aten.log.default at 1"
+    assert report.sources[0].contribution == pytest.approx(-(cotangent * slope).sum().item())

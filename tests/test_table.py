@@ -68,6 +68,7 @@ def test_user_rows_add_to_the_shipped_ones(tmp_path: Path) -> None:
         ('[power]\n"aten.cosh" = { carrier = "self" }\n', r"'aten\.cosh': degree is missing"),
         ('[power]\n"aten.cosh" = { carrier = "self", degree = true }\n', r"degree = True has the wrong type"),
         ('[squash]\n"aten.cosh" = { carrier = "self", odd = 1 }\n', r"odd = 1 has the wrong type"),
+        ('[gate]\n"aten.cosh" = { carrier = "self", through = 1 }\n', r"'aten\.cosh': through .* needs secant = true"),
         ('[squash]\n"aten.ldexp.Tensor" = { carrier = "other" }\n', r"carrier must be the op's first operand"),
         ('[backward]\nattention = "native"\n', r"mine\.toml \[backward\]: no backward for linear, "),
         (f'[backward]\n{POLICY}\nlineal = "native"\n', r"\[backward\] 'lineal': not a kind that has a backward"),

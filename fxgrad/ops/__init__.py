@@ -9,6 +9,7 @@ from fxgrad.ops.composed import TWINS
 from fxgrad.ops.normalization import Layout, hold_scale
 from fxgrad.ops.rows import Rows, rows_of
 from fxgrad.ops.secant import Taylor, secant, taylor
+from fxgrad.ops.through import root_of, through
 from fxgrad.ops.twins import Twin
 from fxgrad.ops.weighted import relaid, weighted
 
@@ -20,9 +21,11 @@ __all__ = [
     "Twin",
     "hold_scale",
     "relaid",
+    "root_of",
     "rows_of",
     "secant",
     "taylor",
+    "through",
     "value_only",
     "weighted",
 ]

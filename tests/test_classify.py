@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -168,6 +169,13 @@ def test_operands_that_no_row_provides_for() -> None:
         (lambda x: torch.softmax(x @ torch.ones(4, 4), -1), "softmax"),
         (lambda x: torch.softmax(x, -1) * 2 + x, "softmax -> mul -> add"),
         (lambda x: torch.log_softmax(x, -1), "log_softmax"),
+        # Averages of constants: there is nothing but sources, or outputs that are nothing else.
+        (lambda x: torch.softmax(x, -1) @ MEMORY[:4] + 1, "softmax -> matmul -> add"),
+        (lambda x: torch.cat([torch.softmax(x, -1) @ MEMORY[:4], x], -1), "softmax -> matmul -> cat"),
+        # No weights of an average.
+        (lambda x: torch.log_softmax(x, -1) @ MEMORY[:4] + x, "log_softmax -> matmul -> add"),
+        (lambda x: torch.softmax(x, -1).log() @ MEMORY[:4] + x, "softmax -> log -> matmul -> add"),
+        (lambda x: torch.cdist(x, MEMORY) @ MEMORY + x, "cdist -> matmul -> add"),
     ],
 )
 def test_a_softmax_at_the_end_cannot_be_balanced(forward: object, path: str) -> None:
@@ -176,6 +184,39 @@ def test_a_softmax_at_the_end_cannot_be_balanced(forward: object, path: str) -> 
     message = str(caught.value)
     assert f"reaches the output by {path}\n" in re.sub(r"_\d+", "", message) and "test_classify.py:" in message
     assert "Attribute what comes before: the logits instead of the probabilities" in message
+
+
+MEMORY = torch.randn(5, 4)
+
+
+def external_attention(x: Tensor) -> Tensor:
+    return x + (torch.softmax(x @ MEMORY.mT, -1)[..., :3] @ MEMORY[:3] + 1) @ torch.ones(4, 4)
+
+
+def fused_external_attention(x: Tensor) -> Tensor:
+    memory = MEMORY.expand(2, 5, 4)
+    return nn.functional.scaled_dot_product_attention(x, memory, memory) - x
+
+
+@pytest.mark.parametrize("forward", [external_attention, fused_external_attention])
+def test_attention_to_constants_is_a_source_beside_a_carrier(forward: Callable[[Tensor], Tensor]) -> None:
+    class Model(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return forward(x)
+
+    x, g = torch.randn(2, 4, 4), torch.randn(2, 4, 4)
+    converted = fxgrad.convert(Model().eval(), (x,))
+    report = fxgrad.check(converted, (x,), cotangent=g)
+    sign = -1 if forward is fused_external_attention else 1
+    (source,) = [row for row in report.sources if row.source.endswith("its weights held")]
+    assert report.passed and source.contribution == pytest.approx((g * (forward(x) - sign * x)).sum().item(), rel=1e-4)
+    x.requires_grad_()
+    assert torch.equal(torch.autograd.grad(converted(x), x, g)[0], sign * g)
+
+
+def test_attention_to_constants_gets_a_gradient_where_softmax_does() -> None:
+    found = decisions(external_attention, rules="attnlrp")
+    assert found["softmax"].live and not [s for d in found.values() for s in d.sources if "held" in s]
 
 
 def test_a_softmax_at_the_end_is_fine_when_nothing_is_rewritten() -> None:

@@ -362,8 +362,10 @@ NORMALIZATIONS = [
          lambda m, x: group_norm(x, 2, None, None)),
     case("native_layer_norm", "native_layer_norm", "n a 4",
          lambda x: aten.native_layer_norm(x, [4], None, None, 1e-5)[0], lambda x: normalize(x, -1, 1e-5)),
+    # PyTorch 2.11 takes contiguous inputs only, and its tracing drops a contiguous() that has nothing to do.
     case("native_group_norm", "native_group_norm", "2 6 4",
-         lambda x: aten.native_group_norm(x.contiguous(), None, None, 2, 6, 4, 3, 1e-5)[0], lambda x: group_norm(x, 3, None, None)),
+         lambda x: aten.native_group_norm(x.clone(memory_format=torch.contiguous_format), None, None, 2, 6, 4, 3, 1e-5)[0],
+         lambda x: group_norm(x, 3, None, None)),
     case("instance_norm", "instance_norm", "n 3 5", nn.InstanceNorm1d(3, affine=True),
          lambda m, x: group_norm(x, 3, m.weight, m.bias)),
     case("instance_norm_2d", "instance_norm", "n 3 a b", nn.InstanceNorm2d(3),
@@ -410,6 +412,9 @@ COMPOSED = [
     # The mean of x, its own deviation held, and half of the variance's gradient.
     case("var_mean", "var_mean.correction", "n a", lambda x: torch.stack(torch.var_mean(x, -1)),
          lambda x: torch.stack([variance(x), x.mean(-1)]), loose=8),
+    case("aminmax", "aminmax", "n a b", lambda x: torch.stack(x.aminmax(dim=1)),
+         lambda x: torch.stack([x.amin(1), x.amax(1)])),
+    case("aminmax_all", "aminmax", "n a b", lambda x: torch.stack(x.aminmax()), lambda x: torch.stack([x.amin(), x.amax()])),
 ]  # fmt: skip
 
 

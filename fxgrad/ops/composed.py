@@ -58,6 +58,12 @@ def cumprod(self: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tens
     return y / degree + (y * (1 - 1 / degree)).detach()
 
 
+def aminmax(self: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
+    """Linear on every piece; PyTorch 2.11 has no derivative for the two of them at once."""
+    axes = [] if dim is None else [dim]
+    return self.amin(axes, keepdim), self.amax(axes, keepdim)
+
+
 def var_mean(
     self: Tensor, dim: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
 ) -> tuple[Tensor, Tensor]:
@@ -126,6 +132,7 @@ TWINS: dict[str, Callable[..., Any]] = {
     "aten.prod.default": prod,
     "aten.prod.dim_int": prod,
     "aten.cumprod": cumprod,
+    "aten.aminmax": aminmax,
     "aten.var_mean.correction": var_mean,
     "aten.instance_norm": instance_norm,
     "aten.native_layer_norm": native_layer_norm,

@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
+BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,docs)
 
 .PHONY: demo test lint completeness zoo fuzz bench docs clean
 
@@ -32,8 +33,11 @@ zoo: .venv/ready  ## hours: put the zoo through the pass, resuming docs/zoo/*.cs
 fuzz: .venv/ready  ## 2,000 random models
 	FXGRAD_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/test_fuzz.py
 
-bench: .venv/ready  ## conversion time against torch.export's own
-	$(BIN)/python bench/conversion.py
+bench: .venv/ready  ## half an hour on two quiet cores: speed and memory; write docs/benchmarks.md (FXGRAD_BENCH=quick: a smoke run, elsewhere)
+	mkdir -p $(BENCH_OUT)
+	$(BIN)/python -m pytest bench/test_speed.py -o filterwarnings=ignore -q --benchmark-quiet \
+		--benchmark-json $(BENCH_OUT)/benchmarks.json; status=$$?; \
+	$(BIN)/python bench/page.py $(BENCH_OUT)/benchmarks.json $(BENCH_OUT)/benchmarks.md && exit $$status
 
 docs: .venv/ready  ## regenerate docs/rules.md from rules/
 	$(BIN)/python docs/generate_rules.py

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fxgrad.ops import blocks
+from fxgrad.ops import attention, blocks
 from fxgrad.ops.attention import value_only
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
@@ -119,3 +120,42 @@ def test_empty_attention() -> None:
         v.requires_grad_()
         y = value_only(SDPA, q, k, v)
         assert torch.equal(torch.autograd.grad(y.sum(), v)[0], torch.zeros_like(v))
+
+
+def test_the_fused_kernel_is_where_it_was() -> None:
+    """Without these names attention goes block by block: right, but slower."""
+    assert attention.FLASH is not None and attention.CHOICE is not None
+    assert SDPBackend.FLASH_ATTENTION.value == attention.IS_FLASH
+
+
+@pytest.mark.parametrize("missing", ["FLASH", "CHOICE"])
+@pytest.mark.parametrize("causal", [False, True])
+def test_without_the_fused_kernel(causal: bool, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    q, k, v = torch.randn(3, 2, 4, 7, 3).double()
+    v.requires_grad_()
+    g = torch.randn(2, 4, 7, 3).double()
+    (fused,) = torch.autograd.grad(value_only(SDPA, q, k, v, None, 0.0, causal), v, g)
+    monkeypatch.setattr(attention, missing, None)
+    (without,) = torch.autograd.grad(value_only(SDPA, q, k, v, None, 0.0, causal), v, g)
+    torch.testing.assert_close(fused, without, rtol=1e-13, atol=1e-14)
+
+
+def test_another_backend_of_attention_is_kept_to() -> None:
+    q, k, v = torch.randn(3, 2, 4, 7, 3)
+    v.requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):
+        y = value_only(SDPA, q, k, v)
+        assert torch.equal(y.detach(), SDPA(q, k, v.detach()))
+    wanted = textbook(q, k, v, None, False, 3**-0.5, torch.ones_like(y))
+    torch.testing.assert_close(torch.autograd.grad(y.sum(), v)[0].double(), wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_that_almost_vanish() -> None:
+    """Scores far apart: a key that hardly anybody sees, and log-sum-exps far from 0."""
+    q, k, v = torch.randn(3, 1, 2, 9, 4).double()
+    k[..., 3, :] *= 300
+    v.requires_grad_()
+    g = torch.randn(1, 2, 9, 4).double()
+    (found,) = torch.autograd.grad(value_only(SDPA, q, k, v), v, g)
+    wanted = textbook(q, k, v, None, False, 0.5, g)
+    assert found.isfinite().all() and (found - wanted).abs().max() < 1e-12 * wanted.abs().max()

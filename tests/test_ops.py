@@ -30,6 +30,11 @@ def attention(x: Tensor, *args: object, **kwargs: object) -> Tensor:
     return value_only(aten.scaled_dot_product_attention.default, x[None], x[None] + 1, x[None], *args, **kwargs)
 
 
+def of_heads(x: Tensor, causal: bool) -> Tensor:
+    """With a batch and heads, for which there is a fused kernel."""
+    return attention(x[None], None, 0.0, causal)
+
+
 PROJECTION = torch.linspace(-1, 1, 54).double().view(9, 6)
 
 
@@ -45,6 +50,8 @@ OPS: dict[str, Callable[[Tensor], Tensor]] = {
         aten.scaled_dot_product_attention.default, (0.0, 0.0, 1.0), x[None], x[None] + 1, x[None]
     ),
     "value_only": attention,
+    "value_only, fused": lambda x: of_heads(x, False),
+    "value_only, fused and causal": lambda x: of_heads(x, True),
     "value_only, causal": lambda x: attention(x, None, 0.0, True),
     "value_only, masked": lambda x: attention(x, torch.ones(4, 4, dtype=torch.bool).tril(), scale=0.5),
     "rows_of": lambda x: piece(x, Rows((0, 1), 3, ((3, 1),)), lambda y: y[:, 3:6]),

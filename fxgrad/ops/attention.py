@@ -184,7 +184,10 @@ def _takes_flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | N
         return False
     if torch.compiler.is_compiling():
         return q.shape[-1] == v.shape[-1]  # the choice cannot be traced; kernels are the compiler's to choose
-    return bool(CHOICE(q, k, v.detach(), None, 0.0, causal, scale=scale, enable_gqa=grouped) == IS_FLASH)
+    try:
+        return bool(CHOICE(q, k, v.detach(), None, 0.0, causal, scale=scale, enable_gqa=grouped) == IS_FLASH)
+    except RuntimeError:
+        return False  # of inputs that vmap wraps it knows no choice
 
 
 def _laid_out(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> tuple[Tensor, Tensor]:

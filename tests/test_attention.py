@@ -153,9 +153,21 @@ def test_another_backend_of_attention_is_kept_to() -> None:
 def test_weights_that_almost_vanish() -> None:
     """Scores far apart: a key that hardly anybody sees, and log-sum-exps far from 0."""
     q, k, v = torch.randn(3, 1, 2, 9, 4).double()
-    k[..., 3, :] *= 300
+    k[..., 3, :] *= 30
     v.requires_grad_()
     g = torch.randn(1, 2, 9, 4).double()
     (found,) = torch.autograd.grad(value_only(SDPA, q, k, v), v, g)
     wanted = textbook(q, k, v, None, False, 0.5, g)
     assert found.isfinite().all() and (found - wanted).abs().max() < 1e-12 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("factor", [1e1, 1e3, 1e5])
+def test_scores_far_from_zero(factor: float) -> None:
+    """Attention to one key each: its weight is 1, however the scores are rounded."""
+    q, v = torch.eye(6)[None, None] * factor, torch.randn(1, 1, 6, 3)
+    k = q + torch.rand(1, 1, 6, 6) * factor / 4
+    v.requires_grad_()
+    y = value_only(SDPA, q, k, v)
+    g = torch.randn_like(y)
+    wanted = textbook(q, k, v, None, False, 6**-0.5, g)
+    assert (torch.autograd.grad(y, v, g)[0] - wanted).abs().max() < 1e-5 * wanted.abs().max()

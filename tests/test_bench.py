@@ -226,7 +226,11 @@ def test_rivals_are_those_with_the_same_gradient() -> None:
     row = Row("r", {"name": "r", "axis": "models", "size": 0, "times": times, "verdicts": verdicts})
     assert row.rivals() == [BY_HAND[0]]
     anywhere = next(bar for bar in bars(Results({}, "", {"r": row})) if bar.what.startswith("the same"))
-    assert anywhere.value == 0.9 and anywhere.where == "fastest: lxt, AttnLRP, r" and anywhere.verdict == "MISSED"
+    assert (
+        anywhere.value == 0.9
+        and anywhere.where == "fastest of 2: lxt, AttnLRP, r; 1 below the bar"
+        and anywhere.verdict == "MISSED"
+    )
     assert row.ratio("lxt, AttnLRP", FXGRAD) == Spread(0.9, 0.9, 0.9)
 
 

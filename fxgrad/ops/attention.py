@@ -28,6 +28,9 @@ CHOICE: Any = getattr(torch, "_fused_sdp_choice", None)
 IS_FLASH = 1
 """What it returns for the fused kernel (`torch.nn.attention.SDPBackend.FLASH_ATTENTION`)."""
 
+REACH = 256.0
+"""How far scores may be from 0 for the swapped kernel: P is off by that many roundings at the most."""
+
 
 class Settings(NamedTuple):
     """What attention takes beside its tensors, as `torch.nn.functional.scaled_dot_product_attention` does."""
@@ -165,7 +168,7 @@ def value_only(
         return weighted(op, (0, 0, 1, 0, 1, 1), *args, scale=scale, enable_gqa=enable_gqa)  # type: ignore[no-any-return]
     settings = Settings(is_causal, scale, query.shape[-1] ** -0.5 if scale is None else scale, enable_gqa)
     q, k = query.detach(), key.detach()
-    if op is SDPA and attn_mask is None and _takes_flash(q, k, value, is_causal, scale, enable_gqa):
+    if op is SDPA and attn_mask is None and _takes_flash(q, k, value, settings):
         return _Fused.apply(settings, q, k, value)[0]  # type: ignore[no-any-return]
     # A parameter's flag stays as it is, since kernels are picked by it.
     mask = attn_mask if attn_mask is None or attn_mask.is_leaf else attn_mask.detach()
@@ -173,21 +176,26 @@ def value_only(
     return _Blockwise.apply(op, settings, q, k, value, mask, rows, columns)  # type: ignore[no-any-return]
 
 
-def _takes_flash(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float | None, grouped: bool) -> bool:
+def _takes_flash(q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> bool:
     """Whether attention without a mask would pick the CPU's fused kernel, and its swapped form does for the backward.
 
     Not in half precision, where lse would lose its digits; not for causal attention of unequal lengths, which in
-    reverse is not causal; not for groups.
+    reverse is not causal; not for groups. And not where scores may be far from 0: log P is a difference of such
+    numbers, while a block of whole rows normalizes its rounding errors away.
     """
+    causal, given, scale, grouped = settings
     fits = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and q.dim() == 4
     if not fits or FLASH is None or CHOICE is None or q.shape[1] != k.shape[1] or (causal and q.shape[2] != k.shape[2]):
         return False
     if torch.compiler.is_compiling():
-        return q.shape[-1] == v.shape[-1]  # the choice cannot be traced; kernels are the compiler's to choose
+        return False  # neither the choice nor the scores' bound can be traced
     try:
-        return bool(CHOICE(q, k, v.detach(), None, 0.0, causal, scale=scale, enable_gqa=grouped) == IS_FLASH)
+        if CHOICE(q, k, v.detach(), None, 0.0, causal, scale=given, enable_gqa=grouped) != IS_FLASH:
+            return False
+        longest = [torch.linalg.vector_norm(t, dim=-1).amax().item() for t in (q, k)]
     except RuntimeError:
-        return False  # of inputs that vmap wraps it knows no choice
+        return False  # inputs that are traced, or that vmap wraps
+    return bool(longest[0] * longest[1] * abs(scale) <= REACH)
 
 
 def _laid_out(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> tuple[Tensor, Tensor]:

@@ -108,7 +108,9 @@ def _block(heads: int, groups: int, rows: int, columns: int, device: str) -> tup
     """How many rows, and how many heads, to take at a time."""
     if not all(isinstance(size, int) for size in (heads, groups, rows, columns)):
         return rows, heads  # traced with symbolic sizes: one block, since a loop would fix them
-    budget = BLOCK.get(device, WIDE_BLOCK)
+    budget = BLOCK.get(device, WIDE_BLOCK) * (
+        16 if torch.compiler.is_compiling() else 1
+    )  # every block is compiled apart
     per_row = max(groups * columns, 1)
     some_rows = max(min(rows, max(ROWS // groups, budget // (PAIR * per_row))), 1)
     return some_rows, max(min(heads, max(PAIR, budget // (some_rows * per_row))), 1)

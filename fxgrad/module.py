@@ -48,6 +48,7 @@ class ConvertedModule(nn.Module):
     program: fx.GraphModule
     runner: nn.Module
     lookup: fx.GraphModule | None
+    _slots: list[tuple[nn.Module | None, str]]
 
     def __init__(self, classified: Classified) -> None:
         super().__init__()
@@ -67,6 +68,10 @@ class ConvertedModule(nn.Module):
         for path, buffer in captured.buffers.items():
             persistent = path not in captured.transient
             self._owner(path).register_buffer(path.rpartition(".")[2], buffer.detach(), persistent)
+        # Looked up once, for the sake of small models; without this module itself, which would then not be freed at once.
+        owners = [self._owner(path) for path in captured.state]
+        slots = [(None if o is self else o, p.rpartition(".")[2]) for o, p in zip(owners, captured.state)]
+        object.__setattr__(self, "_slots", slots)
         self.eval()
 
     def _owner(self, path: str) -> nn.Module:
@@ -81,11 +86,7 @@ class ConvertedModule(nn.Module):
     @property
     def state(self) -> list[Tensor]:
         """The tensors that the program takes ahead of the inputs."""
-        tensors = []
-        for path in self.classified.captured.state:
-            owner, _, name = path.rpartition(".")
-            tensors.append(getattr(self.get_submodule(owner), name))
-        return tensors
+        return [getattr(self if owner is None else owner, name) for owner, name in self._slots]
 
     @property
     def graph(self) -> fx.Graph:

@@ -76,7 +76,7 @@ HEADER = f"{'model':38} {'dtype':9} {'forward':10} {'error':>9} {'plain':>9}  le
 def measure(name: str, dtypes: list[torch.dtype]) -> Iterator[Measurement]:
     """Convert timm's model `name` in each dtype, and compare and check it."""
     torch.manual_seed(0)
-    model = timm.create_model(name).eval()
+    model = timm.create_model(name).eval().requires_grad_(False)
     randomize(model)
     size = model.pretrained_cfg["input_size"]
     for dtype in dtypes:

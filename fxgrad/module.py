@@ -68,7 +68,7 @@ class ConvertedModule(nn.Module):
         for path, buffer in captured.buffers.items():
             persistent = path not in captured.transient
             self._owner(path).register_buffer(path.rpartition(".")[2], buffer.detach(), persistent)
-        # Looked up once, for the sake of small models; without this module itself, which would then not be freed at once.
+        # Looked up once, for small models; without this module itself, which would then not be freed at once.
         owners = [self._owner(path) for path in captured.state]
         slots = [(None if o is self else o, p.rpartition(".")[2]) for o, p in zip(owners, captured.state)]
         object.__setattr__(self, "_slots", slots)

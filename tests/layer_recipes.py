@@ -257,9 +257,8 @@ TIMM: Recipes = {
     ),
     "AvgPool2dSame": of(3, 2, shape=IMAGE),
     "BlurPool2d": of(4, shape=IMAGE),
-    # A maximum plus a logarithm, which has no secant through 0.
-    "LsePlus1d": of(shape="2 1 8", error=REFUSED),
-    "LsePlus2d": of(flatten=False, shape=IMAGE, error=REFUSED),
+    "LsePlus1d": of(shape="2 1 8"),
+    "LsePlus2d": of(flatten=False, shape=IMAGE),
     "SimPool1d": of(8, shape=TOKENS),
     "SimPool2d": of(4, shape=IMAGE),
     "AttentionPool2d": of(4, 4, 6, embed_dim=8, num_heads=2, shape="2 4 4 4"),

@@ -10,7 +10,6 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import fx
 
 from fxgrad import ops
@@ -19,8 +18,7 @@ from fxgrad.decision import Decision, arguments_of
 from fxgrad.errors import NoRuleError
 from fxgrad.lookup import differentiable, placeholders_of
 from fxgrad.ops import Layout
-
-ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+from fxgrad.ops.attention import SDPA
 
 
 def rewrite(classified: Classified) -> fx.Graph:
@@ -85,8 +83,8 @@ def _rewrite_node(node: fx.Node, decision: Decision, recorded: set[str]) -> None
     elif decision.vjp == "hold_scale":
         node.args, node.kwargs = tuple(arguments_of(node).values()), {}
         _replace(node, ops.hold_scale, _layout(node, decision))
-    elif node.target is ATTENTION and decision.backward == "hold_weights" and decision.live:
-        node.args, node.target = (ATTENTION, *node.args), ops.value_only
+    elif node.target is SDPA and decision.backward == "hold_weights" and decision.live:
+        node.args, node.target = (SDPA, *node.args), ops.value_only
     elif decision.live and decision.row and decision.row.options.get("relaid"):
         op = node.target
         node.args, node.target = (op, *node.args), ops.relaid

@@ -15,3 +15,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def fresh_compiler() -> None:
+    """Dynamo counts compilations by code object, and all converted modules have one `forward`: up to eight in a process."""
+    torch.compiler.reset()

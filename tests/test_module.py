@@ -149,6 +149,7 @@ def test_kernels_that_are_picked_by_requires_grad_are_the_same() -> None:
                 assert torch.equal(libra(batch), model(batch))
 
 
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_to_one_graph() -> None:
     model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.LayerNorm(8), nn.Linear(8, 3), nn.Sigmoid()).double().eval()
     x = torch.randn(2, 4).double().requires_grad_()

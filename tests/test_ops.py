@@ -173,6 +173,7 @@ class Small(nn.Module):
 
 @pytest.mark.parametrize("heads", [0, 2], ids=["blocks", "fused"])
 @pytest.mark.parametrize("frozen", [False, True], ids=["", "frozen"])
+@pytest.mark.usefixtures("fresh_compiler")
 def test_compiles_into_one_graph(heads: int, frozen: bool) -> None:
     x = torch.randn(2, 4, 6, dtype=torch.float64, requires_grad=True)
     converted = fxgrad.convert(Small(heads).double().eval(), (x,)).requires_grad_(not frozen)

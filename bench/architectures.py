@@ -12,6 +12,7 @@ import argparse
 import platform
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import timm
@@ -19,6 +20,7 @@ import torch
 
 import fxgrad
 from fxgrad.models import randomize
+from fxgrad.zoo.shrink import reduce
 
 MODELS = {
     "vit_tiny_patch16_224": "ViT",
@@ -73,10 +75,14 @@ class Measurement:
 HEADER = f"{'model':38} {'dtype':9} {'forward':10} {'error':>9} {'plain':>9}  least balanced node"
 
 
-def measure(name: str, dtypes: list[torch.dtype]) -> Iterator[Measurement]:
-    """Convert timm's model `name` in each dtype, and compare and check it."""
+def measure(name: str, dtypes: list[torch.dtype], parameters: int | None = None) -> Iterator[Measurement]:
+    """Convert timm's model `name` in each dtype, and compare and check it.
+
+    With more `parameters` than these, only two of the blocks that are alike are kept.
+    """
     torch.manual_seed(0)
-    model = timm.create_model(name).eval().requires_grad_(False)
+    create = partial(timm.create_model, name)
+    model = (create() if parameters is None else reduce(create, parameters)).eval().requires_grad_(False)
     randomize(model)
     size = model.pretrained_cfg["input_size"]
     for dtype in dtypes:

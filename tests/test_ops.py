@@ -14,7 +14,19 @@ from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxgrad
-from fxgrad.ops import Layout, Rows, hold_scale, root_of, rows_of, secant, taylor, through, value_only, weighted
+from fxgrad.ops import (
+    Layout,
+    Rows,
+    function,
+    hold_scale,
+    root_of,
+    rows_of,
+    secant,
+    taylor,
+    through,
+    value_only,
+    weighted,
+)
 
 aten = torch.ops.aten
 WEIGHT, BIAS = torch.linspace(0.5, 1.5, 6).double(), torch.linspace(-1, 1, 6).double()
@@ -151,6 +163,18 @@ def test_held_means_not_recorded() -> None:
     z = weighted(aten.mul.Tensor, (0.0, 1.0), x, y.requires_grad_())
     gradient, held = torch.autograd.grad(z.sum(), [y, x], allow_unused=True)
     assert torch.equal(gradient, x.detach()) and held is None
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_same_gradient_by_the_general_way(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert function.TRANSFORMED is not None, "PyTorch no longer tells; every call goes the slower way"
+    x = inputs(4, 6).requires_grad_()
+    y = OPS[name](x)
+    monkeypatch.setattr(function, "TRANSFORMED", None)
+    z = OPS[name](x)
+    cotangent = torch.randn_like(y)
+    ours, wanted = (torch.autograd.grad(out, x, cotangent)[0] for out in (y, z))
+    assert torch.equal(y, z) and torch.equal(ours, wanted)
 
 
 class Small(nn.Module):

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fxgrad.ops.blocks import split_axis, weights_transposed_times
+from fxgrad.ops.function import Function
 from fxgrad.ops.weighted import recording, weighted
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
@@ -42,10 +43,8 @@ class Settings(NamedTuple):
     grouped: bool
 
 
-class _Fused(torch.autograd.Function):
+class _Fused(Function):
     """Attention by the fused kernel, and its backward by the same, with q and k swapped."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(settings: Settings, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -66,12 +65,14 @@ class _Fused(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None, *_: None) -> tuple[Any, ...]:
         queries, keys = ctx.saved_tensors
-        dv = None if cotangent is None else _Swapped.apply(ctx.settings, queries, keys, cotangent)
+        dv = None if cotangent is None else _Swapped.call(ctx.settings, queries, keys, cotangent)
         return None, None, None, dv
 
 
-class _Swapped(torch.autograd.Function):
+class _Swapped(Function):
     """P^T g by the fused kernel; for a batch of cotangents block by block, so that they share P."""
+
+    generate_vmap_rule = False
 
     @staticmethod
     def forward(settings: Settings, queries: Tensor, keys: Tensor, g: Tensor) -> Tensor:
@@ -101,10 +102,8 @@ class _Swapped(torch.autograd.Function):
         return torch.func.vmap(blockwise, in_dims[1:], randomness=info.randomness)(queries, keys, g), 0
 
 
-class _Blockwise(torch.autograd.Function):
+class _Blockwise(Function):
     """Attention by whatever kernel, and its backward block by block."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(
@@ -169,11 +168,11 @@ def value_only(
     settings = Settings(is_causal, scale, query.shape[-1] ** -0.5 if scale is None else scale, enable_gqa)
     q, k = query.detach(), key.detach()
     if op is SDPA and attn_mask is None and _takes_flash(q, k, value, settings):
-        return _Fused.apply(settings, q, k, value)[0]  # type: ignore[no-any-return]
+        return _Fused.call(settings, q, k, value)[0]  # type: ignore[no-any-return]
     # A parameter's flag stays as it is, since kernels are picked by it.
     mask = attn_mask if attn_mask is None or attn_mask.is_leaf else attn_mask.detach()
     rows, columns = _laid_out(q, k, value, enable_gqa)
-    return _Blockwise.apply(op, settings, q, k, value, mask, rows, columns)  # type: ignore[no-any-return]
+    return _Blockwise.call(op, settings, q, k, value, mask, rows, columns)  # type: ignore[no-any-return]
 
 
 def _takes_flash(q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> bool:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fxgrad.ops.function import Function
 from fxgrad.ops.weighted import recording
 
 
@@ -75,9 +76,7 @@ def _forward(op: Any, layout: Layout, args: tuple[Any, ...]) -> tuple[Tensor, Te
     return op(*args), _scale(layout, args[layout.carrier])
 
 
-class _HoldScale(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _HoldScale(Function):
     @staticmethod
     def forward(op: Any, layout: Layout, *args: Any) -> tuple[Tensor, Tensor]:
         return _forward(op, layout, args)
@@ -141,4 +140,4 @@ def hold_scale(op: Any, layout: Layout, *args: Any) -> Tensor:
     """
     if not recording(*args):
         return op(*args)  # type: ignore[no-any-return]
-    return _HoldScale.apply(op, layout, *args)[0]  # type: ignore[no-any-return]
+    return _HoldScale.call(op, layout, *args)[0]  # type: ignore[no-any-return]

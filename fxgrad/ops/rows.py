@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fxgrad.ops.function import Function
 from fxgrad.ops.weighted import recording
 
 
@@ -43,9 +44,7 @@ class Rows(NamedTuple):
         return slice(run.start, run.stop) if index == list(run) else index
 
 
-class _Rows(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _Rows(Function):
     @staticmethod
     def forward(rows: Rows, piece: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return piece.detach()
@@ -102,4 +101,4 @@ def rows_of(rows: Rows, piece: Tensor, x: Tensor, weight: Tensor, bias: Tensor |
 
     Source: LibraGrad, arXiv:2411.16760, section 3.2: what is held is not differentiated.
     """
-    return _Rows.apply(rows, piece, x, weight, bias) if recording(x, weight, bias) else piece
+    return _Rows.call(rows, piece, x, weight, bias) if recording(x, weight, bias) else piece

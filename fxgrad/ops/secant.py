@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxgrad.ops.function import Function
 from fxgrad.ops.weighted import recording
 
 Taylor = tuple[float, ...]
@@ -130,9 +131,7 @@ def _quotient(series: Taylor, x: Tensor, y: Tensor) -> Tensor:
     return torch.where(slope.isfinite(), slope, kinked)
 
 
-class _Secant(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _Secant(Function):
     @staticmethod
     def forward(
         op: Any, series: Taylor, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -176,4 +175,4 @@ def secant(op: Any, series: Taylor, x: Tensor, *args: Any, **kwargs: Any) -> Ten
     """
     if not recording(x):
         return op(x, *args, **kwargs)  # type: ignore[no-any-return]
-    return _Secant.apply(op, series, x, args, kwargs)[0]  # type: ignore[no-any-return]
+    return _Secant.call(op, series, x, args, kwargs)[0]  # type: ignore[no-any-return]

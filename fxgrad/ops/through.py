@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxgrad.ops.function import Function
+
 
 def root_of(op: Any, point: float, *args: Any, **kwargs: Any) -> tuple[float, float]:
     """The point where the elementwise function `x -> op(x, *args, **kwargs)` is 0, and its derivative there.
@@ -37,9 +39,7 @@ def root_of(op: Any, point: float, *args: Any, **kwargs: Any) -> tuple[float, fl
     return float(point), slope
 
 
-class _Through(torch.autograd.Function):
-    generate_vmap_rule = True
-
+class _Through(Function):
     @staticmethod
     def forward(op: Any, root: tuple[float, float], x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
         return op(x, *args, **kwargs)  # type: ignore[no-any-return]
@@ -78,4 +78,4 @@ def through(op: Any, root: tuple[float, float], x: Tensor, *args: Any, **kwargs:
 
     Source: DeepLIFT's Rescale rule (Shrikumar et al., arXiv:1704.02685, eq. 10) with reference r.
     """
-    return _Through.apply(op, root, x, args, kwargs)  # type: ignore[no-any-return]
+    return _Through.call(op, root, x, args, kwargs)  # type: ignore[no-any-return]

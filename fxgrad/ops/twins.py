@@ -13,13 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from fxgrad.ops.function import Function
 from fxgrad.ops.weighted import recording
 
 
-class _Graft(torch.autograd.Function):
+class _Graft(Function):
     """The first operand's value with the second operand's gradient."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(value: Tensor, path: Tensor) -> Tensor:
@@ -65,7 +64,7 @@ class Twin:
             return value
         paths, spec = pytree.tree_flatten(self.function(*args, **kwargs))
         values = pytree.tree_leaves(value)
-        return pytree.tree_unflatten([_Graft.apply(v, p) for v, p in zip(values, paths)], spec)
+        return pytree.tree_unflatten([_Graft.call(v, p) for v, p in zip(values, paths)], spec)
 
 
 def _detached(leaf: Any) -> Any:

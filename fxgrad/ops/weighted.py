@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxgrad.ops.function import Function
 
-class _Scale(torch.autograd.Function):
+
+class _Scale(Function):
     """Identity whose backward multiplies the cotangent by a number."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(x: Tensor, weight: float) -> Tensor:
@@ -31,10 +31,8 @@ class _Scale(torch.autograd.Function):
         return cotangent * ctx.weight, None
 
 
-class _Relaid(torch.autograd.Function):
+class _Relaid(Function):
     """Identity in `result` whose backward gives the cotangent the strides of `x`, where they may be mistaken."""
-
-    generate_vmap_rule = True
 
     @staticmethod
     def forward(result: Tensor, x: Tensor) -> Tensor:
@@ -78,8 +76,8 @@ def relaid(op: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     if not recording(x):
         return result
     if isinstance(result, Tensor):
-        return _Relaid.apply(result, x)
-    return (_Relaid.apply(result[0], x), *result[1:])
+        return _Relaid.call(result, x)
+    return (_Relaid.call(result[0], x), *result[1:])
 
 
 def recording(*operands: Any) -> bool:
@@ -106,7 +104,7 @@ def _scale(operand: Any, weight: Any) -> Any:
         return operand
     if weight == 0:
         return operand.detach()
-    return _Scale.apply(operand, weight) if recording(operand) else operand
+    return _Scale.call(operand, weight) if recording(operand) else operand
 
 
 def _common_share(args: tuple[Any, ...], weights: tuple[Any, ...]) -> float | None:

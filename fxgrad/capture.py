@@ -8,7 +8,6 @@ that the graph is a pure function and the state can be owned, moved and copied b
 from __future__ import annotations
 
 import contextlib
-import copy
 import functools
 import inspect
 import logging
@@ -20,7 +19,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
-from torch.export import ExportedProgram, ExportGraphSignature, ModuleCallEntry
+from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.overrides import TorchFunctionMode
@@ -30,9 +29,8 @@ from fxgrad.archive import read
 from fxgrad.errors import ArtefactError, CaptureError, InputError, first_line, one_line
 from fxgrad.lookup import cut_lookups, differentiable, placeholders_of
 from fxgrad.places import raised_at
+from fxgrad.program import Arguments, Program
 from fxgrad.tidy import copied, detach_without_grad, moved, tidy
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -78,46 +76,6 @@ class Input:
             )
         if value.is_floating_point() != self.dtype.is_floating_point:
             raise InputError(f"input {self.name!r} is {value.dtype}, but the model was captured for {self.dtype}.")
-
-
-@dataclass(frozen=True)
-class Program:
-    """What is left of an ExportedProgram without its tensors: enough to make one again, of any tensors.
-
-    Attributes:
-        graph: functional ATen graph as torch.export leaves it, not yet tidied nor cut.
-        signature: what its placeholders and outputs are.
-        ranges: what is known about the dynamic sizes.
-        calls: the modules, and the structure of inputs and outputs.
-    """
-
-    graph: fx.Graph
-    signature: ExportGraphSignature
-    ranges: Mapping[Any, Any]
-    calls: Sequence[ModuleCallEntry]
-
-    def filled(
-        self, state: Mapping[str, Tensor], constants: Mapping[str, Tensor], example: Arguments | None
-    ) -> ExportedProgram:
-        """The program with these parameters and persistent buffers, and these other tensors.
-
-        Example:
-            >>> model = nn.Linear(3, 2).eval()
-            >>> captured = capture(model, (torch.zeros(4, 3),))
-            >>> program = captured.program.filled(captured.parameters, captured.buffers, captured.example)
-            >>> torch.equal(program.module()(torch.ones(2, 3)), model(torch.ones(2, 3)))
-            True
-        """
-        return ExportedProgram(
-            nn.Module(),
-            copied(self.graph),  # which the constructor changes
-            copy.deepcopy(self.signature),
-            dict(state),
-            dict(self.ranges),
-            list(self.calls),
-            example,
-            dict(constants),
-        )
 
 
 @dataclass(frozen=True)

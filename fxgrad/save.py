@@ -50,6 +50,9 @@ def save(converted: ConvertedModule, path: str | Path) -> None:
         converted: what `fxgrad.convert` returned.
         path: of the file to write, which should end in .pt2.
 
+    Returns:
+        Nothing.
+
     Raises:
         ArtefactError: the file cannot be written, or the model cannot be without pickled code: its inputs or outputs
             are of types that pytree cannot name, its ops take text, its tensors have no values (device meta).

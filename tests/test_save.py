@@ -21,13 +21,15 @@ import torch
 from timm.models.eva import Eva
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 import fxgrad
 from fxgrad.models import randomize
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
+from save_workers import Samples, write  # noqa: E402
+
 from bench.saved import build, saves_and_loads  # noqa: E402
 
 
@@ -242,24 +244,19 @@ def test_in_a_fresh_process(libra: fxgrad.ConvertedModule, tmp_path: Path, ours:
     assert done.returncode == 0, done.stderr
 
 
-def test_output_types_that_need_an_import(tmp_path: Path) -> None:
+def test_output_types_that_need_an_import(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model, args, kwargs = build("BERT")
     libra = fxgrad.convert(model, args, kwargs)
     fxgrad.save(libra, tmp_path / "bert.pt2")
     assert type(fxgrad.load(tmp_path / "bert.pt2")(**kwargs)).__name__ == "SequenceClassifierOutput"
-    script = (
-        f"import fxgrad\ntry: fxgrad.load({str(tmp_path / 'bert.pt2')!r})\nexcept fxgrad.ArtefactError as e: print(e)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", script],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert "of the type transformers.modeling_outputs.SequenceClassifierOutput, which nothing in this" in done.stdout
-    assert "Import the module that defines it (transformers.modeling_outputs) before loading." in done.stdout
-    assert not done.stderr
+    name = "transformers.modeling_outputs.SequenceClassifierOutput"
+    monkeypatch.delitem(torch.utils._pytree.SERIALIZED_TYPE_TO_PYTHON_TYPE, name)  # as where nobody imported it
+    with pytest.raises(
+        fxgrad.ArtefactError,
+        match=r"of the type transformers\.modeling_outputs\.SequenceClassifierOutput, which nothing in this process has "
+        r"registered\. Import the module that defines it \(transformers\.modeling_outputs\) before loading\.",
+    ):
+        fxgrad.load(tmp_path / "bert.pt2")
 
 
 @torch.library.custom_op("fxgradsave::halve", mutates_args=())
@@ -369,23 +366,6 @@ def test_errors_of_save(libra: fxgrad.ConvertedModule, tmp_path: Path, monkeypat
     assert path.read_text() == "old" and [p.name for p in tmp_path.iterdir()] == ["m.pt2"]
 
 
-class Samples(Dataset[Tensor]):
-    """Attributions, or outputs alone, computed wherever the items are."""
-
-    def __init__(self, libra: fxgrad.ConvertedModule, attributes: bool) -> None:
-        self.libra, self.attributes = libra, attributes
-
-    def __len__(self) -> int:
-        return 4
-
-    def __getitem__(self, index: int) -> Tensor:
-        torch.set_num_threads(1)
-        x = torch.full((2, 4), float(index), requires_grad=self.attributes)
-        with torch.set_grad_enabled(self.attributes):
-            y = self.libra(x)["out"]
-        return torch.autograd.grad(y.sum(), x)[0] if self.attributes else y
-
-
 @pytest.mark.parametrize("start", ["fork", "spawn"])
 def test_in_workers(libra: fxgrad.ConvertedModule, start: str) -> None:
     """A fork of a process that has differentiated cannot do so itself: that is PyTorch's limit."""
@@ -394,14 +374,9 @@ def test_in_workers(libra: fxgrad.ConvertedModule, start: str) -> None:
     assert all(torch.equal(ours, samples[i]) for i, ours in enumerate(loaded))
 
 
-def _write(libra: fxgrad.ConvertedModule) -> None:
-    with torch.no_grad():
-        libra.unused.fill_(7)  # type: ignore[operator,union-attr]
-
-
 def test_processes_share_the_tensors(libra: fxgrad.ConvertedModule) -> None:
     libra.share_memory()
-    process = torch.multiprocessing.get_context("spawn").Process(target=_write, args=(libra,))
+    process = torch.multiprocessing.get_context("spawn").Process(target=write, args=(libra,))
     process.start()
     process.join()
     assert process.exitcode == 0 and libra.unused.tolist() == [7, 7]

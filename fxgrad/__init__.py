@@ -9,6 +9,7 @@ The pass is one straight path, a file each: capture, classify, rewrite, check.
 from fxgrad.check import CheckReport, check
 from fxgrad.convert import convert
 from fxgrad.errors import (
+    ArtefactError,
     CaptureError,
     FxgradError,
     InputError,
@@ -17,10 +18,12 @@ from fxgrad.errors import (
     RuleTableError,
 )
 from fxgrad.module import ConvertedModule
+from fxgrad.save import load, save
 from fxgrad.vjp import VJP, vjp
 
 __all__ = [
     "VJP",
+    "ArtefactError",
     "CaptureError",
     "CheckReport",
     "ConvertedModule",
@@ -31,5 +34,7 @@ __all__ = [
     "RuleTableError",
     "check",
     "convert",
+    "load",
+    "save",
     "vjp",
 ]

@@ -13,7 +13,7 @@ import inspect
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -25,12 +25,12 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxgrad.errors import CaptureError, InputError, first_line, one_line
+from fxgrad.archive import read
+from fxgrad.errors import ArtefactError, CaptureError, InputError, first_line, one_line
 from fxgrad.lookup import cut_lookups, differentiable, placeholders_of
 from fxgrad.places import raised_at
-from fxgrad.tidy import detach_without_grad, tidy
-
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+from fxgrad.program import Arguments, Program
+from fxgrad.tidy import copied, detach_without_grad, moved, tidy
 
 
 @dataclass(frozen=True)
@@ -95,6 +95,8 @@ class Captured:
         in_spec, out_spec: structure of (args, kwargs) and of the outputs.
         signature: of the model's forward, or None where the model was an ExportedProgram.
         example: the example inputs.
+        program: what was captured, before it was tidied and cut.
+        through_no_grad: whether what the model computes under its own `torch.no_grad()` is part of it.
     """
 
     graph: fx.Graph
@@ -109,11 +111,28 @@ class Captured:
     out_spec: pytree.TreeSpec
     signature: inspect.Signature | None
     example: Arguments = field(repr=False)
+    program: Program = field(repr=False)
+    through_no_grad: bool
 
     @property
     def entries(self) -> tuple[Input, ...]:
         """What the graph takes after the state: the inputs, then the embedded tokens."""
         return self.inputs + self.embedded
+
+    @property
+    def persistent(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The tensors that belong into a state_dict, and those that do not."""
+        kept = {k: v for k, v in self.buffers.items() if k not in self.transient}
+        return {**self.parameters, **kept}, {k: v for k, v in self.buffers.items() if k in self.transient}
+
+    def with_tensors(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Captured:
+        """The same, with these parameters and buffers."""
+        return replace(self, parameters=parameters, buffers=buffers)
+
+    def moved(self, devices: Mapping[torch.device, torch.device]) -> Captured:
+        """The same, with other devices for what the model makes itself; the tensors stay where they are."""
+        lookup = None if self.lookup is None else moved(self.lookup, devices)
+        return replace(self, graph=moved(self.graph, devices), lookup=lookup)
 
     def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The inputs as a flat list, checked against the captured ones.
@@ -174,6 +193,7 @@ def capture(
     """
     if isinstance(model, (str, Path)):
         model = _load(model)
+    own: nn.Module | None = None
     if isinstance(model, ExportedProgram):
         signature = None
         example = (args, dict(kwargs or {})) if args or kwargs else model.example_inputs
@@ -184,10 +204,11 @@ def capture(
         _refuse_bad_state(model)
         signature = inspect.signature(model.forward)
         example = pytree.tree_map(_detach, _canonical(signature, args, kwargs or {}))
-        program = _export(model, example, dynamic_shapes)
+        own, program = model, _export(model, example, dynamic_shapes)
         if not through_no_grad:
             detach_without_grad(program.graph)
-    return _captured(_decomposed(program, whole or (lambda op: True)), model, signature, example)
+    functional = _decomposed(program, whole or (lambda op: True))
+    return captured_from(functional, signature, example, through_no_grad, own)
 
 
 def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> ExportedProgram:
@@ -226,8 +247,8 @@ def _composite_kernel(op: Any) -> Callable[..., Any]:
 
 def _load(path: str | Path) -> ExportedProgram:
     try:
-        return torch.export.load(path)
-    except Exception as error:
+        return read(path).program()
+    except ArtefactError as error:
         raise CaptureError(f"{path} is not a program that torch.export.save wrote: {error}") from error
 
 
@@ -366,19 +387,37 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
     return f"torch.export cannot trace the model{where}: {one_line(error)}"
 
 
-def _captured(
+def captured_from(
     program: ExportedProgram,
-    model: nn.Module | ExportedProgram,
     signature: inspect.Signature | None,
     example: Arguments,
+    through_no_grad: bool = False,
+    model: nn.Module | None = None,
 ) -> Captured:
+    """Tidy a functional program, take its tensors apart, and cut it behind the embeddings of token ids.
+
+    Args:
+        program: in functional ATen ops; it stays as it is.
+        signature: of the model's forward, or None where nobody knows it.
+        example: the example inputs.
+        through_no_grad: as for `capture`.
+        model: whose parameters and buffers are meant, in its order; by default the program's.
+
+    Raises:
+        CaptureError: the program writes to its state, or has no input that could be attributed.
+
+    Example:
+        >>> program = torch.export.export(nn.ReLU(), (torch.zeros(4, 3),)).run_decompositions({})
+        >>> captured_from(program, None, program.example_inputs).inputs[0].name
+        'args[0]'
+    """
     mutated = [spec.target for spec in program.graph_signature.output_specs if spec.kind != OutputKind.USER_OUTPUT]
     if mutated:
         raise CaptureError(
             f"the model writes to its own state or inputs while it runs ({', '.join(map(str, mutated))}): it is not a "
             "function of its inputs. Disable caches and running statistics."
         )
-    graph = program.graph
+    graph = copied(program.graph)
     placeholders = {node.name: node for node in placeholders_of(graph)}
     tidy(graph)
     state: list[str] = []
@@ -402,10 +441,10 @@ def _captured(
     parameters = {k: v for k, v in program.state_dict.items() if isinstance(v, nn.Parameter)}
     buffers = {k: v for k, v in program.state_dict.items() if k not in parameters}
     constants = {k: v for k, v in program.constants.items() if isinstance(v, Tensor)}
-    if isinstance(model, nn.Module):
+    if model is not None:
         parameters = dict(model.named_parameters(remove_duplicate=False))
         buffers |= dict(model.named_buffers(remove_duplicate=False))
-    persistent = set(model.state_dict() if isinstance(model, nn.Module) else program.state_dict)
+    persistent = set(program.state_dict if model is None else model.state_dict())
     buffers = constants | buffers
     return Captured(
         graph,
@@ -420,6 +459,8 @@ def _captured(
         program.call_spec.out_spec,
         signature,
         example,
+        Program(program.graph, program.graph_signature, program.range_constraints, program.module_call_graph),
+        through_no_grad,
     )
 
 

@@ -38,3 +38,7 @@ class NotBalanceableError(FxgradError):
 
 class InputError(FxgradError):
     """A converted module, or the check of one, was called with inputs that it cannot take."""
+
+
+class ArtefactError(FxgradError):
+    """A file is not what `fxgrad.save` or `torch.export.save` wrote, or a converted module cannot be written."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -54,12 +55,7 @@ class ConvertedModule(nn.Module):
         super().__init__()
         # The tensors live in this module from here on: the captured program must not keep a second set.
         captured = classified.captured
-        self.classified = replace(classified, captured=replace(captured, parameters={}, buffers={}))
-        # Not submodules: they have no state, and the module tree is the original's.
-        program = fx.GraphModule(nn.Module(), rewrite(classified), class_name="FxgradProgram")
-        object.__setattr__(self, "program", program)
-        object.__setattr__(self, "runner", program)
-        object.__setattr__(self, "lookup", captured.lookup and fx.GraphModule(nn.Module(), captured.lookup))
+        self._compile(replace(classified, captured=captured.with_tensors({}, {})))
         copies: dict[int, nn.Parameter] = {}
         for path, parameter in captured.parameters.items():
             # One copy per tensor, so that tied parameters stay tied.
@@ -73,6 +69,45 @@ class ConvertedModule(nn.Module):
         slots = [(None if o is self else o, p.rpartition(".")[2]) for o, p in zip(owners, captured.state)]
         object.__setattr__(self, "_slots", slots)
         self.eval()
+
+    def _compile(self, classified: Classified) -> None:
+        """Make the programs that run: no submodules, for they have no state, and the module tree is the original's."""
+        self.classified = classified
+        program = fx.GraphModule(nn.Module(), rewrite(classified), class_name="FxgradProgram")
+        lookup = classified.captured.lookup
+        object.__setattr__(self, "program", program)
+        object.__setattr__(self, "runner", program)
+        object.__setattr__(self, "lookup", lookup and fx.GraphModule(nn.Module(), lookup))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> ConvertedModule:
+        """As any module, by which `.to` and its like move tensors; what the program itself makes follows them."""
+        before = [tensor.device for tensor in self._tensors()]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._follow({old: new.device for old, new in zip(before, self._tensors()) if old != new.device})
+        return self
+
+    def _follow(self, devices: Mapping[torch.device, torch.device]) -> None:
+        """Make masks, positions and the like on other devices from now on."""
+        if devices:
+            recomputed = self.runner is not self.program
+            self._compile(replace(self.classified, captured=self.classified.captured.moved(devices)))
+            if recomputed:
+                object.__setattr__(self, "runner", checkpointed(self.program))
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.parameters(), *self.buffers()]
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ConvertedModule:
+        other = self.__class__.__new__(self.__class__)
+        memo[id(self)] = other
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return other
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """For pickle, which takes a module to other processes: as an artefact, so that no code is pickled."""
+        from fxgrad.save import pieces  # which imports this module
+
+        return pieces(self)
 
     def _owner(self, path: str) -> nn.Module:
         """The submodule that holds a tensor, made where it is missing."""
@@ -120,12 +155,8 @@ class ConvertedModule(nn.Module):
 
     def _with_tensors(self) -> Classified:
         """The classified program, with this module's tensors."""
-        captured = replace(
-            self.classified.captured,
-            parameters=dict(self.named_parameters(remove_duplicate=False)),
-            buffers=dict(self.named_buffers(remove_duplicate=False)),
-        )
-        return replace(self.classified, captured=captured)
+        tensors = (dict(named(remove_duplicate=False)) for named in (self.named_parameters, self.named_buffers))
+        return replace(self.classified, captured=self.classified.captured.with_tensors(*tensors))
 
     def checkpointed(self) -> ConvertedModule:
         """The same module, keeping nothing inside a block for the backward, but running it again there.

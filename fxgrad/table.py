@@ -183,13 +183,13 @@ def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTab
                     f"{row.origin}: a second row for {row.op}, which {rows[row.op].origin} has already. Keep one."
                 )
             rows[row.op] = row
-        for kind, backward in _policy(origin, content):
+        for kind, backward in policy_of(origin, content):
             if kind in policy:
                 raise RuleTableError(f"{origin} [backward]: {kind.value} is already set by {origins[kind]}. Keep one.")
             policy[kind], origins[kind] = backward, origin
-    _attach(twins, rows)
+    attach(twins, rows)
     if not policy:
-        policy.update(_policy(*_read("libragrad")))
+        policy.update(policy_of(*_read("libragrad")))
     missing = [k.value for k in GRAMMAR if k not in policy and k is not Kind.CONSTANT]
     if missing:
         files = ", ".join(map(str, names))
@@ -197,7 +197,7 @@ def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTab
     return RuleTable("+".join(Path(n).stem for n in names), rows, policy, "; ".join(cites), on_unknown)
 
 
-def _attach(twins: Twins, rows: dict[str, Row]) -> None:
+def attach(twins: Twins, rows: dict[str, Row]) -> None:
     """Give every composed row of the user's its twin."""
     for op, twin in twins.items():
         if not callable(twin):
@@ -250,10 +250,10 @@ def _rows(origin: str, content: dict[str, Any], shipped: bool) -> Iterator[Row]:
         for op, entry in entries.items():
             if shipped and not _overloads(op):
                 continue  # another torch has it, or a library that is not imported: no model here can hold it
-            yield _row(f"{origin} [{section}]", op, Kind(section), entry)
+            yield row_of(f"{origin} [{section}]", op, Kind(section), entry)
 
 
-def _row(origin: str, op: str, kind: Kind, entry: Any) -> Row:
+def row_of(origin: str, op: str, kind: Kind, entry: Any) -> Row:
     def fail(problem: str) -> RuleTableError:
         return RuleTableError(f"{origin} {op!r}: {problem}")
 
@@ -311,7 +311,7 @@ def _overloads(op: str) -> list[Any]:
         return []
 
 
-def _policy(origin: str, content: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
+def policy_of(origin: str, content: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
     section = content.get("backward", {})
     if not isinstance(section, dict):
         raise RuleTableError(f"{origin}: backward must be a section, not {section!r}.")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -25,7 +25,8 @@ class ConvertedModule(nn.Module):
     It owns parameters and buffers under the original's paths, so state_dict keys are the original's;
     they share memory with the original's until moved or cast, but are objects of their own, with the
     original's `requires_grad`. Attribution needs no parameter's gradient: `requires_grad_(False)` saves
-    their cost.
+    their cost. What the original calls as one of this class's attributes, such as a layer `embed`, keeps its path in
+    the state_dict and among `named_modules()`; the attribute is this class's.
 
     Bit identity is to the original under `torch.no_grad()` with the same `requires_grad` flags: PyTorch picks
     kernels by them (matmul may fold its batch, attention may leave its fused kernel).
@@ -60,10 +61,12 @@ class ConvertedModule(nn.Module):
         for path, parameter in captured.parameters.items():
             # One copy per tensor, so that tied parameters stay tied.
             copy = copies.setdefault(id(parameter), nn.Parameter(parameter.detach(), parameter.requires_grad))
-            self._owner(path).register_parameter(path.rpartition(".")[2], copy)
+            self._owner(path)._parameters[path.rpartition(".")[2]] = copy
         for path, buffer in captured.buffers.items():
-            persistent = path not in captured.transient
-            self._owner(path).register_buffer(path.rpartition(".")[2], buffer.detach(), persistent)
+            owner, name = self._owner(path), path.rpartition(".")[2]
+            owner._buffers[name] = buffer.detach()
+            if path in captured.transient:
+                owner._non_persistent_buffers_set.add(name)
         # Looked up once, for small models; without this module itself, which would then not be freed at once.
         owners = [self._owner(path) for path in captured.state]
         slots = [(None if o is self else o, p.rpartition(".")[2]) for o, p in zip(owners, captured.state)]
@@ -110,18 +113,25 @@ class ConvertedModule(nn.Module):
         return pieces(self)
 
     def _owner(self, path: str) -> nn.Module:
-        """The submodule that holds a tensor, made where it is missing."""
+        """The submodule that holds a tensor, made where it is missing.
+
+        By torch's own tables, since its methods refuse a name that this class has for something else, such as `embed`.
+        """
         module: nn.Module = self
         for name in path.split(".")[:-1]:
             if name not in module._modules:
-                module.add_module(name, nn.Module())
-            module = module.get_submodule(name)
+                module._modules[name] = nn.Module()
+            module = cast(nn.Module, module._modules[name])
         return module
 
     @property
     def state(self) -> list[Tensor]:
         """The tensors that the program takes ahead of the inputs."""
-        return [getattr(self if owner is None else owner, name) for owner, name in self._slots]
+        found = []
+        for owner, name in self._slots:
+            holder = self if owner is None else owner
+            found.append(holder._parameters.get(name, holder._buffers.get(name)))
+        return found  # type: ignore[return-value]
 
     @property
     def graph(self) -> fx.Graph:

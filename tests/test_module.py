@@ -162,3 +162,29 @@ def test_compiles_to_one_graph() -> None:
 def test_repr_says_what_it_is(model: Tied) -> None:
     text = repr(fxgrad.convert(model, (torch.randn(2, 4).double(),)))
     assert "rules='libragrad'" in text and "attributed inputs: x" in text
+
+
+class Named(nn.Module):
+    """Calls its parts as a converted module calls its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.runner = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.state = nn.Parameter(torch.randn(2))
+        self.register_buffer("report", torch.randn(2))
+        self.register_buffer("program", torch.randn(2), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.runner(self.embed(x).tanh()) * self.state + self.report + self.program
+
+
+def test_parts_named_as_a_converted_modules_own() -> None:
+    model, x = Named().eval(), torch.randn(5, 3)
+    libra = fxgrad.convert(model, (x,))
+    assert torch.equal(libra(x), model(x)) and fxgrad.check(libra, (x,), original=model).passed
+    assert list(libra.state_dict()) == list(model.state_dict()) and "embed" in dict(libra.named_modules())
+    other = Named().eval()
+    libra.load_state_dict(other.state_dict())
+    model.load_state_dict(other.state_dict())
+    assert torch.equal(libra(x), model(x)) and libra.embed(x) == {}
+    torch.testing.assert_close(copy.deepcopy(libra).double()(x.double()), model.double()(x.double()))

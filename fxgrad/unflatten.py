@@ -83,7 +83,9 @@ class Part(nn.Module):
             InputError: it is called on its own.
         """
         if not self.outside:
-            raise InputError(f"{self.segment.path} runs only as a part of the whole module: call that, with a hook here.")
+            raise InputError(
+                f"{self.segment.path} runs only as a part of the whole module: call that, with a hook here."
+            )
         values = self.outside | dict(zip(self.segment.inputs, inputs))
         run(self.segment, values, self.parts)
         self.outside |= {name: values[name] for name in self.segment.beside}

@@ -138,6 +138,7 @@ def _forward(problem: Problem) -> tuple[Callable[..., Tensor], tuple[Tensor, ...
 
     def forward(*given: Any) -> Tensor:
         entries = dict(zip([*places, *rest], given))
+        entries |= {i: entries[i].to(problem.entries[i].dtype) for i in places}  # captum's noise is float32
         outputs = problem.converted.run([entries[i] for i in range(len(names))])
         return problem.target.score(outputs, *given[len(names) :])
 

@@ -17,7 +17,7 @@ from fxgrad.methods.anatomy import Anatomy, sizes
 from fxgrad.methods.placing import batch_axis, per_example, per_token
 from fxgrad.methods.targets import Scored
 from fxgrad.module import ConvertedModule
-from fxgrad.sources import Contributions, contributions, has_offset
+from fxgrad.sources import Contributions, Recorder, contributions, has_offset
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,6 +117,13 @@ class Problem:
         return contributions(
             self.converted, self.entries, lambda y: self.target.cotangents(y, spec), also=also, sources=sources
         )
+
+    def values(self, names: Collection[str]) -> dict[str, Any]:
+        """The values of some nodes, from one forward: for what does not depend on the target."""
+        recorder = Recorder(self.converted.program, names)
+        with torch.no_grad():
+            recorder.run(*self.converted.state, *self.entries)
+        return recorder.values
 
     def behind(self, name: str | None = None) -> set[str]:
         """Names of the nodes that a node does not depend on: what comes behind it, and beside. All of them for None."""

@@ -152,6 +152,33 @@ def test_constants_on_a_class_token_or_apart(case: tuple) -> None:  # type: igno
     assert bool((found.apart == 0).all()) == (wanted["class_token"] is not None)
 
 
+def test_tokens_are_followed_where_every_size_is_alike() -> None:
+    torch.manual_seed(0)
+    model = timm.models.MlpMixer(
+        img_size=32, patch_size=8, embed_dim=16, num_blocks=1, mlp_ratio=(1.0, 1.0), num_classes=16
+    )
+    model = model.double().eval()
+    randomize(model)
+    x = torch.randn(2, 3, 32, 32).double()
+    libra = fxgrad.convert(model, (x,))
+    decisions = libra.classified.decisions.values()
+    axes = {d.place.module_path: anatomy(libra.classified).axes.get(d.node) for d in decisions if d.sources}
+    # What mixes the tokens has units of its own in the middle, and tokens last behind it.
+    assert axes == {
+        "stem.proj": None,
+        "blocks.0.norm1": 1,
+        "blocks.0.mlp_tokens.fc1": None,
+        "blocks.0.mlp_tokens.fc2": 2,
+        "blocks.0.norm2": 1,
+        "blocks.0.mlp_channels.fc1": 1,
+        "blocks.0.mlp_channels.fc2": 1,
+        "norm": 1,
+        "head": None,
+    }
+    found = fxgrad.attribute(libra, (x,), target=3, method="fullgrad")
+    assert found.completeness_error is not None and found.completeness_error < 1e-12
+
+
 def test_several_embeddings_are_one_map_of_the_tokens() -> None:
     torch.manual_seed(0)
     model = Tagger().double().eval()

@@ -7,8 +7,8 @@ patches is the shape of the feature map that becomes tokens, and tokens ahead of
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import fx
@@ -18,6 +18,7 @@ from fxgrad.classify import Classified
 from fxgrad.decision import Decision, arguments_of
 from fxgrad.errors import InputError
 from fxgrad.lookup import placeholders_of, tensors_of
+from fxgrad.methods.axes import BATCH, COLUMNS, OTHER, ROWS, TOKENS, token_axes
 from fxgrad.ops.attention import SDPA
 from fxgrad.roles import Kind, Role
 
@@ -80,6 +81,7 @@ class Anatomy:
         prefix: how many tokens lie ahead of the patches (class token, registers).
         grid: of the patches; None for text and other sequences.
         class_token: which token the output is read from, or None: all of them.
+        axes: for the nodes that have an axis of tokens, by name, which one it is.
     """
 
     input: str
@@ -90,6 +92,7 @@ class Anatomy:
     prefix: int
     grid: Grid | None
     class_token: int | None
+    axes: Mapping[str, int] = field(default_factory=dict, repr=False)
 
     @property
     def count(self) -> int:
@@ -215,7 +218,22 @@ class _Search:
         if class_token is None and found and tokens is not None:
             class_token = self.read_from(found[-1], tokens)
         batch = str(shape_of(self.source)[0]) if shape else "1"
-        return Anatomy(self.name, batch, size, tuple(found), tokens, ahead, grid, class_token)
+        axes = token_axes(self.nodes, self.seeds(found, tokens), "" if batch.isdecimal() else batch)
+        return Anatomy(self.name, batch, size, tuple(found), tokens, ahead, grid, class_token, axes)
+
+    def seeds(self, blocks: list[Block], tokens: int | None) -> dict[fx.Node, tuple[str, ...]]:
+        """Where the axis of tokens is known: of sequences that go in, maps of features, and blocks' inputs."""
+        entries = {block.entry for block in blocks}
+        found: dict[fx.Node, tuple[str, ...]] = {}
+        for node in self.reached:
+            shape = sizes(node)
+            if len(shape) == 3 and shape[1] == tokens and (node.op == "placeholder" or node.name in entries):
+                found[node] = (BATCH, TOKENS, OTHER)
+            elif is_map(node):
+                found[node] = (BATCH, OTHER, ROWS, COLUMNS)
+            elif node.op == "placeholder":
+                found[node] = (BATCH, *[OTHER] * (len(shape) - 1))
+        return found
 
     def blocks(self, paths: Sequence[str] | None) -> Iterable[Block]:
         """The blocks that take tokens or a map of features."""

@@ -49,20 +49,17 @@ class Layout:
 def layout(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout | None:
     """How the tokens lie in a node's value; None where it has no axis of tokens, or several examples share one.
 
-    An axis is known by its size: that of all tokens, or of the patches alone. The last axis is the channels' wherever
-    another will do; of two others the later one is taken, since heads come ahead of tokens. A map of features, of any
-    resolution, lies on the patches as on the picture.
+    The axis is `Anatomy.axes`'s; along it lie all tokens, or the patches alone. A map of features, of any resolution,
+    lies on the patches as on the picture.
     """
     examples = batch_axis(node, anatomy)
     if value.dim() != len(sizes(node)) or (examples is None and batch > 1):
         return None
-    map = is_map(node)
+    map, axis = is_map(node), anatomy.axes.get(node.name)
     if anatomy.tokens is not None and not map:
-        for count, ahead in ((anatomy.tokens, anatomy.prefix), (anatomy.count, 0)):
-            axes = [axis for axis, size in enumerate(value.shape) if size == count and axis != examples]
-            inner = [axis for axis in axes if axis != value.dim() - 1]
-            if axes:
-                return Layout(examples, ((inner or axes)[-1],), ahead)
+        if axis is None or axis == examples or value.shape[axis] not in (anatomy.tokens, anatomy.count):
+            return None
+        return Layout(examples, (axis,), anatomy.prefix if value.shape[axis] == anatomy.tokens else 0)
     if anatomy.grid is not None and value.dim() == 4 and examples == 0 and (map or anatomy.tokens is None):
         return Layout(0, spatial_axes(node), 0)
     return None

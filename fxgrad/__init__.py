@@ -17,6 +17,7 @@ from fxgrad.errors import (
     NotBalanceableError,
     RuleTableError,
 )
+from fxgrad.methods import Attribution, attribute
 from fxgrad.module import ConvertedModule
 from fxgrad.save import load, save
 from fxgrad.vjp import VJP, vjp
@@ -24,6 +25,7 @@ from fxgrad.vjp import VJP, vjp
 __all__ = [
     "VJP",
     "ArtefactError",
+    "Attribution",
     "CaptureError",
     "CheckReport",
     "ConvertedModule",
@@ -32,6 +34,7 @@ __all__ = [
     "NoRuleError",
     "NotBalanceableError",
     "RuleTableError",
+    "attribute",
     "check",
     "convert",
     "load",

@@ -14,9 +14,11 @@ from torch.utils import _pytree as pytree
 from fxgrad.checkpoint import checkpointed
 from fxgrad.classify import Classified, classify
 from fxgrad.errors import InputError
+from fxgrad.lookup import placeholders_of
 from fxgrad.report import Report, report
 from fxgrad.rewrite import rewrite
 from fxgrad.table import Rules, load
+from fxgrad.unflatten import Root, unflatten
 
 
 class ConvertedModule(nn.Module):
@@ -35,7 +37,8 @@ class ConvertedModule(nn.Module):
         classified: the captured program, the rule table, and the decision for every node.
         program: the rewritten graph as a `torch.fx.GraphModule`; its placeholders are the state,
             then the inputs, then the embedded tokens.
-        runner: what runs: the program, or its checkpointed form.
+        form: how it runs: "flat", or what `checkpointed` and `unflattened` return, called by their names.
+        runner: what runs: the program itself, or the program in that form.
         lookup: from the state and the inputs to the embedded tokens; None for a model without token ids.
 
     Example:
@@ -48,6 +51,7 @@ class ConvertedModule(nn.Module):
     """
 
     program: fx.GraphModule
+    form: str
     runner: nn.Module
     lookup: fx.GraphModule | None
     _slots: list[tuple[nn.Module | None, str]]
@@ -67,11 +71,16 @@ class ConvertedModule(nn.Module):
             owner._buffers[name] = buffer.detach()
             if path in captured.transient:
                 owner._non_persistent_buffers_set.add(name)
-        # Looked up once, for small models; without this module itself, which would then not be freed at once.
-        owners = [self._owner(path) for path in captured.state]
-        slots = [(None if o is self else o, p.rpartition(".")[2]) for o, p in zip(owners, captured.state)]
-        object.__setattr__(self, "_slots", slots)
+        self._find_state()
         self.eval()
+
+    def _find_state(self) -> None:
+        """Look the state's tensors up once, for small models."""
+        paths = self.classified.captured.state
+        owners = [self._owner(path) for path in paths]
+        # Without this module itself, which would then not be freed at once.
+        slots = [(None if o is self else o, p.rpartition(".")[2]) for o, p in zip(owners, paths)]
+        object.__setattr__(self, "_slots", slots)
 
     def _compile(self, classified: Classified) -> None:
         """Make the programs that run: no submodules, for they have no state, and the module tree is the original's."""
@@ -79,8 +88,8 @@ class ConvertedModule(nn.Module):
         program = fx.GraphModule(nn.Module(), rewrite(classified), class_name="FxgradProgram")
         lookup = classified.captured.lookup
         object.__setattr__(self, "program", program)
-        object.__setattr__(self, "runner", program)
         object.__setattr__(self, "lookup", lookup and fx.GraphModule(nn.Module(), lookup))
+        self._run_as("flat", program)
 
     def _apply(self, fn: Any, recurse: bool = True) -> ConvertedModule:
         """As any module, by which `.to` and its like move tensors; what the program itself makes follows them."""
@@ -91,11 +100,19 @@ class ConvertedModule(nn.Module):
 
     def _follow(self, devices: Mapping[torch.device, torch.device]) -> None:
         """Make masks, positions and the like on other devices from now on."""
-        if devices:
-            recomputed = self.runner is not self.program
-            self._compile(replace(self.classified, captured=self.classified.captured.moved(devices)))
-            if recomputed:
-                object.__setattr__(self, "runner", checkpointed(self.program))
+        if not devices:
+            return
+        before, form = self.runner, self.form
+        self._compile(replace(self.classified, captured=self.classified.captured.moved(devices)))
+        if form == "checkpointed":
+            self._run_as(form, checkpointed(self.program))
+        elif isinstance(before, Root):
+            before.follow(self._unflatten())  # its parts stay, since hooks are on them
+            self._run_as(form, before)
+
+    def _run_as(self, form: str, runner: nn.Module) -> None:
+        self.form = form
+        object.__setattr__(self, "runner", runner)
 
     def _tensors(self) -> list[Tensor]:
         return [*self.parameters(), *self.buffers()]
@@ -189,8 +206,47 @@ class ConvertedModule(nn.Module):
         Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.
         """
         other = ConvertedModule(self._with_tensors())
-        object.__setattr__(other, "runner", checkpointed(other.program))
+        other._run_as("checkpointed", checkpointed(other.program))
         return other
+
+    def unflattened(self) -> ConvertedModule:
+        """The same module, with submodules that are called: hooks on them, by the original's paths, find their layer.
+
+        So captum's layer methods and pytorch-grad-cam run on it as on the original model. A submodule takes what its
+        part of the program reads from outside, and returns what is read of it outside: a tensor, or a tuple of several.
+        One that does nothing, as dropout, is not there; a second call of a module has @1 behind its path. Shares the
+        tensors.
+
+        Example:
+            >>> import fxgrad, torch
+            >>> model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)).eval()
+            >>> libra = fxgrad.convert(model, (torch.zeros(2, 3),)).unflattened()
+            >>> seen = []
+            >>> hook = libra.get_submodule("1").register_forward_hook(lambda *call: seen.append(call[-1]))
+            >>> x = torch.randn(2, 3)
+            >>> y = libra(x)
+            >>> torch.equal(seen[0], model[:2](x))
+            True
+        """
+        other = ConvertedModule(self._with_tensors())
+        root = other._unflatten()
+        for path, part in root.parts.items():
+            owner, name = other._owner(path), path.rpartition(".")[2]
+            held = owner._modules.get(name)
+            if held is not None:
+                part._parameters, part._buffers, part._modules = held._parameters, held._buffers, held._modules
+                part._non_persistent_buffers_set = held._non_persistent_buffers_set
+            owner._modules[name] = part
+        other._find_state()
+        other._run_as("unflattened", root)
+        return other.eval()
+
+    def _unflatten(self) -> Root:
+        """The program as a tree of parts, which do not hang under the model's paths yet."""
+        captured = self.classified.captured
+        entries = placeholders_of(captured.graph)[len(captured.state) :]
+        inputs = {n.name for n, declared in zip(entries, captured.entries) if declared.attributed}
+        return unflatten(self.program, inputs | set(self.classified.decisions))
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the rewritten program.

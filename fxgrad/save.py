@@ -36,6 +36,11 @@ from fxgrad.vet import expect, is_name, vetted
 
 FORMAT = 1
 """Of the extra files. A file with a higher one is from a newer fxgrad."""
+FORMS: dict[str, Callable[[ConvertedModule], ConvertedModule]] = {
+    "flat": lambda converted: converted,
+    "checkpointed": ConvertedModule.checkpointed,
+    "unflattened": ConvertedModule.unflattened,
+}
 RULES, MANIFEST = "fxgrad/rules.json", "fxgrad/manifest.json"
 
 
@@ -202,7 +207,7 @@ def _manifest_of(converted: ConvertedModule, captured: Captured, digests: Mappin
         "options": {
             "through_no_grad": captured.through_no_grad,
             "on_unknown": table.on_unknown,
-            "checkpointed": converted.runner is not converted.program,
+            "form": converted.form,
         },
         "twins": own_twins(table),
         "sha256": dict(digests),
@@ -260,7 +265,7 @@ def _restored(
         if tensors is not None:
             captured = captured.with_tensors(*tensors)
         converted = ConvertedModule(classify(captured, table))
-        return converted.checkpointed() if options["checkpointed"] else converted
+        return FORMS[options["form"]](converted)
     except ArtefactError as error:
         raise ArtefactError(f"{archive.origin}: {error}") from error
     except FxgradError:
@@ -291,8 +296,10 @@ def _manifest(archive: Archive) -> dict[str, Any]:
         wanted = dict(expect(dict, manifest["sha256"], "sha256"))
         for key, kind in (("options", dict), ("twins", dict), ("policy", str)):
             expect(kind, manifest[key], key)
-        for key in ("through_no_grad", "checkpointed"):
-            expect(bool, manifest["options"][key], key)
+        expect(bool, manifest["options"]["through_no_grad"], "through_no_grad")
+        form = expect(str, manifest["options"]["form"], "form")
+        if form not in FORMS:
+            raise ArtefactError(f"form should be one of {', '.join(FORMS)}, not {form[:60]!r}.")
     except ArtefactError as error:
         raise ArtefactError(f"{archive.origin}: {error}") from error
     except (KeyError, TypeError, AttributeError, ValueError) as error:

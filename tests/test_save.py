@@ -182,7 +182,7 @@ def test_the_file_says_what_it_is(libra: fxgrad.ConvertedModule, tmp_path: Path)
             "output['none']",
         )
     ]
-    assert manifest["options"] == {"through_no_grad": False, "on_unknown": "error", "checkpointed": False}
+    assert manifest["options"] == {"through_no_grad": False, "on_unknown": "error", "form": "flat"}
     with zipfile.ZipFile(tmp_path / "m.pt2") as archive:
         members = {name.partition("/")[2] for name in archive.namelist()}
     assert set(manifest["sha256"]) == members - {"extra/fxgrad/manifest.json"}
@@ -207,7 +207,7 @@ def test_through_no_grad_and_checkpointed(tmp_path: Path) -> None:
         libra = fxgrad.convert(Half().eval(), (X,), through_no_grad=through).checkpointed()
         fxgrad.save(libra, tmp_path / "half.pt2")
         loaded = fxgrad.load(tmp_path / "half.pt2")
-        assert loaded.runner is not loaded.program
+        assert loaded.form == "checkpointed"
         x = torch.randn(3, 4, requires_grad=True)
         assert torch.equal(*(torch.autograd.grad(f(x).sum(), x)[0] for f in (loaded, libra)))
 
@@ -425,8 +425,20 @@ def test_recomputing_modules_follow_too() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.blocks(x + torch.arange(4, device=x.device))
 
-    there = fxgrad.convert(Ramp().eval(), (X,)).checkpointed().to("meta")
-    assert there.runner is not there.program and there(X.to("meta")).device.type == "meta"
+    libra = fxgrad.convert(Ramp().eval(), (X,))
+    there = libra.checkpointed().to("meta")
+    assert there.form == "checkpointed" and there(X.to("meta")).device.type == "meta"
+    hooked, seen = libra.unflattened(), []
+    hooked.get_submodule("blocks.0").register_forward_hook(lambda *call: seen.append(call[-1]))
+    hooked(X)
+    assert hooked.to("meta")(X.to("meta")).device.type == "meta" and hooked.form == "unflattened"
+    assert [value.device.type for value in seen] == ["cpu", "meta"], "hooks stay where they are"
+
+
+def test_saved_unflattened(libra: fxgrad.ConvertedModule, tmp_path: Path) -> None:
+    fxgrad.save(libra.unflattened(), tmp_path / "m.pt2")
+    loaded = fxgrad.load(tmp_path / "m.pt2")
+    assert loaded.form == "unflattened" and same(loaded, libra, X)
 
 
 def test_saved_after_a_cast(libra: fxgrad.ConvertedModule, tmp_path: Path) -> None:

@@ -1,0 +1,196 @@
+"""What a method is given, and what it gives back."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxgrad.errors import InputError
+from fxgrad.lookup import placeholders_of
+from fxgrad.methods.anatomy import Anatomy, sizes
+from fxgrad.methods.placing import batch_axis, per_example, per_token
+from fxgrad.methods.targets import Scored
+from fxgrad.module import ConvertedModule
+from fxgrad.sources import Contributions, Recorder, contributions, has_offset
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """What a method found: of the input's pixels, or of the tokens.
+
+    Attributes:
+        pixels: (batch, height, width); None where the method knows tokens only.
+        tokens: (batch, tokens ahead of the patches and patches); None where it knows pixels.
+        apart: what it found that has no place on the map, (batch,); None for a method that does not attribute shares.
+        copies: how many times the target's value all of it adds up to.
+    """
+
+    pixels: Tensor | None = None
+    tokens: Tensor | None = None
+    apart: Tensor | None = None
+    copies: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A model, its inputs, a target, and where to look.
+
+    Attributes:
+        converted: the model under some policy.
+        entries: its inputs, flattened, and embedded tokens.
+        target: fitted to the model's outputs.
+        anatomy: of the model.
+        layer: module path to look at, for methods that look at one; None is their own choice.
+    """
+
+    converted: ConvertedModule
+    entries: list[Any]
+    target: Scored
+    anatomy: Anatomy
+    layer: str | None = None
+
+    @cached_property
+    def nodes(self) -> dict[str, fx.Node]:
+        """The captured graph's nodes by name."""
+        return {n.name: n for n in self.converted.classified.captured.graph.nodes}
+
+    @cached_property
+    def inputs(self) -> dict[str, fx.Node]:
+        """The placeholder of every input and embedding, by its name."""
+        captured = self.converted.classified.captured
+        placeholders = placeholders_of(captured.graph)[len(captured.state) :]
+        return {declared.name: node for declared, node in zip(captured.entries, placeholders)}
+
+    @cached_property
+    def main(self) -> list[str]:
+        """The attributed inputs that the map is of: the one looked at, and those that have the same tokens."""
+        own = sizes(self.inputs[self.anatomy.input])
+        return [name for name in self.attributed if name == self.anatomy.input or self._alike(name, own)]
+
+    @cached_property
+    def attributed(self) -> list[str]:
+        """Names of the attributed inputs."""
+        return [entry.name for entry in self.converted.classified.captured.entries if entry.attributed]
+
+    def _alike(self, name: str, own: tuple[int, ...]) -> bool:
+        return len(own) == 3 and sizes(self.inputs[name]) == own and self._varies(name)
+
+    def _varies(self, name: str) -> bool:
+        """Whether an input has one row per example."""
+        return batch_axis(self.inputs[name], self.anatomy) == 0
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether what some constants or inputs contribute cannot be told apart by example: then these go one by one.
+
+        So it is of an op whose biases are asked for their gradient, which is summed over the batch, where the axis
+        of the batch is merged into another one, and of an input that all examples share.
+        """
+        kept = [d for d in self.converted.classified.decisions.values() if has_offset(d)]
+        shared = not all(self._varies(name) for name in self.attributed)
+        return shared or any(d.vjp == "twin" or batch_axis(self.nodes[d.node], self.anatomy) is None for d in kept)
+
+    @property
+    def batch(self) -> int:
+        """How many examples there are."""
+        return int(self.entries[list(self.inputs).index(self.anatomy.input)].shape[0])
+
+    def only(self, example: int) -> Problem:
+        """The same for one example of the batch."""
+        one = slice(example, example + 1)
+        entries = [
+            value[one] if isinstance(value, Tensor) and self._varies(name) else value
+            for name, value in zip(self.inputs, self.entries)
+        ]
+        target = replace(self.target, tensors=tuple(t[one] for t in self.target.tensors))
+        return replace(self, entries=entries, target=target)
+
+    def run(self, also: Collection[str] = (), sources: bool = False) -> Contributions:
+        """One forward and one backward of the target, with the values and cotangents of some nodes."""
+        spec = self.converted.classified.captured.out_spec
+        return contributions(
+            self.converted, self.entries, lambda y: self.target.cotangents(y, spec), also=also, sources=sources
+        )
+
+    def values(self, names: Collection[str]) -> dict[str, Any]:
+        """The values of some nodes, from one forward: for what does not depend on the target."""
+        recorder = Recorder(self.converted.program, names)
+        with torch.no_grad():
+            recorder.run(*self.converted.state, *self.entries)
+        return recorder.values
+
+    def behind(self, name: str | None = None) -> set[str]:
+        """Names of the nodes that a node does not depend on: what comes behind it, and beside. All of them for None."""
+        if name is None:
+            return set(self.nodes)
+        seen, pending = {name}, [self.nodes[name]]
+        while pending:
+            new = [n for n in pending.pop().all_input_nodes if n.name not in seen]
+            seen |= {n.name for n in new}
+            pending += new
+        return set(self.nodes) - seen
+
+    def kept(self, found: Contributions, nodes: set[str]) -> Tensor:
+        """What the constants of some nodes contribute, (batch,)."""
+        each = [(part, name) for name, parts in found.sources.items() if name in nodes for part in parts]
+        shares = (per_example(part, self.nodes[name], self.anatomy, self.batch) for part, name in each)
+        return sum(shares, self._nothing(found))
+
+    def beside(self, found: Contributions, nodes: set[str]) -> Tensor:
+        """What the inputs among some nodes contribute that are not main, (batch,)."""
+        others = {n: self.inputs[n] for n in self.attributed if n not in self.main and self.inputs[n].name in nodes}
+        products = ((found.inputs[name] * found.gradients[name], node) for name, node in others.items())
+        shares = (per_example(product, node, self.anatomy, self.batch) for product, node in products)
+        return sum(shares, self._nothing(found))
+
+    def placed(self, found: Contributions, nodes: set[str]) -> tuple[Tensor, Tensor]:
+        """What the constants of some nodes contribute to each token, and the rest.
+
+        The rest goes to the class token where the model has one.
+        """
+        apart = self._nothing(found)
+        tokens = apart.new_zeros(self.batch, self.anatomy.count + self.anatomy.prefix)
+        for name, parts in found.sources.items():
+            if name in nodes:
+                for part in parts:
+                    on, off = per_token(part, self.nodes[name], self.anatomy, self.batch)
+                    tokens, apart = tokens + on, apart + off
+        if self.anatomy.class_token is not None and self.anatomy.class_token < tokens.shape[1]:
+            tokens[:, self.anatomy.class_token] += apart
+            apart = torch.zeros_like(apart)
+        return tokens, apart
+
+    def _nothing(self, found: Contributions) -> Tensor:
+        return found.inputs[self.anatomy.input].new_zeros(self.batch)
+
+    def layer_node(self, default: str) -> str:
+        """The node that a layer's output is: `default` where no layer is asked for.
+
+        Raises:
+            InputError: no node of the program belongs to that layer.
+        """
+        if self.layer is None:
+            return default
+        decisions = self.converted.classified.decisions
+        inside = {n for n, d in decisions.items() if f"{d.place.module_path}.".startswith(f"{self.layer}.")}
+        exits = [n for n in decisions if n in inside and any(u.name not in inside for u in self.nodes[n].users)]
+        if not exits:
+            paths = sorted({d.place.module_path for d in decisions.values()})
+            close = ", ".join(difflib.get_close_matches(self.layer, paths, 3)) or ", ".join(paths[:3])
+            raise InputError(f"no layer {self.layer!r} that depends on the input. Close to it: {close}.")
+        return exits[-1]
+
+    def row_of(self, matrix: Tensor) -> Tensor:
+        """What flows into the token that the output is read from, (batch, rows, columns) to (batch, tokens).
+
+        The class token's row, the position's of a language model's target, or the mean over all rows.
+        """
+        row = self.anatomy.class_token if self.target.row is None else self.target.row
+        read = matrix.mean(1) if row is None else matrix[:, row]
+        return read[:, : self.anatomy.count + self.anatomy.prefix]

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
-from fxgrad.errors import FxgradError, InputError, one_line
+from fxgrad.errors import InputError, one_line
 from fxgrad.module import ConvertedModule
 from fxgrad.ops.attention import SDPA
 from fxgrad.roles import Kind
@@ -205,17 +205,17 @@ def _cut(converted: ConvertedModule, patches: int) -> fx.Node:
     attention = [i for i, n in enumerate(nodes) if n.name in decisions and decisions[n.name].kind is Kind.ATTENTION]
     if not attention:
         raise InputError("the model cannot run on fewer tokens: it has no attention.")
-    source = [n for n in nodes if n.op == "placeholder"][len(captured.state)]
-    flow = nx.DiGraph((n, user) for n in nodes if _is_tensor(n) for user in n.users if user.op == "output" or _is_tensor(user))
-    dominators = nx.immediate_dominators(flow, source)
-    node, chain = dominators.get(nodes[-1]), []
-    while node is not None and node is not source:
-        chain.append(node)
-        node = dominators[node]
-    for node in chain:
-        shape = getattr(node.meta["val"], "shape", ())
+    source: fx.Node = [n for n in nodes if n.op == "placeholder"][len(captured.state)]
+    flow = nx.DiGraph(
+        (n, user) for n in nodes if _is_tensor(n) for user in n.users if user.op == "output" or _is_tensor(user)
+    )
+    dominators: dict[fx.Node, fx.Node] = nx.immediate_dominators(flow, source) if source in flow else {}
+    node = dominators.get(nodes[-1], source)
+    while node is not source:
+        shape = list(getattr(node.meta["val"], "shape", ()))
         if nodes.index(node) < attention[0] and len(shape) == 3 and isinstance(shape[1], int) and shape[1] >= patches:
             return node
+        node = dominators[node]
     raise InputError(f"the model cannot run on fewer tokens: no value ahead of its attention holds {patches} of them.")
 
 
@@ -267,7 +267,7 @@ class _Fewer(fx.Interpreter):
     def logits(self, state: Iterable[Tensor], tokens: Tensor) -> Tensor:
         keep = self.entries[tokens.shape[1]]
         some = tokens.gather(1, keep[:, :, None].expand(-1, -1, tokens.shape[2]))
-        (output,) = self.run(*state, some)
+        output: Tensor = self.run(*state, some)[0]
         return output
 
     def run_node(self, n: fx.Node) -> Any:
@@ -280,7 +280,7 @@ class _Fewer(fx.Interpreter):
         if op in _SHAPERS or op is _EXPAND:
             args = (args[0], self._sizes(n, args[0], list(args[1])), *args[2:])
         elif op is SDPA and len(args) > 3 and args[3] is not None and n.args[3] not in self.follows:
-            args = (*args[:3], self._mask(n, *args[:2], args[3]), *args[4:])
+            args = (*args[:3], self._mask(n, args[0], args[1], args[3]), *args[4:])
         elif torch.Tag.pointwise in getattr(op, "tags", ()):
             args = self._aligned(n, args)
         return op(*args, **kwargs)
@@ -326,8 +326,9 @@ class _Fewer(fx.Interpreter):
             keep = self.entries[constant.shape[own]]
             full = constant[(None,) * (rank - constant.ndim)]
             full = full.expand(len(keep), *full.shape[1:])
+            sizes = [keep.shape[1] if d == axis else size for d, size in enumerate(full.shape)]
             index = keep.view([len(keep) if d == 0 else -1 if d == axis else 1 for d in range(rank)])
-            constant = full.gather(axis, index.expand([keep.shape[1] if d == axis else s for d, s in enumerate(full.shape)]))
+            constant = full.gather(axis, index.expand(sizes))
         return constant
 
 

@@ -57,7 +57,7 @@ class Ruler:
     fractions: Sequence[float]
     steps: int
     multilabel: bool
-    batch: int = 256
+    batch: int = 128
 
     def measure(
         self, pictures: Batch, x: Tensor, target: Tensor, logits: Tensor, attributions: Mapping[str, Attribution]

@@ -63,7 +63,8 @@ def evaluate(
         watch: is told how far this process has come.
 
     Returns:
-        All results in the folder. A method that a model does not have is in `refused`, with the reason.
+        All results in the folder, or only the facts where this is not the first process. A method that a model does
+        not have is in `refused`, with the reason.
 
     Raises:
         InputError: data, model or method that does not exist; or a folder that holds results of other settings.
@@ -73,8 +74,8 @@ def evaluate(
         >>> import tempfile
         >>> plan = Plan(("fxgrad.demo:digits_vit",), ("input_x_gradient",), ("gradient",), count=2, steps=0)
         >>> results = evaluate(plan, tempfile.mkdtemp())
-        >>> sorted(results.values["fxgrad.demo:digits_vit", "gradient", "input_x_gradient"]["iou"])
-        ['heldout/3345', 'heldout/9706']
+        >>> len(results.values["fxgrad.demo:digits_vit", "gradient", "input_x_gradient"]["iou"])
+        2
     """
     known = METHODS if methods is None else methods
     unknown = [name for name in plan.methods if name not in known]
@@ -101,7 +102,16 @@ def evaluate(
             store.close()
         if size > 1:
             dist.barrier()
-        return read(folder)
+        if rank:
+            return read(folder, facts_only=True)
+        results = read(folder)
+        missing = [u for u in _units(plan, len(order)) if _left(u, results.done, frozenset(results.refused))]
+        if missing:
+            raise InputError(
+                f"{len(missing)} units of work are not in {folder}, but in those of other machines. Copy all their "
+                ".sqlite files into one folder, under different names, and read that: fxgrad evaluate --summary FOLDER."
+            )
+        return results
 
 
 class Bench:

@@ -63,12 +63,17 @@ def bootstrap(values: Tensor, *, confidence: float = 0.95, resamples: int = RESA
     if not 0 < confidence < 1:
         raise InputError(f"the confidence lies between 0 and 1, such as 0.95; {confidence} does not.")
     values, count = values.double(), len(values)
-    drawn = torch.randint(count, (resamples, count), generator=torch.Generator().manual_seed(seed))
-    times = torch.zeros(resamples, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
-    present = (~values.isnan()).double()
-    means = times @ values.nan_to_num(0.0) / (times @ present)
+    present, filled = (~values.isnan()).double(), values.nan_to_num(0.0)
+    generator = torch.Generator().manual_seed(seed)
+    means: list[Tensor] = []
+    # A block at a time: how often each picture is drawn is as large as the pictures times the resamples.
+    block = max(1, 10_000_000 // count)
+    for size in [block] * (resamples // block) + [resamples % block] * (resamples % block > 0):
+        drawn = torch.randint(count, (size, count), generator=generator)
+        times = torch.zeros(size, count, dtype=torch.float64).scatter_add_(1, drawn, torch.ones_like(drawn).double())
+        means.append((times @ filled) / (times @ present))
     tail = (1 - confidence) / 2
-    bounds = means.nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
+    bounds = torch.cat(means).nanquantile(torch.tensor([tail, 1 - tail], dtype=torch.float64), dim=0)
     found = zip(values.nanmean(0).tolist(), *bounds.tolist(), present.sum(0).long().tolist())
     return [Interval(mean, low, high, n) for mean, low, high, n in found]
 

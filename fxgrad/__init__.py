@@ -16,11 +16,13 @@ from fxgrad.errors import (
     NotBalanceableError,
     RuleTableError,
 )
+from fxgrad.methods import Attribution, attribute
 from fxgrad.module import ConvertedModule
 from fxgrad.vjp import VJP, vjp
 
 __all__ = [
     "VJP",
+    "Attribution",
     "CaptureError",
     "CheckReport",
     "ConvertedModule",
@@ -29,6 +31,7 @@ __all__ = [
     "NoRuleError",
     "NotBalanceableError",
     "RuleTableError",
+    "attribute",
     "check",
     "convert",
     "vjp",

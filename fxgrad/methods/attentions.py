@@ -1,0 +1,209 @@
+"""Methods that look at attention weights: A, (batch, heads, tokens, tokens), block by block.
+
+Where attention is one fused op, A is computed again from its q, k, mask and scale; where it is written out, it is what
+multiplies the values. dy/dA is what the papers mean by it, the partial derivative with respect to the weights: at
+an attention z = A v whose result gets the cotangent g, dy/dA = g v^T. It is the same formula under every policy, also
+under one that holds A; what the policy changes is g, since the backward from the output to z is the policy's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxgrad.errors import InputError
+from fxgrad.methods.anatomy import Attention, Block
+from fxgrad.methods.problem import Map, Problem
+from fxgrad.sources import Contributions
+
+
+def raw_attention(problem: Problem) -> Map:
+    """mean_heads A of the last block, the class token's row. It knows nothing of the target.
+
+    Source: Abnar, Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928, section 2.
+    """
+    last = problem.anatomy.of_attentions("raw_attention")[-1:]
+    found = problem.run(_reads(last))
+    return Map(tokens=problem.row_of(_weights(problem, found, last[0]).mean(1)))
+
+
+def rollout(problem: Problem) -> Map:
+    """Product over blocks of (I + mean_heads A) / 2, later ones on the left, the class token's row.
+
+    Source: Abnar, Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928, section 3.
+    """
+    blocks = problem.anatomy.of_attentions("rollout")
+    found = problem.run(_reads(blocks))
+    return Map(tokens=problem.row_of(_rolled([_weights(problem, found, block).mean(1) for block in blocks])))
+
+
+def genatt(problem: Problem) -> Map:
+    """Product over blocks of (I + mean_heads relu(A * dy/dA)) / 2, later ones on the left, the class token's row.
+
+    The paper's own rule is R + M R, which is (I + M) R; half of it changes the scale alone.
+
+    Source: Chefer, Gur, Wolf, Generic Attention-model Explainability, ICCV 2021, arXiv:2103.15679, eqs. 5 and 6.
+    """
+    return Map(tokens=problem.row_of(_rolled(_relevant(problem, "genatt"))))
+
+
+def gradsam(problem: Problem) -> Map:
+    """Sum over blocks of mean_heads relu(A * dy/dA), the class token's row.
+
+    The paper takes the mean over all rows, as a model without a class token gets it here.
+
+    Source: Barkan et al., Grad-SAM, CIKM 2021, arXiv:2204.11073.
+    """
+    return Map(tokens=problem.row_of(torch.stack(_relevant(problem, "gradsam")).sum(0)))
+
+
+def attcat(problem: Problem) -> Map:
+    """Sum over blocks of the attention a token receives (mean over heads and rows) times its sum_c h * g behind the block.
+
+    h is the next block's input, for the last block its output.
+
+    Source: Qiang et al., AttCAT, NeurIPS 2022, section 3.
+    """
+    problem.anatomy.of_attentions("attcat")
+    blocks = [block for block in problem.anatomy.blocks if block.attentions]
+    entries = {block.path: block.entry for block in problem.anatomy.blocks}
+    following = dict(zip(entries, [*list(entries.values())[1:], problem.anatomy.blocks[-1].exit]))
+    found = problem.run(_reads([b.attentions for b in blocks]) | {following[b.path] for b in blocks})
+    terms = []
+    for block in blocks:
+        h, g = found.values[following[block.path]], found.cotangents[following[block.path]]
+        received = _weights(problem, found, block.attentions).mean((1, 2))
+        if g is None or h.dim() != 3 or h.shape[:2] != received.shape:
+            raise InputError(
+                f"attcat needs (batch, tokens, channels) with a cotangent behind {block.path}; {following[block.path]} "
+                f"gives {tuple(h.shape)}{'' if g is not None else ', held'}. Pass blocks=[...], the module paths of others."
+            )
+        terms.append(received * (h * g).sum(2))
+    return Map(tokens=_cut(problem, torch.stack(terms).sum(0)))
+
+
+def tokentm(problem: Problem) -> Map:
+    """Attention and transformation of tokens, accumulated over blocks, the class token's row.
+
+    With E the tokens ahead of a transformation and F those behind it, a token's weight is how its length changes, times
+    how well its direction is kept: w = |F| / |E| * exp(cos(E, F)) / mean_t exp(cos(E, F)). Then, from C = diag(|E_0|)
+    on, attention makes C + M diag(w) C of C, with M = mean_heads relu(A * dy/dA) and F the values of all heads
+    side by side, and the perceptron makes C + diag(w) C of that.
+
+    Source: Wu et al., Token Transformation Matters, CVPR 2024, arXiv:2403.14552, section 3.
+    """
+    relevant = iter(_relevant(problem, "tokentm"))
+    blocks = [block for block in problem.anatomy.blocks if block.attentions]
+    reads = {name for block in blocks for name in (block.entry, *_branch(block))}
+    found = problem.run(reads | {a.value for b in blocks for a in b.attentions})
+    c: Tensor | None = None
+    for block in blocks:
+        h = found.values[block.entry]
+        if c is None:
+            c = torch.diag_embed(h.norm(dim=2))
+        values = [found.values[a.value] for a in block.attentions]
+        side_by_side = torch.cat([_heads(v, len(h)).transpose(1, 2).flatten(2) for v in values], 2)
+        stream, branch = (found.values[name] for name in _branch(block))
+        c = c + next(relevant) @ (_transformed(block, h, side_by_side)[:, :, None] * c)
+        c = c + _transformed(block, stream, branch)[:, :, None] * c
+    assert c is not None
+    return Map(tokens=problem.row_of(c))
+
+
+def weights(attention: Attention, problem: Problem, values: dict[str, Any]) -> Tensor:
+    """A of one attention, (batch, heads, rows, columns).
+
+    Source: Vaswani et al., Attention Is All You Need, arXiv:1706.03762, eq. 1.
+    """
+    if attention.weights is not None:
+        return _heads(values[attention.weights], problem.batch)
+    node = problem.nodes[attention.node]
+
+    def argument(position: int, name: str, default: Any) -> Any:
+        given = node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
+        return values[given.name] if hasattr(given, "name") else given
+
+    q, k, mask = argument(0, "query", None), argument(1, "key", None), argument(3, "attn_mask", None)
+    scale = node.kwargs.get("scale")
+    if k.shape[-3] != q.shape[-3]:  # heads in groups
+        k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
+    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if argument(5, "is_causal", False):
+        scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -torch.inf)
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
+    return _heads(scores.softmax(-1).nan_to_num(), problem.batch)  # a row that sees nothing
+
+
+def _weights(problem: Problem, found: Contributions, attentions: Sequence[Attention]) -> Tensor:
+    """A of a block; several attentions of one are heads side by side."""
+    return torch.cat([weights(a, problem, found.values) for a in attentions], 1)
+
+
+def _relevant(problem: Problem, method: str) -> list[Tensor]:
+    """mean_heads relu(A * dy/dA) of every block, (batch, tokens, tokens)."""
+    blocks = problem.anatomy.of_attentions(method)
+    found = problem.run(_reads(blocks))
+    relevant = []
+    for block in blocks:
+        heads = []
+        for attention in block:
+            g = found.cotangents[attention.node]
+            a = weights(attention, problem, found.values)
+            if g is None:
+                heads.append(torch.zeros_like(a))
+                continue
+            v, g = _heads(found.values[attention.value], problem.batch), _heads(g, problem.batch)
+            if v.shape[1] != g.shape[1]:
+                v = v.repeat_interleave(g.shape[1] // v.shape[1], 1)
+            heads.append((a * (g @ v.mT)).relu())
+        relevant.append(torch.cat(heads, 1).mean(1))
+    return relevant
+
+
+def _rolled(matrices: Sequence[Tensor]) -> Tensor:
+    """The product of (I + M) / 2, later ones on the left."""
+    eye = torch.eye(matrices[0].shape[-1]).to(matrices[0])
+    product = eye.expand_as(matrices[0])
+    for matrix in matrices:
+        product = (eye + matrix) / 2 @ product
+    return product
+
+
+def _reads(blocks: Sequence[Sequence[Attention]]) -> set[str]:
+    return {name for block in blocks for a in block for name in (a.node, *a.reads)}
+
+
+def _branch(block: Block) -> tuple[str, str]:
+    """Stream and branch of a block's second residual sum, its perceptron's."""
+    if len(block.residuals) != 2:
+        raise InputError(
+            f"tokentm needs blocks of an attention and a perceptron, each added to the stream; {block.path} has "
+            f"{len(block.residuals)} such sums. Use genatt, which looks at attention only."
+        )
+    stream, branch, _ = block.residuals[1]
+    return stream, branch
+
+
+def _transformed(block: Block, before: Tensor, after: Tensor) -> Tensor:
+    """The transformation weights of tokens, (batch, tokens)."""
+    if before.shape != after.shape:
+        raise InputError(
+            f"tokentm compares tokens with their values, of one width: in {block.path} they are {tuple(before.shape)} and "
+            f"{tuple(after.shape)}. Use genatt, which looks at attention only."
+        )
+    direction = torch.nn.functional.cosine_similarity(before, after, dim=2).exp()
+    length = after.norm(dim=2) / before.norm(dim=2).clamp(min=torch.finfo(before.dtype).tiny)
+    return length * direction / direction.mean(1, keepdim=True)
+
+
+def _heads(value: Tensor, batch: int) -> Tensor:
+    """(batch, heads, rows, columns), whatever the heads were joined with."""
+    return value.reshape(batch, -1, *value.shape[-2:])
+
+
+def _cut(problem: Problem, tokens: Tensor) -> Tensor:
+    return tokens[:, : problem.anatomy.prefix + problem.anatomy.count]

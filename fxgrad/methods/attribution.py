@@ -1,0 +1,221 @@
+"""What an attribution method found, example by example: of tokens, patches and pixels; drawn, written out, stored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fxgrad.errors import InputError
+from fxgrad.methods.anatomy import Anatomy, Grid
+from fxgrad.methods.placing import resample
+
+if TYPE_CHECKING:
+    from fxgrad.methods.text import Text
+
+
+@dataclass(frozen=True, eq=False)
+class Attribution:
+    """One target, attributed by one method under one policy, for a batch of examples.
+
+    Attributes:
+        method: its name.
+        rules: the policy's name; "gradient" is the plain one.
+        label: the target, in words.
+        output: the target's value, (batch,).
+        map: over pixels, (batch, height, width), or over tokens, (batch, tokens ahead and patches).
+        apart: what has no place on the map, such as the head's bias, (batch,); None where the method's numbers are no
+            shares of the target's value.
+        copies: how many times the target's value all shares add up to (fullgrad_plus: once per block).
+        anatomy: of the model: its grid of patches, and how many tokens lie ahead of them.
+        note: a warning, or "".
+    """
+
+    method: str
+    rules: str
+    label: str
+    output: Tensor
+    map: Tensor
+    apart: Tensor | None
+    copies: int
+    anatomy: Anatomy
+    note: str = ""
+
+    @property
+    def of_pixels(self) -> bool:
+        """Whether the method attributes to pixels, and not to tokens."""
+        return self.map.dim() == 3
+
+    @property
+    def grid(self) -> Grid:
+        """Rows and columns of patches.
+
+        Raises:
+            InputError: the model's input is no picture, or nothing tells how it is cut into patches.
+        """
+        if self.anatomy.grid is None:
+            raise InputError(
+                "the model has no grid of patches: use .tokens for text and .pixels for pixels, or pass "
+                "grid=(rows, columns) to attribute."
+            )
+        return self.anatomy.grid
+
+    @property
+    def tokens(self) -> Tensor:
+        """(batch, tokens), without those ahead of the patches; for a map of pixels, each patch's sum."""
+        return resample(self.map, self.grid).flatten(1) if self.of_pixels else self.map[:, self.anatomy.prefix :]
+
+    @property
+    def prefix(self) -> Tensor:
+        """Of the tokens ahead of the patches, such as the class token: (batch, 0 or more)."""
+        return self.map[:, : self.anatomy.prefix] if not self.of_pixels else self.map.new_zeros(len(self.map), 0)
+
+    @property
+    def patches(self) -> Tensor:
+        """(batch, rows, columns).
+
+        Raises:
+            InputError: the model has no grid of patches.
+        """
+        return self.tokens.unflatten(1, self.grid)
+
+    @property
+    def pixels(self) -> Tensor:
+        """(batch, height, width): the map of pixels, or the patches, bilinearly between their centres.
+
+        Raises:
+            InputError: the model's input is no picture.
+        """
+        if self.of_pixels:
+            return self.map
+        if self.anatomy.size is None:
+            raise InputError(f"input {self.anatomy.input!r} is no picture (batch, channels, height, width): use .tokens.")
+        return F.interpolate(self.patches[:, None], self.anatomy.size, mode="bilinear")[:, 0]
+
+    @property
+    def total(self) -> Tensor | None:
+        """What all shares of an example add up to, (batch,), the copies' mean; None where there are no shares."""
+        if self.apart is None:
+            return None
+        return (self.map.flatten(1).sum(1) + self.apart) / self.copies
+
+    @property
+    def completeness_error(self) -> float | None:
+        """The largest |output - total| / |output| of the examples; None where the method's numbers are no shares."""
+        if self.total is None:
+            return None
+        error = (self.output - self.total).abs() / self.output.abs().clamp(min=torch.finfo(self.output.dtype).tiny)
+        return float(error.max())
+
+    def plot(
+        self,
+        path: str | Path | IO[bytes] | None = None,
+        *,
+        picture: Tensor | None = None,
+        example: int = 0,
+        clip: float | None = 0.99,
+        title: str = "",
+    ) -> Any:
+        """Draw one example: red speaks for the target, blue against it, on a scale that is the same both ways.
+
+        Args:
+            path: of a file to write (.png, .svg, .pdf), or an open file for a PNG; None writes none.
+            picture: to lie beneath, in [0, 1], (C, H, W).
+            example: which one of the batch.
+            clip: the strength from which on the colour is full: a quantile of |attribution|, such as 0.99; None is the
+                largest.
+            title: above the picture.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            InputError: the input is no picture, there is no such example, or the file cannot be written.
+        """
+        from fxgrad import drawing
+
+        self._has(example)
+        return drawing.single(self, path, picture=picture, example=example, clip=clip, title=title)
+
+    def text(self, words: Sequence[str], example: int = 0, clip: float | None = None) -> Text:
+        """Coloured tokens: for the terminal (rich), a notebook, or as HTML.
+
+        Args:
+            words: one per token, such as `tokenizer.convert_ids_to_tokens(ids[0])`.
+            example: which one of the batch.
+            clip: as for `plot`.
+
+        Raises:
+            InputError: another number of words than tokens.
+
+        Example:
+            >>> import fxgrad
+            >>> model = torch.nn.Sequential(torch.nn.Embedding(9, 4), torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval()
+            >>> ids = torch.tensor([[1, 5, 2]])
+            >>> found = fxgrad.attribute(fxgrad.convert(model, (ids,)), (ids,), target=1)
+            >>> found.text(["a", "red", "seven"]).html().count("<span")
+            3
+        """
+        from fxgrad.methods.text import Text
+
+        self._has(example)
+        scores = self.tokens[example]
+        if len(words) != len(scores):
+            raise InputError(f"there are {len(words)} words for {len(scores)} tokens.")
+        return Text(tuple(words), tuple(scores.double().tolist()), self.label, clip)
+
+    def save(self, path: str | Path) -> None:
+        """Write the numbers to an .npz file: map, output, total where there is one, and the names.
+
+        Raises:
+            InputError: the path does not end in .npz, or cannot be written.
+        """
+        import numpy as np
+
+        if Path(path).suffix != ".npz":
+            raise InputError(f"{path}: the numbers go to an .npz file; plot(path) draws a .png, .svg or .pdf.")
+        arrays = {"map": self.map, "tokens": None, "output": self.output, "apart": self.apart, "total": self.total}
+        if not self.of_pixels or self.anatomy.grid is not None:
+            arrays["tokens"] = self.tokens
+        named = {k: v.detach().float().cpu().numpy() for k, v in arrays.items() if v is not None}
+        try:
+            np.savez(path, method=self.method, rules=self.rules, label=self.label, **named)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+
+    def __str__(self) -> str:
+        error = self.completeness_error
+        complete = "not made of shares" if error is None else f"completeness error {error:#.2g}"
+        kind = "pixels" if self.of_pixels else "tokens"
+        first = f"{self.method} of {self.label} under {self.rules}: {tuple(self.map.shape)} {kind}, {complete}"
+        return "\n".join(filter(None, (first, self.note)))
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _has(self, example: int) -> None:
+        if not -len(self.map) <= example < len(self.map):
+            raise InputError(f"there is no example {example}: the batch has {len(self.map)}.")
+
+
+def joined(parts: Sequence[Attribution]) -> Attribution:
+    """One attribution of several batches."""
+    first = parts[0]
+    apart = [p.apart for p in parts if p.apart is not None]
+    labels = {p.label for p in parts}
+    return Attribution(
+        first.method,
+        first.rules,
+        first.label if len(labels) == 1 else "a class per example",
+        torch.cat([p.output for p in parts]),
+        torch.cat([p.map for p in parts]),
+        torch.cat(apart) if apart else None,
+        first.copies,
+        first.anatomy,
+        first.note,
+    )

@@ -1,0 +1,94 @@
+"""Methods that look at one layer: h, its value, and g, the cotangent there; by default the input of the last block."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fxgrad.errors import InputError
+from fxgrad.methods.placing import layout, per_token
+from fxgrad.methods.problem import Map, Problem
+from fxgrad.sources import Contributions
+
+Score = Callable[[Tensor, Tensor], Tensor]
+"""h and g, (batch, tokens, channels) -> (batch, tokens). Tokens ahead of the patches are left out."""
+
+
+def gradcam(problem: Problem) -> Map:
+    """relu(sum_c h * mean_t(g)), the mean over the patches.
+
+    Source: Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391, eqs. 1 and 2.
+    """
+    return _cam(problem, "gradcam", lambda h, g: (h * g.mean(1, keepdim=True)).sum(2).relu())
+
+
+def gradcam_plus(problem: Problem) -> Map:
+    """sum_c h * mean_t(g): Grad-CAM without its ReLU, so that what speaks against the target stays.
+
+    Source: Mehri et al., SkipPLUS, CVPR 2024 workshops; LibraGrad, arXiv:2411.16760.
+    """
+    return _cam(problem, "gradcam_plus", lambda h, g: (h * g.mean(1, keepdim=True)).sum(2))
+
+
+def xgradcam_plus(problem: Problem) -> Map:
+    """sum_c h * w, w = sum_t(g * |h|) / sum_t |h|: gradients weighted by how strong a channel is where.
+
+    Source: Fu et al., Axiom-based Grad-CAM, BMVC 2020, arXiv:2008.02312, for w; Mehri et al., SkipPLUS, CVPR 2024
+    workshops, for |h| and no ReLU.
+    """
+
+    def score(h: Tensor, g: Tensor) -> Tensor:
+        strength = h.abs().sum(1, keepdim=True)
+        weights = (g * h.abs()).sum(1, keepdim=True) / strength.clamp(min=torch.finfo(h.dtype).tiny)
+        return (h * weights).sum(2)
+
+    return _cam(problem, "xgradcam_plus", score)
+
+
+def hirescam(problem: Problem) -> Map:
+    """sum_c h * g, of all tokens; with what the constants behind the layer contribute, kept apart, it is complete.
+
+    Source: Draelos, Carin, Use HiResCAM instead of Grad-CAM, arXiv:2011.08891.
+    """
+    name = _layer(problem, "hirescam")
+    found = problem.run([name], sources=True)
+    value, cotangent = _met(problem, found, name)
+    tokens, lost = per_token(value * cotangent, problem.nodes[name], problem.anatomy, problem.batch)
+    behind, beside = problem.placed(found, problem.order[name] + 1)
+    return Map(tokens=tokens, apart=lost + beside + behind.sum(1))
+
+
+def _layer(problem: Problem, method: str) -> str:
+    if problem.layer is not None:
+        return problem.layer_node("")
+    return problem.anatomy.of_blocks(method)[-1].entry
+
+
+def _met(problem: Problem, found: Contributions, name: str) -> tuple[Tensor, Tensor]:
+    """A layer's value and its cotangent."""
+    value, cotangent = found.values[name], found.cotangents[name]
+    if not isinstance(value, Tensor) or cotangent is None:
+        raise InputError(
+            f"no cotangent reaches {problem.layer or name!r} under the policy {problem.converted.classified.table.name!r}, "
+            "since what it computes is only ever held. Pick another layer."
+        )
+    return value, cotangent
+
+
+def _cam(problem: Problem, method: str, score: Score) -> Map:
+    """A score of the patches, put where they lie."""
+    name = _layer(problem, method)
+    value, cotangent = _met(problem, problem.run([name]), name)
+    where = layout(problem.nodes[name], problem.anatomy)
+    if where is None:
+        raise InputError(
+            f"{method} looks at a layer's tokens or map of features, and {problem.layer or name!r} of shape "
+            f"{tuple(value.shape)} has no axis of tokens. Pick another layer."
+        )
+    h, g = where.rows(value), where.rows(cotangent)
+    inside = slice(where.ahead, where.ahead + problem.anatomy.count) if len(where.tokens) == 1 else slice(None)
+    scores = torch.zeros_like(h[:, :, 0])
+    scores[:, inside] = score(h[:, inside], g[:, inside])
+    return Map(tokens=where.put(scores, value, problem.anatomy))

@@ -1,0 +1,139 @@
+"""What a method is given, and what it gives back."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxgrad.errors import InputError
+from fxgrad.lookup import placeholders_of
+from fxgrad.methods.anatomy import Anatomy, sizes
+from fxgrad.methods.placing import per_token
+from fxgrad.methods.targets import Scored
+from fxgrad.module import ConvertedModule
+from fxgrad.sources import Contributions, contributions
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """What a method found: of the input's pixels, or of the tokens.
+
+    Attributes:
+        pixels: (batch, height, width); None where the method knows tokens only.
+        tokens: (batch, tokens ahead of the patches and patches); None where it knows pixels.
+        apart: what it found that has no place on the map, (batch,); None for a method that does not attribute shares.
+        copies: how many times the target's value all of it adds up to.
+    """
+
+    pixels: Tensor | None = None
+    tokens: Tensor | None = None
+    apart: Tensor | None = None
+    copies: int = 1
+
+
+@dataclass(frozen=True, eq=False)
+class Problem:
+    """A model, its inputs, a target, and where to look.
+
+    Attributes:
+        converted: the model under some policy.
+        entries: its inputs, flattened, and embedded tokens.
+        target: fitted to the model's outputs.
+        anatomy: of the model.
+        layer: module path to look at, for methods that look at one; None is their own choice.
+    """
+
+    converted: ConvertedModule
+    entries: list[Any]
+    target: Scored
+    anatomy: Anatomy
+    layer: str | None = None
+
+    @cached_property
+    def nodes(self) -> dict[str, fx.Node]:
+        """The captured graph's nodes by name."""
+        return {n.name: n for n in self.converted.classified.captured.graph.nodes}
+
+    @cached_property
+    def order(self) -> dict[str, int]:
+        """The place of every node in the graph."""
+        return {name: i for i, name in enumerate(self.nodes)}
+
+    @cached_property
+    def main(self) -> list[str]:
+        """The attributed inputs that the map is of: the one looked at, and those that have the same tokens."""
+        captured = self.converted.classified.captured
+        placeholders = placeholders_of(captured.graph)[len(captured.state) :]
+        shapes = {d.name: sizes(n) for d, n in zip(captured.entries, placeholders) if d.attributed}
+        own = shapes[self.anatomy.input]
+        return [name for name, shape in shapes.items() if shape == own and (len(own) == 3 or name == self.anatomy.input)]
+
+    @property
+    def batch(self) -> int:
+        """How many examples there are."""
+        names = [entry.name for entry in self.converted.classified.captured.entries]
+        return int(self.entries[names.index(self.anatomy.input)].shape[0])
+
+    def only(self, example: int) -> Problem:
+        """The same for one example of the batch."""
+        one = slice(example, example + 1)
+        entries = [e[one] if isinstance(e, Tensor) and e.dim() and len(e) == self.batch else e for e in self.entries]
+        target = replace(self.target, tensors=tuple(t[one] for t in self.target.tensors))
+        return replace(self, entries=entries, target=target)
+
+    def run(self, also: Collection[str] = (), sources: bool = False) -> Contributions:
+        """One forward and one backward of the target, with the values and cotangents of some nodes."""
+        spec = self.converted.classified.captured.out_spec
+        return contributions(
+            self.converted, self.entries, lambda y: self.target.cotangents(y, spec), also=also, sources=sources
+        )
+
+    def placed(self, found: Contributions, since: int = 0) -> tuple[Tensor, Tensor]:
+        """What the constants of the nodes from some place in the graph on contribute to each token, and the rest.
+
+        The rest goes to the class token where the model has one.
+        """
+        first = next(iter(found.inputs.values()))
+        tokens = first.new_zeros(self.batch, self.anatomy.count + self.anatomy.prefix)
+        apart = first.new_zeros(self.batch)
+        for name, parts in found.sources.items():
+            if self.order[name] >= since:
+                for part in parts:
+                    on, off = per_token(part, self.nodes[name], self.anatomy, self.batch)
+                    tokens, apart = tokens + on, apart + off
+        if self.anatomy.class_token is not None and self.anatomy.class_token < tokens.shape[1]:
+            tokens[:, self.anatomy.class_token] += apart
+            apart = torch.zeros_like(apart)
+        return tokens, apart
+
+    def layer_node(self, default: str) -> str:
+        """The node that a layer's output is: `default` where no layer is asked for.
+
+        Raises:
+            InputError: no node of the program belongs to that layer.
+        """
+        if self.layer is None:
+            return default
+        decisions = self.converted.classified.decisions
+        inside = {n for n, d in decisions.items() if f"{d.place.module_path}.".startswith(f"{self.layer}.")}
+        exits = [n for n in decisions if n in inside and any(u.name not in inside for u in self.nodes[n].users)]
+        if not exits:
+            paths = sorted({d.place.module_path for d in decisions.values()})
+            close = ", ".join(difflib.get_close_matches(self.layer, paths, 3)) or ", ".join(paths[:3])
+            raise InputError(f"no layer {self.layer!r} that depends on the input. Close to it: {close}.")
+        return exits[-1]
+
+    def row_of(self, matrix: Tensor) -> Tensor:
+        """What flows into the token that the output is read from, (batch, rows, columns) to (batch, tokens).
+
+        The class token's row, the position's of a language model's target, or the mean over all rows.
+        """
+        row = self.anatomy.class_token if self.target.row is None else self.target.row
+        read = matrix.mean(1) if row is None else matrix[:, row]
+        return read[:, : self.anatomy.count + self.anatomy.prefix]

@@ -14,11 +14,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fxgrad.data import DATA
 from fxgrad.errors import InputError
-from fxgrad.evaluate.methods import METHODS
 from fxgrad.evaluate.page import page
 from fxgrad.evaluate.plan import POLICIES, Plan
 from fxgrad.evaluate.run import Watch, evaluate
 from fxgrad.evaluate.store import read
+from fxgrad.methods import METHODS
 
 _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module.path:factory."
 
@@ -40,6 +40,9 @@ _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module
 )
 @click.option(
     "--steps", type=click.IntRange(0), default=5, show_default=True, help="Of deletion and insertion; 0: none."
+)
+@click.option(
+    "--option", "options", multiple=True, metavar="M.O=V", help="Of a method: smoothgrad.samples=5. Repeatable."
 )
 @click.option("--chunk", type=click.IntRange(1), default=25, show_default=True, help="Pictures at once.")
 @click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32", show_default=True)

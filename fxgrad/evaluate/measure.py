@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fxgrad.data import Batch
+from fxgrad.evaluate.methods import Attribution
 from fxgrad.metrics import (
     Removal,
     answer,
@@ -21,23 +21,6 @@ from fxgrad.metrics import (
     pointing_game,
     removal_curve,
 )
-
-
-class Attribution(Protocol):
-    """What is measured of an attribution.
-
-    Attributes:
-        patches: (batch, rows, columns): the influence of each patch.
-        pixels: (batch, H, W).
-        total: what all of it adds up to, (batch,); None for a method that does not attribute shares of the logit.
-    """
-
-    @property
-    def patches(self) -> Tensor: ...
-    @property
-    def pixels(self) -> Tensor: ...
-    @property
-    def total(self) -> Tensor | None: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,10 +81,9 @@ class Ruler:
         if pictures.masks.any():
             for metric in (average_precision, pointing_game, iou):
                 found[metric.__name__] = metric(maps, pictures.masks)
-        logit = logits.gather(1, target[:, None])[:, 0].cpu()
         measured = {name: {metric: v[i].tolist() for metric, v in found.items()} for i, name in enumerate(names)}
         for name in names:
-            total = attributions[name].total
+            total, output = attributions[name].total, attributions[name].output
             if total is not None:
-                measured[name] |= {m: v.tolist() for m, v in completeness(total.cpu(), logit).items()}
+                measured[name] |= {m: v.tolist() for m, v in completeness(total.cpu(), output.cpu()).items()}
         return measured

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fxgrad.evaluate.methods import METHODS
 from fxgrad.evaluate.plan import ANY, METRICS, POLICIES
 from fxgrad.evaluate.store import Results
+from fxgrad.methods import METHODS
 from fxgrad.metrics import Interval, bootstrap, paired
 
 PLAIN = "gradient"

@@ -65,6 +65,7 @@ class Plan:
             tokens, else blurred.
         fractions: shares of the tokens that are removed.
         steps: of deletion and insertion; 0 leaves both out.
+        options: of methods, such as "integrated_gradients.n_steps=20".
         chunk: pictures that are measured together, the unit of work.
         dtype: of the model and of its input.
         seed: of the choice of pictures, and of methods that draw at random.
@@ -87,6 +88,7 @@ class Plan:
     removal: str = "auto"
     fractions: tuple[float, ...] = FRACTIONS
     steps: int = 5
+    options: tuple[str, ...] = ()
     chunk: int = 25
     dtype: str = "float32"
     seed: int = 0

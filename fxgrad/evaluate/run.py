@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,8 +21,8 @@ from torch import Tensor
 from fxgrad.convert import convert
 from fxgrad.data import Batch, Data, collate, open_data
 from fxgrad.errors import FxgradError, InputError, first_line
-from fxgrad.evaluate.measure import Attribution, Ruler
-from fxgrad.evaluate.methods import METHODS, POLICY_FREE, Attribute
+from fxgrad.evaluate.measure import Ruler
+from fxgrad.evaluate.methods import POLICY_FREE, Attribute, Attribution, attributes, grid_of
 from fxgrad.evaluate.plan import ANY, Plan
 from fxgrad.evaluate.store import Results, Store, read
 from fxgrad.metrics import Dropping, Removal, Replacing
@@ -48,7 +48,7 @@ def evaluate(
     plan: Plan,
     folder: str,
     *,
-    methods: dict[str, Attribute] | None = None,
+    methods: Mapping[str, Attribute] | None = None,
     watch: Watch = lambda done, total, what: None,
 ) -> Results:
     """Measure what the plan asks for and the folder does not hold yet.
@@ -59,7 +59,7 @@ def evaluate(
         plan: what to measure.
         folder: of the results, which may hold some already; on several machines, a shared one, or one each, to be
             merged by copying.
-        methods: by name, instead of fxgrad's own.
+        methods: those of the plan by name, where they are not fxgrad's own.
         watch: is told how far this process has come.
 
     Returns:
@@ -77,10 +77,7 @@ def evaluate(
         >>> len(results.values["fxgrad.demo:digits_vit", "gradient", "input_x_gradient"]["iou"])
         2
     """
-    known = METHODS if methods is None else methods
-    unknown = [name for name in plan.methods if name not in known]
-    if unknown:
-        raise InputError(f"there is no method {unknown[0]!r}. There are {', '.join(known)}.")
+    known = attributes(plan.methods, plan.options) if methods is None else methods
     data = open_data(plan.data)
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(plan.seed))[: plan.count].tolist()
     with _processes() as (rank, size):
@@ -117,7 +114,9 @@ def evaluate(
 class Bench:
     """One model on the bench: loaded, converted under every policy that was asked for, its pictures at hand."""
 
-    def __init__(self, plan: Plan, data: Data, order: Sequence[int], methods: dict[str, Attribute], model: str) -> None:
+    def __init__(
+        self, plan: Plan, data: Data, order: Sequence[int], methods: Mapping[str, Attribute], model: str
+    ) -> None:
         self.plan, self.data, self.order, self.methods = plan, data, order, methods
         self.loaded: LoadedModel = load_model(
             model, plan.pretrained, checkpoint=plan.checkpoint, input_size=plan.input_size
@@ -132,8 +131,7 @@ class Bench:
 
     @functools.cached_property
     def ruler(self) -> Ruler:
-        size, patch = self.loaded.preprocess.size, self.loaded.patch_size
-        grid = (size[1] // patch, size[2] // patch)
+        size, grid = self.loaded.preprocess.size, grid_of(self.plain)
         pixels = Replacing(self.plain, (size[1], size[2]), "blur") if self.plan.steps else None
         return Ruler(
             removal(self.plain, grid, self.plan.removal),
@@ -150,12 +148,12 @@ class Bench:
         store.note(f"removal of {unit.model}", self.ruler.tokens.name)
         attributions: dict[str, Attribution] = {}
         for method in unit.methods:
-            with torch.random.fork_rng():
-                torch.manual_seed(self.plan.seed + unit.start)
-                try:
-                    attributions[method] = self.methods[method](converted, x, target, self.ruler.tokens.grid)
-                except FxgradError as error:
-                    store.refuse(unit.model, unit.policy, method, first_line(error))
+            try:
+                attributions[method] = self.methods[method](
+                    converted, x, target, self.ruler.tokens.grid, self.plan.seed + unit.start
+                )
+            except FxgradError as error:
+                store.refuse(unit.model, unit.policy, method, first_line(error))
         measured = self.ruler.measure(pictures, x, target, logits, attributions) if attributions else {}
         store.add(unit.model, unit.policy, measured, list(pictures.ids), unit.start, unit.stop)
 

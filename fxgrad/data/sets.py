@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -25,9 +26,10 @@ class Digits:
 
     Args:
         split: "heldout" or "train".
+        ink: "grey", or "colours" for models that read coloured canvases.
 
     Raises:
-        InputError: there is no such split.
+        InputError: there is no such split or ink.
 
     Example:
         >>> digits = Digits()
@@ -39,21 +41,27 @@ class Digits:
 
     multilabel = True
 
-    def __init__(self, split: str = "heldout") -> None:
+    def __init__(self, split: str = "heldout", ink: str = "grey") -> None:
         demo = _import("fxgrad.demo", "demo")
         if split not in demo.SPLITS:
             raise InputError(f"the digits have the splits {' and '.join(demo.SPLITS)}, not {split!r}.")
+        if ink not in ("grey", "colours"):
+            raise InputError(f"the digits are drawn in grey or in colours, not in {ink!r}.")
         self.class_names: Sequence[str] = demo.CLASS_NAMES
-        self._canvas, self.split = demo.canvas, split
+        self._canvas = functools.partial(demo.canvas, colours=True) if ink == "colours" else demo.canvas
+        self.split = split
 
     def __len__(self) -> int:
         return 10_000  # as many as anyone wants: they are drawn when they are taken
 
     def __getitem__(self, index: int) -> Sample:
         canvas, which = self._canvas(index, self.split), index % 2
-        pixels = np.round(canvas.image[0] * 255).astype(np.uint8)
+        pixels = np.round(canvas.image * 255).astype(np.uint8).transpose(1, 2, 0)
         return Sample(
-            Image.fromarray(pixels), canvas.labels[which], mask_of(canvas.masks[which]), f"{self.split}/{index}"
+            Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels),
+            canvas.labels[which],
+            mask_of(canvas.masks[which]),
+            f"{self.split}/{index}",
         )
 
 

@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -31,6 +32,10 @@ from fxgrad.module import ConvertedModule
 
 Watch = Callable[[int, int, str], None]
 """Called with how many units are done, of how many, and what comes next."""
+
+
+_PATIENCE = timedelta(days=2)
+"""How long a process waits for the others, whose share may take longer."""
 
 
 @dataclass(frozen=True)
@@ -240,9 +245,16 @@ def _processes() -> Iterator[tuple[int, int]]:
     if "WORLD_SIZE" not in os.environ or not dist.is_available():
         yield 0, 1
         return
-    dist.init_process_group("gloo")
+    rank, size, attempt = (int(os.environ.get(v, "0")) for v in ("RANK", "WORLD_SIZE", "TORCHELASTIC_RESTART_COUNT"))
+    served = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    master = rank == 0 and not served
+    meeting = dist.TCPStore(address, port, size, master, _PATIENCE)  # type: ignore[attr-defined]
+    # The meeting place outlives a crash, and so do the addresses of whom it killed.
+    store = dist.PrefixStore(f"fxgrad/{attempt}", meeting)  # type: ignore[attr-defined]
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
-        yield dist.get_rank(), dist.get_world_size()
+        yield rank, size
     finally:
         dist.destroy_process_group()
 

@@ -122,8 +122,9 @@ class Store:
                 f"{self.folder} holds results of another run: {name} was {known[name]!r} and is now {value!r}. "
                 "Use another --store, or delete that folder."
             )
-        with self._file:
-            self._file.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
+        if name not in known:
+            with self._file:
+                self._file.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     def close(self) -> None:
         """Let go of the file."""

@@ -1,6 +1,6 @@
 """Attribution methods, for any converted model under any policy.
 
-    fxgrad.attribute(libra, (x,), target="tabby", method="fullgrad_plus").patches
+fxgrad.attribute(libra, (x,), target="tabby", method="fullgrad_plus").patches
 """
 
 from fxgrad.methods.anatomy import Anatomy, anatomy

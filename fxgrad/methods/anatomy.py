@@ -338,7 +338,9 @@ def is_map(node: fx.Node) -> bool:
         current = pending.pop(0)
         if _name(current).startswith(CONVOLUTIONS) or any(_name(u).startswith(CONVOLUTIONS) for u in current.users):
             return True
-        if _name(current) in ("linear", "layer_norm") or any(_name(u) in ("linear", "layer_norm") for u in current.users):
+        if _name(current) in ("linear", "layer_norm") or any(
+            _name(u) in ("linear", "layer_norm") for u in current.users
+        ):
             return False
         near = [n for n in (*current.users, *current.all_input_nodes) if n not in seen and sizes(n) == shape]
         seen.update(near)

@@ -94,7 +94,9 @@ class Attribution:
         if self.of_pixels:
             return self.map
         if self.anatomy.size is None:
-            raise InputError(f"input {self.anatomy.input!r} is no picture (batch, channels, height, width): use .tokens.")
+            raise InputError(
+                f"input {self.anatomy.input!r} is no picture (batch, channels, height, width): use .tokens."
+            )
         return F.interpolate(self.patches[:, None], self.anatomy.size, mode="bilinear")[:, 0]
 
     @property

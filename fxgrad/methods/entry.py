@@ -112,9 +112,7 @@ def attribute(
         raise InputError(f"{method} has no option {unknown[0]!r}; it {takes}.")
     if layer is not None and method not in LAYERED:
         raise InputError(f"{method} does not look at one layer. Leave out layer={layer!r}; {', '.join(LAYERED)} do.")
-    parts = anatomy(
-        converted.classified, input=input, blocks=blocks, grid=grid, prefix=prefix, class_token=class_token
-    )
+    parts = anatomy(converted.classified, input=input, blocks=blocks, grid=grid, prefix=prefix, class_token=class_token)
     with torch.no_grad():
         entries = converted.entries(args, kwargs or {})
         outputs = converted.run(entries)

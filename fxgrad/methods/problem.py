@@ -72,7 +72,9 @@ class Problem:
         placeholders = placeholders_of(captured.graph)[len(captured.state) :]
         shapes = {d.name: sizes(n) for d, n in zip(captured.entries, placeholders) if d.attributed}
         own = shapes[self.anatomy.input]
-        return [name for name, shape in shapes.items() if shape == own and (len(own) == 3 or name == self.anatomy.input)]
+        return [
+            name for name, shape in shapes.items() if shape == own and (len(own) == 3 or name == self.anatomy.input)
+        ]
 
     @property
     def batch(self) -> int:

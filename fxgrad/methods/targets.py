@@ -167,7 +167,9 @@ def class_of(target: Any, logits: Tensor, names: Sequence[str] | None) -> tuple[
             )
         index = target.to(logits.device, torch.int64).expand(len(logits))
         if bool(((index < 0) | (index >= count)).any()):
-            raise InputError(f"there is no class {int(index[(index < 0) | (index >= count)][0])}: the model has {count}.")
+            raise InputError(
+                f"there is no class {int(index[(index < 0) | (index >= count)][0])}: the model has {count}."
+            )
     elif target is None:
         index = logits.detach().argmax(1)
     else:
@@ -282,7 +284,9 @@ def _one_each(value: Any, outputs: Any) -> Tensor:
     batch = next(len(v) for v in pytree.tree_leaves(outputs) if _floating(v) and v.dim())
     if not isinstance(value, Tensor) or value.shape not in ((), (batch,)):
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(f"a function as the target returns one number per example, ({batch},), or their sum: not {given}.")
+        raise InputError(
+            f"a function as the target returns one number per example, ({batch},), or their sum: not {given}."
+        )
     if value.dim() == 0 and batch > 1:
         raise InputError(f"the target function returned one number for {batch} examples; return ({batch},), one each.")
     return value.reshape(batch)

@@ -172,12 +172,16 @@ def check(
 @_model_options
 @click.argument("image")
 @click.option("--target", help="Class to explain: its number or its name. Default: the largest logit.")
+@click.option("--prompt", metavar="TEXT", help="For CLIP-like models: explain how well the picture fits a text.")
+@click.option("--method", default="input_x_gradient", show_default=True, metavar="NAME", help="Of `fxgrad.attribute`.")
 @click.option("-o", "--output", default="explain.png", show_default=True, help="Picture to write: .png, .pdf, .svg.")
 @click.option("--html", "html_file", metavar="FILE", help="Also write a self-contained HTML report.")
 @click.option("--pool", type=click.IntRange(1), help="Sum over blocks of so many pixels. Default: a patch, or 1.")
 def explain(
     image: str,
     target: str | None,
+    prompt: str | None,
+    method: str,
     output: str,
     html_file: str | None,
     pool: int | None,
@@ -186,27 +190,34 @@ def explain(
 ) -> None:
     """Draw what in IMAGE speaks for a class.
 
-    Input x gradient under the plain gradient and under the rules, side by side, each with its completeness error:
-    the share of the logit that inputs and sources do not account for.
+    An attribution under the plain gradient and under the rules, side by side, each with its completeness error: the
+    share of the logit that inputs and sources do not account for.
 
     \b
-    Example:
+    Examples:
       fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained --target "tabby cat" -o cat.png
+      fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained --method fullgrad_plus
+      fxgrad explain mypackage.models:my_clip numbers.png --prompt "a red seven"
     """
     picture = explaining.read_image(image)
     loaded = _load(**which)
+    if prompt is not None:
+        if target is not None:
+            raise InputError("--target and --prompt are two ways to say what to explain. Give one of them.")
+        loaded, target = loaded.prompted(prompt), "0"
     x = loaded.preprocess(picture)
     with stage(f"capturing and rewriting {loaded.name}"):
         converted = convert_model(loaded.model, (x,), rules=rules)
     with stage("attributing and checking"):
         explanation = explaining.explain(
-            converted, x, target, picture=loaded.preprocess.invert(x), class_names=loaded.class_names
+            converted, x, target, picture=loaded.preprocess.invert(x), class_names=loaded.class_names, method=method
         )
     title, blocks = f"{loaded.name}, {loaded.weights} weights", pool or loaded.patch_size
     explaining.draw(explanation, output, title=title, pool=blocks)
     errors = ", ".join(f"{a.rules} {a.check.completeness_error:#.2g}" for a in (explanation.plain, explanation.ours))
     click.echo(_heading(loaded))
-    click.echo(f"target {explanation.target} ({explanation.label}), logit {explanation.logit:.4g}")
+    what = f"prompt {prompt!r}" if prompt is not None else f"target {explanation.target} ({explanation.label})"
+    click.echo(f"{what}, logit {explanation.logit:.4g}, {method}")
     click.echo(f"completeness error: {errors}\nwrote {output}")
     if html_file:
         png = io.BytesIO()

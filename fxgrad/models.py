@@ -13,7 +13,7 @@ import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
@@ -85,6 +85,20 @@ class LoadedModel:
         """Side of the patches that the model cuts its input into; 1 where it does not say."""
         size = getattr(getattr(self.model, "patch_embed", None), "patch_size", 1)
         return int(max(size) if isinstance(size, Sequence) else size)
+
+    def prompted(self, *texts: str) -> LoadedModel:
+        """The same, as a classifier of pictures by texts, of which the class names are made.
+
+        Raises:
+            CaptureError: the model has no method `prompted(*texts)` that returns such a classifier.
+        """
+        prompted = getattr(self.model, "prompted", None)
+        if prompted is None:
+            raise CaptureError(
+                f"{self.name} knows no prompts: a model does that has a method prompted(*texts), which returns an "
+                "nn.Module from pictures to one similarity per text, (N, C, H, W) to (N, number of texts)."
+            )
+        return replace(self, model=prompted(*texts).eval(), class_names=texts)
 
     def example(self, batch: int = 2, *, seed: int = 0, scale: float = 1.0) -> Tensor:
         """A batch of normal noise, float32 (batch, C, H, W), of the given standard deviation."""

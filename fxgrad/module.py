@@ -13,9 +13,11 @@ from torch.utils import _pytree as pytree
 from fxgrad.checkpoint import checkpointed
 from fxgrad.classify import Classified, classify
 from fxgrad.errors import InputError
+from fxgrad.lookup import placeholders_of
 from fxgrad.report import Report, report
 from fxgrad.rewrite import rewrite
 from fxgrad.table import Rules, load
+from fxgrad.unflatten import unflatten
 
 
 class ConvertedModule(nn.Module):
@@ -68,11 +70,16 @@ class ConvertedModule(nn.Module):
         for path, buffer in captured.buffers.items():
             persistent = path not in captured.transient
             self._owner(path).register_buffer(path.rpartition(".")[2], buffer.detach(), persistent)
-        # Looked up once, for small models; without this module itself, which would then not be freed at once.
-        owners = [self._owner(path) for path in captured.state]
-        slots = [(None if o is self else o, p.rpartition(".")[2]) for o, p in zip(owners, captured.state)]
-        object.__setattr__(self, "_slots", slots)
+        self._find_state()
         self.eval()
+
+    def _find_state(self) -> None:
+        """Look the state's tensors up once, for small models."""
+        paths = self.classified.captured.state
+        owners = [self._owner(path) for path in paths]
+        # Without this module itself, which would then not be freed at once.
+        slots = [(None if o is self else o, p.rpartition(".")[2]) for o, p in zip(owners, paths)]
+        object.__setattr__(self, "_slots", slots)
 
     def _owner(self, path: str) -> nn.Module:
         """The submodule that holds a tensor, made where it is missing."""
@@ -150,6 +157,40 @@ class ConvertedModule(nn.Module):
         other = ConvertedModule(self._with_tensors())
         object.__setattr__(other, "runner", checkpointed(other.program))
         return other
+
+    def unflattened(self) -> ConvertedModule:
+        """The same module, with submodules that are called: hooks on them, by the original's paths, find their layer.
+
+        So captum's layer methods and pytorch-grad-cam run on it as on the original model. A submodule takes what its
+        part of the program reads from outside, and returns what is read of it outside: a tensor, or a tuple of several.
+        One that does nothing, as dropout, is not there; a second call of a module has @1 behind its path. Shares the
+        tensors.
+
+        Example:
+            >>> import fxgrad, torch
+            >>> model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)).eval()
+            >>> libra = fxgrad.convert(model, (torch.zeros(2, 3),)).unflattened()
+            >>> seen = []
+            >>> hook = libra.get_submodule("1").register_forward_hook(lambda *call: seen.append(call[-1]))
+            >>> y = libra(torch.randn(2, 3))
+            >>> torch.equal(libra.get_submodule("2")(seen[0]), y)
+            True
+        """
+        other = ConvertedModule(self._with_tensors())
+        captured = other.classified.captured
+        entries = placeholders_of(captured.graph)[len(captured.state) :]
+        inputs = {n.name for n, declared in zip(entries, captured.entries) if declared.attributed}
+        root = unflatten(other.program, inputs | set(other.classified.decisions))
+        for path, part in root.parts.items():
+            owner, name = other._owner(path), path.rpartition(".")[2]
+            held = owner._modules.get(name)
+            if held is not None:
+                part._parameters, part._buffers, part._modules = held._parameters, held._buffers, held._modules
+                part._non_persistent_buffers_set = held._non_persistent_buffers_set
+            owner._modules[name] = part
+        other._find_state()
+        object.__setattr__(other, "runner", root)
+        return other.eval()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Run the rewritten program.

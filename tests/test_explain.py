@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,10 @@ import fxgrad
 from fxgrad.demo import __main__ as demo
 from fxgrad.demo.canvas import canvas
 from fxgrad.demo.model import digits_vit, preprocess
+from fxgrad.drawing import pool_sum
 from fxgrad.errors import InputError
-from fxgrad.explain import (
-    Attribution,
-    Explanation,
-    draw,
-    explain,
-    page,
-    pool_sum,
-    read_image,
-    resolve_target,
-)
+from fxgrad.explain import Explanation, Side, draw, explain, page, read_image
+from fxgrad.methods.targets import class_of
 
 NAMES = ["tench, Tinca tinca", "crane", "snow leopard, ounce", "crane"]
 
@@ -87,7 +81,7 @@ def test_what_cannot_be_explained() -> None:
     ("target", "index"), [(None, 3), (0, 0), ("2", 2), (" OUNCE", 2), ("Snow Leopard", 2), ("tench, tinca tinca", 0)]
 )
 def test_targets(target: int | str | None, index: int) -> None:
-    assert resolve_target(target, torch.arange(4.0), NAMES) == index
+    assert class_of(target, torch.arange(4.0)[None], NAMES)[0].tolist() == [index]
 
 
 @pytest.mark.parametrize(
@@ -103,12 +97,12 @@ def test_targets(target: int | str | None, index: int) -> None:
 )
 def test_targets_that_there_are_not(target: int | str, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        resolve_target(target, torch.zeros(4), NAMES)
+        class_of(target, torch.zeros(1, 4), NAMES)
 
 
 def test_names_need_names() -> None:
     with pytest.raises(InputError, match=r"classes have no names\. Give a number from 0 to 3"):
-        resolve_target("tench", torch.zeros(4))
+        class_of("tench", torch.zeros(1, 4), None)
 
 
 def test_read_image_turns_it_upright(tmp_path: Path) -> None:
@@ -140,7 +134,8 @@ def test_pooling_keeps_the_total() -> None:
 def test_drawing_is_red_for_and_blue_against(explanation: Explanation, channels: int, pool: int) -> None:
     attribution = torch.ones(16, 20)
     attribution[:, 10:] = -1
-    ours = Attribution("libragrad", attribution, explanation.ours.check)
+    painted = replace(explanation.ours.attribution, map=attribution[None])
+    ours = Side(painted, explanation.ours.check)
     drawn = Explanation(2, "a $5 bill", 1.0, torch.rand(channels, 16, 20), explanation.plain, ours)
     file = io.BytesIO()
     draw([drawn, drawn], file, title="two", pool=pool, outlines=[torch.eye(16, 20) > 0, None])

@@ -1,7 +1,7 @@
-"""Where a model has its blocks, attentions, tokens and patches: read off the classified graph, once, by a pure function.
+"""Where a model has its blocks, attentions, tokens and patches, read off the classified graph by a pure function.
 
 Nothing here knows any model by name. Blocks are numbered module paths, attentions are nodes of that kind, the grid of
-patches is the shape of the feature map that becomes tokens, and tokens ahead of them come from the `cat` that adds them.
+patches is the shape of the feature map that becomes tokens, and tokens ahead of them come from a `cat`.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from fxgrad.checkpoint import block_of
 from fxgrad.classify import Classified
 from fxgrad.decision import Decision, arguments_of
 from fxgrad.errors import InputError
-from fxgrad.lookup import placeholders_of
+from fxgrad.lookup import placeholders_of, tensors_of
 from fxgrad.ops.attention import SDPA
 from fxgrad.roles import Kind, Role
 
 Grid = tuple[int, int]
 """Rows and columns."""
-CONVOLUTIONS = ("conv", "batch_norm", "native_batch_norm", "group_norm", "max_pool", "avg_pool", "adaptive_avg_pool")
+CONVOLUTIONS = (
+    *("conv", "batch_norm", "native_batch_norm", "_native_batch_norm", "group_norm"),
+    *("max_pool", "avg_pool", "adaptive_avg_pool"),
+)
 """Ops, by the beginnings of their names, whose operand has its channels ahead of rows and columns."""
 _NEAR = 12
 """How many nodes of one shape to look through for one that tells where the channels are."""
@@ -72,6 +75,7 @@ class Anatomy:
 
     Attributes:
         input: the attributed input that everything here depends on, by its name.
+        batch: the size of its first axis as it was captured, such as s77: by this an axis is known as the batch's.
         size: height and width of the picture that goes in; None where the input is no picture.
         blocks: in the order of the graph.
         tokens: how many tokens there are, those ahead of the patches included; None where no token axis is found.
@@ -81,6 +85,7 @@ class Anatomy:
     """
 
     input: str
+    batch: str
     size: Grid | None
     blocks: tuple[Block, ...]
     tokens: int | None
@@ -211,7 +216,8 @@ class _Search:
         found = [self.with_parts(block, tokens) for block in found]
         if class_token is None and found and tokens is not None:
             class_token = self.read_from(found[-1], tokens)
-        return Anatomy(self.name, size, tuple(found), tokens, ahead, grid, class_token)
+        batch = str(shape_of(self.source)[0]) if shape else "1"
+        return Anatomy(self.name, batch, size, tuple(found), tokens, ahead, grid, class_token)
 
     def blocks(self, paths: Sequence[str] | None) -> Iterable[Block]:
         """The blocks that take tokens or a map of features."""
@@ -314,18 +320,21 @@ def attention_of(node: fx.Node, decision: Decision, decisions: Any) -> Attention
         return None
     reads = tuple(n.name for n in node.all_input_nodes)
     if node.target is SDPA:
-        return Attention(node.name, None, node.args[2].name, reads)  # type: ignore[union-attr]
-    if _name(node) not in ("matmul", "bmm"):
-        return None
-    weights, values = node.args[:2]
-    role = decisions[weights.name].role if getattr(weights, "name", None) in decisions else Role.CONSTANT  # type: ignore[union-attr]
-    return Attention(node.name, weights.name, values.name, reads) if role is Role.PURE_GATE else None  # type: ignore[union-attr]
+        return Attention(node.name, None, str(node.args[2]), reads)
+    weights, values = (str(operand) for operand in (*node.args, "", "")[:2])
+    known = weights in decisions and decisions[weights].role is Role.PURE_GATE
+    return Attention(node.name, weights, values, reads) if known and _name(node) in ("matmul", "bmm") else None
 
 
 def sizes(node: fx.Node) -> tuple[int, ...]:
-    """Sizes of a node's value; -1 where dynamic, and () for what is no tensor."""
-    shape = getattr(node.meta.get("val"), "shape", ())
-    return tuple(s if isinstance(s, int) else -1 for s in shape)
+    """Sizes of a node's value; -1 where dynamic, and () for what is no tensor (of a tuple, its first's)."""
+    return tuple(s if isinstance(s, int) else -1 for s in shape_of(node))
+
+
+def shape_of(node: fx.Node) -> tuple[Any, ...]:
+    """Shape of a node's value as it was captured, dynamic sizes as symbols; of a tuple, its first tensor's."""
+    tensors = tensors_of(node)
+    return tuple(tensors[0].shape) if tensors else ()
 
 
 def is_map(node: fx.Node) -> bool:

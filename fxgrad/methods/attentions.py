@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from fxgrad.errors import InputError
 from fxgrad.methods.anatomy import Attention, Block
@@ -61,7 +61,7 @@ def gradsam(problem: Problem) -> Map:
 
 
 def attcat(problem: Problem) -> Map:
-    """Sum over blocks of the attention a token receives (mean over heads and rows) times its sum_c h * g behind the block.
+    """Sum over blocks of the attention a token gets (mean over heads and rows) times its sum_c h * g behind the block.
 
     h is the next block's input, for the last block its output.
 
@@ -79,7 +79,7 @@ def attcat(problem: Problem) -> Map:
         if g is None or h.dim() != 3 or h.shape[:2] != received.shape:
             raise InputError(
                 f"attcat needs (batch, tokens, channels) with a cotangent behind {block.path}; {following[block.path]} "
-                f"gives {tuple(h.shape)}{'' if g is not None else ', held'}. Pass blocks=[...], the module paths of others."
+                f"gives {tuple(h.shape)}{'' if g is not None else ', held'}. Pass other blocks=[...]."
             )
         terms.append(received * (h * g).sum(2))
     return Map(tokens=_cut(problem, torch.stack(terms).sum(0)))
@@ -124,10 +124,10 @@ def weights(attention: Attention, problem: Problem, values: dict[str, Any]) -> T
 
     def argument(position: int, name: str, default: Any) -> Any:
         given = node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-        return values[given.name] if hasattr(given, "name") else given
+        return values[given.name] if isinstance(given, fx.Node) else given
 
     q, k, mask = argument(0, "query", None), argument(1, "key", None), argument(3, "attn_mask", None)
-    scale = node.kwargs.get("scale")
+    scale: Any = node.kwargs.get("scale")
     if k.shape[-3] != q.shape[-3]:  # heads in groups
         k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
@@ -192,12 +192,13 @@ def _transformed(block: Block, before: Tensor, after: Tensor) -> Tensor:
     """The transformation weights of tokens, (batch, tokens)."""
     if before.shape != after.shape:
         raise InputError(
-            f"tokentm compares tokens with their values, of one width: in {block.path} they are {tuple(before.shape)} and "
-            f"{tuple(after.shape)}. Use genatt, which looks at attention only."
+            f"tokentm compares tokens with their values, of one width: in {block.path} they are {tuple(before.shape)} "
+            f"and {tuple(after.shape)}. Use genatt, which looks at attention only."
         )
     direction = torch.nn.functional.cosine_similarity(before, after, dim=2).exp()
     length = after.norm(dim=2) / before.norm(dim=2).clamp(min=torch.finfo(before.dtype).tiny)
-    return length * direction / direction.mean(1, keepdim=True)
+    weights: Tensor = length * direction / direction.mean(1, keepdim=True)
+    return weights
 
 
 def _heads(value: Tensor, batch: int) -> Tensor:

@@ -82,7 +82,7 @@ class Attribution:
         Raises:
             InputError: the model has no grid of patches.
         """
-        return self.tokens.unflatten(1, self.grid)
+        return self.tokens.reshape(-1, *self.grid)
 
     @property
     def pixels(self) -> Tensor:
@@ -181,12 +181,13 @@ class Attribution:
 
         if Path(path).suffix != ".npz":
             raise InputError(f"{path}: the numbers go to an .npz file; plot(path) draws a .png, .svg or .pdf.")
-        arrays = {"map": self.map, "tokens": None, "output": self.output, "apart": self.apart, "total": self.total}
+        found = {"map": self.map, "output": self.output, "apart": self.apart, "total": self.total}
         if not self.of_pixels or self.anatomy.grid is not None:
-            arrays["tokens"] = self.tokens
-        named = {k: v.detach().float().cpu().numpy() for k, v in arrays.items() if v is not None}
+            found["tokens"] = self.tokens
+        arrays: dict[str, Any] = {k: v.detach().float().cpu().numpy() for k, v in found.items() if v is not None}
+        arrays |= {"method": self.method, "rules": self.rules, "label": self.label}
         try:
-            np.savez(path, method=self.method, rules=self.rules, label=self.label, **named)
+            np.savez(path, **arrays)
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}.") from error
 

@@ -56,8 +56,7 @@ def hirescam(problem: Problem) -> Map:
     found = problem.run([name], sources=True)
     value, cotangent = _met(problem, found, name)
     tokens, lost = per_token(value * cotangent, problem.nodes[name], problem.anatomy, problem.batch)
-    behind, beside = problem.placed(found, problem.order[name] + 1)
-    return Map(tokens=tokens, apart=lost + beside + behind.sum(1))
+    return Map(tokens=tokens, apart=lost + problem.kept(found, problem.order[name] + 1))
 
 
 def _layer(problem: Problem, method: str) -> str:
@@ -71,8 +70,8 @@ def _met(problem: Problem, found: Contributions, name: str) -> tuple[Tensor, Ten
     value, cotangent = found.values[name], found.cotangents[name]
     if not isinstance(value, Tensor) or cotangent is None:
         raise InputError(
-            f"no cotangent reaches {problem.layer or name!r} under the policy {problem.converted.classified.table.name!r}, "
-            "since what it computes is only ever held. Pick another layer."
+            f"no cotangent reaches {problem.layer or name!r} under {problem.converted.classified.table.name!r}: what "
+            "it computes is only ever held. Pick another layer."
         )
     return value, cotangent
 
@@ -81,7 +80,7 @@ def _cam(problem: Problem, method: str, score: Score) -> Map:
     """A score of the patches, put where they lie."""
     name = _layer(problem, method)
     value, cotangent = _met(problem, problem.run([name]), name)
-    where = layout(problem.nodes[name], problem.anatomy)
+    where = layout(value, problem.nodes[name], problem.anatomy, problem.batch)
     if where is None:
         raise InputError(
             f"{method} looks at a layer's tokens or map of features, and {problem.layer or name!r} of shape "

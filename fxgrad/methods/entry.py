@@ -28,6 +28,8 @@ METHODS: dict[str, Callable[..., Map]] = {
     )
 }
 """Every method by its name; the docstrings have the formulas."""
+SHARES = ("input_x_gradient", "hirescam", "fullgrad", "fullgrad_plus")
+"""Methods that also count what the constants contribute."""
 LAYERED = ("gradcam", "gradcam_plus", "xgradcam_plus", "hirescam")
 
 
@@ -78,8 +80,8 @@ def attribute(
             logit, a `Contrast`, `Token`, `Probability` or `Similarity`, or any function of the outputs that returns
             (batch,). A list of them gives a list of attributions.
         method: a name in `fxgrad.methods.METHODS`.
-        layer: module path whose output gradcam, gradcam_plus, xgradcam_plus and hirescam look at; by default they take the
-            input of the last block.
+        layer: module path whose output gradcam, gradcam_plus, xgradcam_plus and hirescam look at; by default they take
+            the input of the last block.
         class_names: one per logit, for targets by name.
         input: name of the attributed input, where there are several.
         blocks, grid, prefix, class_token: what the graph of the model would tell; see `fxgrad.methods.Anatomy`.
@@ -121,7 +123,7 @@ def attribute(
         fitted = scored(target, outputs, class_names)
         output = fitted.score(outputs).detach()
         problem = Problem(converted, entries, fitted, parts, layer)
-        if problem.batch > 1 and _mixes_examples(converted):
+        if problem.batch > 1 and method in SHARES and problem.mixed:
             single = [problem.only(i) for i in range(problem.batch)]
             return joined([_solved(method, p, y[None], options) for p, y in zip(single, output)])
         return _solved(method, problem, output, options)
@@ -144,9 +146,3 @@ def _solved(method: str, problem: Problem, output: Tensor, options: Mapping[str,
         problem.anatomy,
         problem.target.note,
     )
-
-
-def _mixes_examples(converted: ConvertedModule) -> bool:
-    """Whether some op's biases are asked for their gradient, which is summed over the batch."""
-    decisions = converted.classified.decisions.values()
-    return any(d.live and d.vjp == "twin" and d.sources for d in decisions)

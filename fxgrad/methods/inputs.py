@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
-from fxgrad.methods.placing import per_example, resample
+from fxgrad.methods.placing import resample
 from fxgrad.methods.problem import Map, Problem
 from fxgrad.sources import Contributions
 
@@ -37,15 +37,14 @@ def input_x_gradient(problem: Problem) -> Map:
     """
     found = problem.run(sources=True)
     map = products(problem, found)
-    kept = [(part, problem.nodes[name]) for name, parts in found.sources.items() for part in parts]
     assert map.apart is not None
-    return Map(map.pixels, map.tokens, sum((per_example(part, problem.batch, node) for part, node in kept), map.apart))
+    return Map(map.pixels, map.tokens, map.apart + problem.kept(found))
 
 
 def products(problem: Problem, found: Contributions) -> Map:
     """sum_c x * dy/dx of the main inputs; all of the others' is apart."""
     all = {name: x * found.gradients[name] for name, x in found.inputs.items()}
-    others = [per_example(product, problem.batch) for name, product in all.items() if name not in problem.main]
+    others = [product.flatten(1).sum(1) for name, product in all.items() if name not in problem.main]
     map = _mapped(problem, all)
     nothing = all[problem.main[0]].new_zeros(problem.batch)
     return Map(map.pixels, map.tokens, sum(others, nothing))
@@ -114,7 +113,7 @@ def _mapped(problem: Problem, parts: Mapping[str, Tensor], over: Callable[[Tenso
 
 
 def on_tokens(problem: Problem, map: Map) -> Tensor:
-    """A map of the input as one of the tokens: pixels are summed over their patch, tokens ahead of the patches get 0."""
+    """A map of the input as one of the tokens: a patch gets the sum of its pixels, what is ahead of the patches 0."""
     if map.tokens is not None:
         return map.tokens
     assert map.pixels is not None and problem.anatomy.count

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from fxgrad.methods.anatomy import Anatomy, Grid, is_map, sizes, spatial_axes
+from fxgrad.methods.anatomy import Anatomy, Grid, is_map, shape_of, sizes, spatial_axes
 
 
 @dataclass(frozen=True)
@@ -21,47 +21,49 @@ class Layout:
     """How the tokens lie in a node's value.
 
     Attributes:
-        batch: the axis that varies with the batch.
+        batch: the axis of the examples; None where it is merged into another one, and there is but one example.
         tokens: the axis of the tokens, or the two of rows and columns.
         ahead: how many of these tokens lie ahead of the patches.
     """
 
-    batch: int
+    batch: int | None
     tokens: tuple[int, ...]
     ahead: int
 
     def rows(self, value: Tensor) -> Tensor:
         """A value as (batch, tokens, channels); whatever is neither batch nor token is a channel."""
-        places = (self.batch, *self.tokens)
+        places = self.tokens if self.batch is None else (self.batch, *self.tokens)
         moved = value.movedim(places, tuple(range(len(places))))
-        return moved.flatten(1, len(self.tokens)).flatten(2) if moved.dim() > len(places) else moved.unsqueeze(-1)
+        moved = moved[None] if self.batch is None else moved
+        return moved.flatten(1, len(self.tokens)).unsqueeze(-1).flatten(2)
 
     def put(self, scores: Tensor, value: Tensor, anatomy: Anatomy) -> Tensor:
         """Scores of these tokens, (batch, tokens), where they lie among the model's: (batch, ahead and patches)."""
         if len(self.tokens) == 2:
-            maps = scores.unflatten(1, [value.shape[axis] for axis in self.tokens])
+            maps = scores.reshape(-1, *(value.shape[axis] for axis in self.tokens))
             assert anatomy.grid is not None
             return F.pad(resample(maps, anatomy.grid).flatten(1), (anatomy.prefix, 0))
         return F.pad(scores, (anatomy.prefix - self.ahead, 0))[:, : anatomy.prefix + anatomy.count]
 
 
-def layout(node: fx.Node, anatomy: Anatomy) -> Layout | None:
-    """How the tokens lie in a node's value; None where it has no axis of tokens.
+def layout(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout | None:
+    """How the tokens lie in a node's value; None where it has no axis of tokens, or several examples share one.
 
     An axis is known by its size: that of all tokens, or of the patches alone. The last axis is the channels' wherever
     another will do; of two others the later one is taken, since heads come ahead of tokens. A map of features, of any
     resolution, lies on the patches as on the picture.
     """
-    shape = sizes(node)
-    batch = batch_axis(node)
+    examples = batch_axis(node, anatomy)
+    if value.dim() != len(sizes(node)) or (examples is None and batch > 1):
+        return None
     map = is_map(node)
     if anatomy.tokens is not None and not map:
         for count, ahead in ((anatomy.tokens, anatomy.prefix), (anatomy.count, 0)):
-            axes = [axis for axis, size in enumerate(shape) if size == count and axis != batch]
-            inner = [axis for axis in axes if axis != len(shape) - 1]
+            axes = [axis for axis, size in enumerate(value.shape) if size == count and axis != examples]
+            inner = [axis for axis in axes if axis != value.dim() - 1]
             if axes:
-                return Layout(batch, ((inner or axes)[-1],), ahead)
-    if anatomy.grid is not None and batch == 0 and len(shape) == 4 and (map or anatomy.tokens is None):
+                return Layout(examples, ((inner or axes)[-1],), ahead)
+    if anatomy.grid is not None and value.dim() == 4 and examples == 0 and (map or anatomy.tokens is None):
         return Layout(0, spatial_axes(node), 0)
     return None
 
@@ -88,35 +90,32 @@ def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tupl
         >>> tokens.tolist()[0], apart.tolist()
         ([8.0, 8.0, 8.0, 8.0, 8.0], [0.0, 0.0])
     """
-    where = layout(node, anatomy)
-    if where is None or not _fits(part, node) or part.shape[where.batch] != batch:
-        return part.new_zeros(batch, anatomy.prefix + anatomy.count), per_example(part, batch, node)
+    where = layout(part, node, anatomy, batch)
+    if where is None:
+        return part.new_zeros(batch, anatomy.prefix + anatomy.count), per_example(part, node, anatomy, batch)
     scores = where.rows(part).sum(2)
     tokens = where.put(scores, part, anatomy)
     # What lies behind the patches has no place.
     return tokens, scores[:, where.ahead + anatomy.count :].sum(1) if len(where.tokens) == 1 else part.new_zeros(batch)
 
 
-def per_example(part: Tensor, batch: int, node: fx.Node | None = None) -> Tensor:
-    """Sums of a tensor's elements, (batch,). An example's windows lie together along the axis of the batch.
+def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Tensor:
+    """Sums of a tensor's elements, (batch,).
 
-    What has no such axis is shared out evenly.
+    Raises:
+        ValueError: several examples share an axis of it (see `Problem.mixed`).
     """
-    axis = batch_axis(node) if node is not None and _fits(part, node) else 0
-    if part.dim() and part.shape[axis] % batch == 0:
-        return part.movedim(axis, 0).reshape(batch, -1).sum(1)
-    return (part.sum() / batch).expand(batch)
+    if batch == 1:
+        return part.sum()[None]
+    axis = batch_axis(node, anatomy)
+    if axis is None or part.dim() != len(sizes(node)) or part.shape[axis] != batch:
+        raise ValueError(f"{node.name}: no axis of {tuple(part.shape)} is that of {batch} examples")
+    return part.movedim(axis, 0).flatten(1).sum(1) if part.dim() > 1 else part
 
 
-def batch_axis(node: fx.Node) -> int:
-    """The axis of a node's value that varies with the batch: the one whose size was captured as dynamic, else the first."""
-    return next((axis for axis, size in enumerate(sizes(node)) if size < 0), 0)
-
-
-def _fits(part: Tensor, node: fx.Node) -> bool:
-    """Whether a tensor is shaped as the node's value."""
-    shape = sizes(node)
-    return part.dim() == len(shape) and all(size in (-1, given) for size, given in zip(shape, part.shape))
+def batch_axis(node: fx.Node, anatomy: Anatomy) -> int | None:
+    """The axis of a node's value that is the batch's: of the size, as captured, of the input's; None if merged."""
+    return next((axis for axis, size in enumerate(shape_of(node)) if str(size) == anatomy.batch), None)
 
 
 def resample(maps: Tensor, grid: Grid) -> Tensor:

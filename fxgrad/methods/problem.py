@@ -14,10 +14,10 @@ from torch import Tensor, fx
 from fxgrad.errors import InputError
 from fxgrad.lookup import placeholders_of
 from fxgrad.methods.anatomy import Anatomy, sizes
-from fxgrad.methods.placing import per_token
+from fxgrad.methods.placing import batch_axis, per_example, per_token
 from fxgrad.methods.targets import Scored
 from fxgrad.module import ConvertedModule
-from fxgrad.sources import Contributions, contributions
+from fxgrad.sources import Contributions, contributions, has_offset
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,6 +76,16 @@ class Problem:
             name for name, shape in shapes.items() if shape == own and (len(own) == 3 or name == self.anatomy.input)
         ]
 
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether what some constants contribute cannot be told apart by example: then examples go one by one.
+
+        So it is of an op whose biases are asked for their gradient, which is summed over the batch, and where the axis
+        of the batch is merged into another one.
+        """
+        kept = [d for d in self.converted.classified.decisions.values() if has_offset(d)]
+        return any(d.vjp == "twin" or batch_axis(self.nodes[d.node], self.anatomy) is None for d in kept)
+
     @property
     def batch(self) -> int:
         """How many examples there are."""
@@ -95,6 +105,13 @@ class Problem:
         return contributions(
             self.converted, self.entries, lambda y: self.target.cotangents(y, spec), also=also, sources=sources
         )
+
+    def kept(self, found: Contributions, since: int = 0) -> Tensor:
+        """What the constants of the nodes from some place in the graph on contribute, (batch,)."""
+        nothing = next(iter(found.inputs.values())).new_zeros(self.batch)
+        parts = [(part, n) for n, parts in found.sources.items() if self.order[n] >= since for part in parts]
+        each = (per_example(part, self.nodes[name], self.anatomy, self.batch) for part, name in parts)
+        return sum(each, nothing)
 
     def placed(self, found: Contributions, since: int = 0) -> tuple[Tensor, Tensor]:
         """What the constants of the nodes from some place in the graph on contribute to each token, and the rest.

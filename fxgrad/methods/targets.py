@@ -55,7 +55,7 @@ class Probability:
 class Similarity:
     """Of a model whose output is an embedding: the cosine with another one, the embedding's length held.
 
-    Held, the length is a number by which both are divided, as a normalization's scale is; so the attribution is complete.
+    Held, the length is a number to divide by, as a normalization's scale is; so the attribution is complete.
 
     Attributes:
         embedding: (width,), or (batch, width) for one per example; need not be a unit vector.
@@ -146,8 +146,8 @@ def scored(target: Target, outputs: Any, class_names: Sequence[str] | None = Non
 
 
 _INCOMPLETE = (
-    "Warning: a probability is no sum of contributions (softmax is only ever a multiplier), so its attribution cannot be "
-    "complete. Attribute the logit, or a Contrast of two logits, for one that is."
+    "Warning: a probability is no sum of contributions (softmax is only ever a multiplier), so its attribution cannot "
+    "be complete. Attribute the logit, or a Contrast of two logits, for one that is."
 )
 
 
@@ -155,8 +155,8 @@ def class_of(target: Any, logits: Tensor, names: Sequence[str] | None) -> tuple[
     """The class of each example, int64 (batch,), and in words."""
     if logits.dim() != 2:
         raise InputError(
-            f"a class as the target needs logits (batch, classes); the output is {tuple(logits.shape)}. Pass Token(position"
-            ", id) for a language model, or a function of the output."
+            f"a class as the target needs logits (batch, classes); the output is {tuple(logits.shape)}. Pass "
+            "Token(position, id) for a language model, or a function of the output."
         )
     if isinstance(target, Tensor):
         count, whole = logits.shape[1], not (target.is_floating_point() or target.dtype is torch.bool)
@@ -174,7 +174,7 @@ def class_of(target: Any, logits: Tensor, names: Sequence[str] | None) -> tuple[
         index = logits.detach().argmax(1)
     else:
         index = torch.full((len(logits),), resolve(target, logits.shape[1], names), device=logits.device)
-    classes = index.unique().tolist()
+    classes = sorted(set(index.tolist()))
     if len(classes) > 1:
         return index, "a class per example"
     named = names is not None and len(names) == logits.shape[1]
@@ -194,7 +194,8 @@ def logits_of(outputs: Any) -> Tensor:
         return named
     found = [v for v in pytree.tree_leaves(outputs) if _floating(v)]
     if len(found) == 1:
-        return found[0]
+        only: Tensor = found[0]
+        return only
     shapes = ", ".join(str(tuple(v.shape)) for v in found)
     raise InputError(
         f"the model returns {len(found)} tensors ({shapes}), none of them called logits. Pass a function of the output "
@@ -270,7 +271,8 @@ def _similarity(target: Similarity, outputs: Any) -> Scored:
 
     def cosine(outputs: Any, wanted: Tensor) -> Tensor:
         features = logits_of(outputs)
-        return target.scale * (features * wanted).sum(-1) / features.detach().norm(dim=-1)
+        cosines: Tensor = (features * wanted).sum(-1) / features.detach().norm(dim=-1)
+        return target.scale * cosines
 
     return Scored(f"similarity with {target.label}", (wanted,), cosine)
 

@@ -159,7 +159,7 @@ def test_what_a_model_lacks_is_noted_with_the_reason(tmp_path: Path) -> None:
     assert key == ("evaluated:flat", "any", "rollout") and "rollout needs" in reason
     text = page(results)
     assert f"- rollout (any): {reason}" in text
-    assert "tokens replaced by the blurred picture (dropped they cannot be: the model cannot run on fewer" in text
+    assert "tokens replaced by the blurred picture (the model cannot run on fewer tokens: it has no attention)." in text
 
 
 def test_other_settings_or_weights_do_not_mix(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def removal(converted: ConvertedModule, grid: tuple[int, int], how: str = "auto"
         if how == "drop":
             raise
         blurring = Replacing(converted, grid, "blur")
-        blurring.name += f" (dropped they cannot be: {error})"
+        blurring.name += f" ({str(error).rstrip('.')})"
         return blurring
 
 
@@ -263,5 +263,5 @@ def _fingerprint(model: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()[:16]

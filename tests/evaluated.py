@@ -1,6 +1,6 @@
 """A small model and its data for the tests of evaluate; as a script, one evaluation, as a process of torchrun runs it.
 
-Of the data, `killing` ends process 1 where it takes its fourth picture, the first time.
+Where there is a folder `kill`, process 1 of several is killed as it takes its fourth picture, the first time.
 """
 
 from __future__ import annotations
@@ -10,14 +10,18 @@ import signal
 import sys
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxgrad.data import Digits, Sample
+from fxgrad.data import Sample, mask_of
 from fxgrad.evaluate import Plan, evaluate
 
 MODEL = f"{Path(__file__).stem}:model"
+DATA = f"{Path(__file__).stem}:squares"
+KILLED = Path("kill") / "done"
 METHODS = ("input_x_gradient", "fullgrad", "gradcam_plus", "random")
 
 
@@ -50,28 +54,39 @@ def model() -> nn.Module:
         return Tiny()
 
 
-class Killing(Digits):
+class Squares:
+    """A bright square in the noise; its label says how bright."""
+
+    class_names = None
+    multilabel = True
     taken = 0
 
+    def __len__(self) -> int:
+        return 100
+
     def __getitem__(self, index: int) -> Sample:
-        Killing.taken += 1
-        flag = Path("killed")
-        if os.environ.get("RANK") == "1" and Killing.taken == 4 and not flag.exists():
-            flag.touch()
+        Squares.taken += 1
+        if KILLED.parent.exists() and os.environ.get("RANK") == "1" and Squares.taken == 4 and not KILLED.exists():
+            KILLED.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return super().__getitem__(index)
+        rng = np.random.default_rng(index)
+        label, (top, left) = index % 10, rng.integers(0, 32, 2)
+        mask = np.zeros((48, 48), np.bool_)
+        mask[top : top + 16, left : left + 16] = True
+        pixels = np.where(mask, 120 + 13 * label, rng.integers(0, 100, (48, 48))).astype(np.uint8)
+        return Sample(Image.fromarray(pixels), label, mask_of(mask), str(index))
 
 
-def killing() -> Killing:
-    return Killing()
+def squares() -> Squares:
+    return Squares()
 
 
-def plan(data: str = "digits", count: int = 6) -> Plan:
+def plan(count: int = 6) -> Plan:
     return Plan(
-        (MODEL,), METHODS, ("gradient", "libragrad"), data=data, count=count, chunk=2, steps=3, input_size=(1, 48, 48)
+        (MODEL,), METHODS, ("gradient", "libragrad"), data=DATA, count=count, chunk=2, steps=3, input_size=(1, 48, 48)
     )
 
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    evaluate(plan(sys.argv[2]), sys.argv[1])
+    evaluate(plan(), sys.argv[1])

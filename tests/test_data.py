@@ -161,6 +161,7 @@ def test_masks_go_through_the_pictures_own_preprocessing() -> None:
     ("spec", "message"),
     [
         ("digits:valid", "the digits have the splits train and heldout, not 'valid'"),
+        ("digits:train:gold", "the digits are drawn in grey or in colours, not in 'gold'"),
         ("mura", "'mura' should be mura:ROOT"),
         ("folder:a:b:c", "'folder:a:b:c' should be folder:ROOT:MASKS"),
         ("nonsense", r"data is digits, folder, .*, or module.path:factory; 'nonsense' is neither"),

@@ -19,10 +19,11 @@ from click.testing import CliRunner
 import fxgrad
 from fxgrad import metrics
 from fxgrad.cli import main
-from fxgrad.data import collate, open_data
+from fxgrad.data import collate
 from fxgrad.errors import InputError
 from fxgrad.evaluate import METRICS, POLICIES, Plan, Results, Store, evaluate, read
 from fxgrad.evaluate.page import compare, page
+from fxgrad.evaluate.run import _refuse_missing
 from fxgrad.models import load_model
 
 TESTS = Path(__file__).parent
@@ -40,11 +41,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
         torch.set_num_threads(threads)
 
 
-def torchrun(folder: Path, data: str, *options: str) -> str:
+def torchrun(folder: Path, *options: str) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
     path = os.pathsep.join([str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [*command, str(TESTS / "evaluated.py"), str(folder / "store"), data],
+        [*command, str(TESTS / "evaluated.py"), str(folder / "store")],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -56,15 +57,16 @@ def torchrun(folder: Path, data: str, *options: str) -> str:
 
 
 def test_two_processes_give_what_one_gives(whole: Results, tmp_path: Path) -> None:
-    torchrun(tmp_path, "digits")
+    torchrun(tmp_path)
     results = read(tmp_path / "store")
     assert (results.values, results.refused, results.done) == (whole.values, whole.refused, whole.done)
     assert {p.name for p in (tmp_path / "store").iterdir()} == {"shard-0.sqlite", "shard-1.sqlite"}
 
 
 def test_a_killed_worker_loses_nothing(whole: Results, tmp_path: Path) -> None:
-    log = torchrun(tmp_path, "evaluated:killing", "--max-restarts", "1")
-    assert "exitcode: -9" in log and (tmp_path / "killed").exists()
+    (tmp_path / "kill").mkdir()
+    log = torchrun(tmp_path, "--max-restarts", "1")
+    assert "exitcode: -9" in log and (tmp_path / "kill" / "done").exists()
     assert read(tmp_path / "store").values == whole.values
 
 
@@ -102,7 +104,7 @@ def close(one: Any, other: Any) -> None:
 
 def test_the_numbers_are_those_of_the_metrics_by_hand(whole: Results) -> None:
     """The first chunk again, from the parts."""
-    data, plan = open_data("digits"), evaluated.plan()
+    data, plan = evaluated.squares(), evaluated.plan()
     order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:2].tolist()
     loaded = load_model(MODEL, input_size=(1, 48, 48))
     batch = collate([data[i] for i in order], loaded.preprocess)
@@ -198,6 +200,13 @@ def test_files_from_several_machines_are_merged_and_the_first_one_counts(tmp_pat
         read("nowhere")
 
 
+def test_results_that_lie_on_another_machine_are_missed(whole: Results) -> None:
+    half = replace(whole, done=frozenset(unit for unit in whole.done if unit[3] == 0))
+    with pytest.raises(InputError, match="6 units of work are not in here, but in those of other machines. Copy all"):
+        _refuse_missing(evaluated.plan(), 6, half, "here")
+    _refuse_missing(evaluated.plan(), 6, whole, "here")
+
+
 def test_the_page_says_who_wins() -> None:
     pictures = [str(i) for i in range(20)]
 
@@ -230,7 +239,22 @@ def test_the_page_says_who_wins() -> None:
 
 def test_command_line(tmp_path: Path) -> None:
     store, out = str(tmp_path / "store"), str(tmp_path / "results.md")
-    common = ["evaluate", MODEL, "--count", "2", "--chunk", "2", "--steps", "0", "--input-size", "1", "48", "48"]
+    common = [
+        "evaluate",
+        MODEL,
+        "--data",
+        evaluated.DATA,
+        "--count",
+        "2",
+        "--chunk",
+        "2",
+        "--steps",
+        "0",
+        "--input-size",
+        "1",
+        "48",
+        "48",
+    ]
     chosen = [*common, "--method", "smoothgrad", "--option", "smoothgrad.samples=2", "--policy", "gradient"]
     done = CliRunner().invoke(main, [*chosen, "--store", store, "--out", out])
     assert (done.exit_code, done.stdout) == (0, f"wrote {out}\n"), done.output

@@ -107,12 +107,7 @@ def evaluate(
         if rank:
             return read(folder, facts_only=True)
         results = read(folder)
-        missing = [u for u in _units(plan, len(order)) if _left(u, results.done, frozenset(results.refused))]
-        if missing:
-            raise InputError(
-                f"{len(missing)} units of work are not in {folder}, but in those of other machines. Copy all their "
-                ".sqlite files into one folder, under different names, and read that: fxgrad evaluate --summary FOLDER."
-            )
+        _refuse_missing(plan, len(order), results, folder)
         return results
 
 
@@ -227,6 +222,17 @@ def _left(unit: Unit, done: frozenset[Any], refused: frozenset[Any]) -> Unit | N
         and (unit.model, unit.policy, m) not in refused
     )
     return replace(unit, methods=methods) if methods else None
+
+
+def _refuse_missing(plan: Plan, count: int, results: Results, folder: str) -> None:
+    """Whatever other machines wrote elsewhere would be missing from the page."""
+    missing = [u for u in _units(plan, count) if _left(u, results.done, frozenset(results.refused))]
+    if missing:
+        raise InputError(
+            f"{len(missing)} units of work are not in {folder}, but in those of other machines. Copy all their "
+            ".sqlite files into one folder, under different names, and read that: fxgrad evaluate --summary --store "
+            "FOLDER."
+        )
 
 
 def _everywhere(results: Results) -> tuple[frozenset[Any], frozenset[Any]]:

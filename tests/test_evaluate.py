@@ -202,7 +202,7 @@ def test_files_from_several_machines_are_merged_and_the_first_one_counts(tmp_pat
 
 def test_results_that_lie_on_another_machine_are_missed(whole: Results) -> None:
     half = replace(whole, done=frozenset(unit for unit in whole.done if unit[3] == 0))
-    with pytest.raises(InputError, match="6 units of work are not in here, but in those of other machines. Copy all"):
+    with pytest.raises(InputError, match="6 units of work are not in here, but in those of other machines"):
         _refuse_missing(evaluated.plan(), 6, half, "here")
     _refuse_missing(evaluated.plan(), 6, whole, "here")
 

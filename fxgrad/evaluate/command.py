@@ -45,6 +45,7 @@ _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module
     "--option", "options", multiple=True, metavar="M.O=V", help="Of a method: smoothgrad.samples=5. Repeatable."
 )
 @click.option("--chunk", type=click.IntRange(1), default=25, show_default=True, help="Pictures at once.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32", show_default=True)
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the choice of pictures, and of random methods."

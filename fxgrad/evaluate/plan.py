@@ -46,6 +46,7 @@ ANY = "any"
 _CHOICES = {
     "removal": ("auto", "drop", "zero", "blur"),
     "target": ("label", "predicted"),
+    "device": ("cpu", "cuda"),
     "dtype": ("float32", "float64", "bfloat16"),
 }
 
@@ -53,6 +54,8 @@ _CHOICES = {
 @dataclass(frozen=True)
 class Plan:
     """One evaluation. Models, policies, methods and the count may grow from run to run: what is there is kept.
+
+    The device is free, too: results of one differ from those of another by rounding.
 
     Attributes:
         models: as for `load_model`.
@@ -68,6 +71,7 @@ class Plan:
         options: of methods, such as "integrated_gradients.n_steps=20".
         chunk: pictures that are measured together, the unit of work.
         dtype: of the model and of its input.
+        device: "cpu", or "cuda", where each process of a machine takes the GPU of its number.
         seed: of the choice of pictures, and of methods that draw at random.
         pretrained, checkpoint, input_size: as for `load_model`.
 
@@ -91,6 +95,7 @@ class Plan:
     options: tuple[str, ...] = ()
     chunk: int = 25
     dtype: str = "float32"
+    device: str = "cpu"
     seed: int = 0
     pretrained: bool = False
     checkpoint: str | None = None
@@ -111,7 +116,7 @@ class Plan:
     @property
     def settings(self) -> dict[str, object]:
         """All that a result depends on beside its own key: results of other settings do not mix with these."""
-        grows = {"models", "methods", "policies", "count"}
+        grows = {"models", "methods", "policies", "count", "device"}
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in grows}
         found: dict[str, object] = json.loads(json.dumps(plain))
         return found

@@ -121,11 +121,13 @@ class Bench:
         self.loaded: LoadedModel = load_model(
             model, plan.pretrained, checkpoint=plan.checkpoint, input_size=plan.input_size
         )
-        self.dtype: torch.dtype = getattr(torch, plan.dtype)
+        # By their number, the processes of a machine take its GPUs in turn.
+        device = "cpu" if plan.device == "cpu" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        self.place: dict[str, Any] = {"device": torch.device(device), "dtype": getattr(torch, plan.dtype)}
         self.fingerprint = _fingerprint(self.loaded.model)
-        self.plain = convert(
-            self.loaded.model.to(self.dtype), (self.loaded.example().to(self.dtype),), rules="gradient"
-        ).requires_grad_(False)
+        example = self.loaded.example().to(**self.place)
+        model_there = self.loaded.model.to(**self.place)
+        self.plain = convert(model_there, (example,), rules="gradient").requires_grad_(False)
         self.under = functools.cache(self._under)
         self.batch = functools.lru_cache(1)(self._batch)
 
@@ -162,7 +164,7 @@ class Bench:
 
     def _batch(self, start: int, stop: int) -> tuple[Batch, Tensor, Tensor, Tensor]:
         pictures = collate([self.data[i] for i in self.order[start:stop]], self.loaded.preprocess)
-        x = pictures.x.to(self.dtype)
+        x = pictures.x.to(**self.place)
         with torch.no_grad():
             logits = self.plain(x)
         if not isinstance(logits, Tensor) or logits.ndim != 2:
@@ -173,7 +175,8 @@ class Bench:
                 f"{self.plan.data} has a label {largest}, but {self.loaded.name} has {logits.shape[1]} classes. Use a "
                 "model of this data, or --target predicted."
             )
-        return pictures, x, pictures.labels if self.plan.target == "label" else logits.argmax(1), logits
+        target = pictures.labels.to(x.device) if self.plan.target == "label" else logits.argmax(1)
+        return pictures, x, target, logits
 
 
 def removal(converted: ConvertedModule, grid: tuple[int, int], how: str = "auto") -> Removal:

@@ -145,7 +145,7 @@ class Dropping:
     def _refuse_if_wrong(self, example: Tensor) -> None:
         """Nothing dropped: the same logits. Half dropped: the pixels that were under them no longer matter."""
         generator = torch.Generator().manual_seed(0)
-        like = self.converted.state[0]
+        like = next(t for t in self.converted.state if t.is_floating_point())
         x = example.to(like.device, like.dtype if example.is_floating_point() else example.dtype)
         order = torch.stack([torch.randperm(math.prod(self.grid), generator=generator) for _ in x]).to(x.device)
         with torch.no_grad():

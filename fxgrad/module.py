@@ -172,8 +172,9 @@ class ConvertedModule(nn.Module):
             >>> libra = fxgrad.convert(model, (torch.zeros(2, 3),)).unflattened()
             >>> seen = []
             >>> hook = libra.get_submodule("1").register_forward_hook(lambda *call: seen.append(call[-1]))
-            >>> y = libra(torch.randn(2, 3))
-            >>> torch.equal(libra.get_submodule("2")(seen[0]), y)
+            >>> x = torch.randn(2, 3)
+            >>> y = libra(x)
+            >>> torch.equal(seen[0], model[:2](x))
             True
         """
         other = ConvertedModule(self._with_tensors())

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 
 from torch import fx, nn
 
+from fxgrad.errors import InputError
+
 
 class _Name(str):
     """In the place of a node among a step's arguments."""
@@ -75,6 +77,15 @@ class Part(nn.Module):
         self.outside = {}
 
     def forward(self, *inputs: Any) -> Any:
+        """Run this part, as a part of the whole.
+
+        Raises:
+            InputError: it is called on its own.
+        """
+        if not self.outside:
+            raise InputError(
+                f"{self.segment.path} runs only as a part of the whole module: call that, with a hook here."
+            )
         values = self.outside | dict(zip(self.segment.inputs, inputs))
         run(self.segment, values, self.parts)
         self.outside |= {name: values[name] for name in self.segment.beside}

@@ -28,10 +28,11 @@ class Pick(nn.Module):
 class Attend(nn.Module):
     """Causal attention with separate projections, written out or fused, added to the stream."""
 
-    def __init__(self, fused: bool = False) -> None:
+    def __init__(self, fused: bool = False, width: int = 8) -> None:
         super().__init__()
         self.fused = fused
-        self.q, self.k, self.v, self.o = (nn.Linear(8, 8) for _ in range(4))
+        self.q, self.k, self.v = (nn.Linear(width, 8) for _ in range(3))
+        self.o = nn.Linear(8, width)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (project(x).unflatten(-1, (2, 4)).transpose(1, 2) for project in (self.q, self.k, self.v))
@@ -196,6 +197,36 @@ def test_written_out_attention_is_the_fused_op_s() -> None:
         maps.append([fxgrad.attribute(c, method=m, **given).map for c in modules for m in ("rollout", "genatt")])
     for ours, theirs in zip(*maps):
         assert torch.allclose(ours, theirs, rtol=1e-10, atol=1e-12) and ours.abs().max() > 0
+
+
+class Towers(nn.Module):
+    """Similarities of pictures with texts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.visual = timm.create_model("vit_tiny_patch16_224", patch_size=8, **SMALL)
+        self.words, self.text = nn.Embedding(9, 5), nn.Sequential(Attend(width=5), Attend(width=5))
+
+    def forward(self, image: Tensor, text: Tensor) -> Tensor:
+        features = nn.functional.normalize(self.visual(image), dim=-1)
+        return features @ nn.functional.normalize(self.text(self.words(text)).mean(1), dim=-1).T
+
+
+def test_two_towers() -> None:
+    torch.manual_seed(0)
+    model = Towers().double().eval()
+    randomize(model)
+    x, ids = torch.randn(2, 3, 32, 32).double(), torch.randint(9, (3, 4))
+    libra = fxgrad.convert(model, (x, ids))
+    for method in (*SHARES, "genatt"):
+        found = fxgrad.attribute(libra, (x, ids), target=1, method=method)
+        assert found.patches.shape == (2, 4, 4)
+        assert torch.allclose(found.output, model(x, ids)[:, 1])
+        assert method == "genatt" or found.completeness_error < 1e-11, method  # type: ignore[operator]
+        one = fxgrad.attribute(libra, (x[1:], ids), target=1, method=method)
+        assert torch.allclose(one.map[0], found.map[1], rtol=1e-8, atol=1e-12)
+    words = fxgrad.attribute(libra, (x[:1], ids[1:2]), target=0, input="words", method="fullgrad_plus")
+    assert words.tokens.shape == (1, 4) and words.completeness_error < 1e-11  # type: ignore[operator]
 
 
 def test_without_blocks() -> None:

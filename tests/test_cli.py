@@ -30,6 +30,21 @@ def net():
     model.default_cfg = dict(input_size=(3, 6, 8), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
     return model
 
+class Clip(nn.Module):
+    # Similarities with texts: the longer a text, the more of the first channel is in it.
+    default_cfg = dict(input_size=(3, 6, 8), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=1.0)
+
+    def __init__(self, texts=("a bee",)):
+        super().__init__()
+        self.register_buffer("texts", torch.tensor([[float(len(text)), 1.0, -1.0] for text in texts]))
+
+    def prompted(self, *texts):
+        return Clip(texts)
+
+    def forward(self, x):
+        features = nn.functional.normalize(x.mean((2, 3)), dim=-1)
+        return features @ nn.functional.normalize(self.texts, dim=-1).T
+
 class Odd(nn.Module):
     def forward(self, x):
         return torch.special.i0(x).flatten(1)
@@ -142,6 +157,25 @@ def test_explain_the_largest_logit_by_default(here: Path) -> None:
     top = int(models.load_model("my_nets:net").model(x).argmax())
     assert f"target {top} (" in succeed("explain", "my_nets:net", "cat.png", "--pool", "2")
     assert (here / "explain.png").exists()
+
+
+def test_explain_by_another_method(here: Path) -> None:
+    text = succeed(
+        "explain", "my_nets:net", "cat.png", "--target", "bee", "--method", "fullgrad_plus", "-o", "plus.svg"
+    )
+    assert "target 1 (bee), logit " in text and ", fullgrad_plus\n" in text
+    assert "<svg" in (here / "plus.svg").read_text("utf-8")
+    assert "there is no method 'cam'" in refuse("explain", "my_nets:net", "cat.png", "--method", "cam")
+    refused = refuse("explain", "my_nets:net", "cat.png", "--method", "attcat")
+    assert "attcat needs attention, and none of the model's" in refused
+
+
+def test_explain_a_prompt(here: Path) -> None:
+    text = succeed("explain", "my_nets:Clip", "cat.png", "--prompt", "a red seven", "-o", "seven.png")
+    assert "prompt 'a red seven', logit 0." in text and (here / "seven.png").exists()
+    both = refuse("explain", "my_nets:Clip", "cat.png", "--prompt", "a bee", "--target", "0")
+    assert "--target and --prompt are two ways to say what to explain" in both
+    assert "my_nets:net knows no prompts" in refuse("explain", "my_nets:net", "cat.png", "--prompt", "a bee")
 
 
 def test_explain_refuses_what_it_cannot() -> None:

@@ -184,6 +184,14 @@ def test_hooks_see_the_layers_values_and_may_change_them(vit: tuple) -> None:  #
     assert torch.allclose(module(x), wanted)
 
 
+def test_a_part_runs_only_in_the_whole(vit: tuple) -> None:  # type: ignore[type-arg]
+    _, x, libra = vit
+    module = libra.unflattened()
+    module(x)
+    with pytest.raises(fxgrad.InputError, match=r"blocks.1.norm2 runs only as a part of the whole module"):
+        module.get_submodule("blocks.1.norm2")(torch.zeros(2, 17, 8).double())
+
+
 def test_a_module_that_is_called_twice() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

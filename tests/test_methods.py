@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 
 import balanced_vit
@@ -200,6 +201,16 @@ def test_random_is_the_same_for_a_seed(model: tuple) -> None:  # type: ignore[ty
 
     assert torch.equal(noise(1).tokens, noise(1).tokens) and not torch.equal(noise(1).tokens, noise(2).tokens)
     assert noise(1).completeness_error is None and noise(1).total is None
+
+
+def test_in_half_precision(model: tuple) -> None:  # type: ignore[type-arg]
+    vit, x, libra = model
+    half = fxgrad.convert(copy.deepcopy(vit).bfloat16(), (x.bfloat16(),))
+    for method in METHODS:
+        ours = fxgrad.attribute(half, (x.bfloat16(),), target=CLASSES, method=method).tokens.double()
+        exact = fxgrad.attribute(libra, (x,), target=CLASSES, method=method).tokens
+        if method != "smoothgrad":  # whose noise is another
+            assert torch.corrcoef(torch.stack([ours.flatten(), exact.flatten()]))[0, 1] > 0.95, method
 
 
 def test_what_the_graph_tells_can_be_overridden(model: tuple) -> None:  # type: ignore[type-arg]

@@ -56,7 +56,6 @@ class Block:
     Attributes:
         path: the module's.
         entry, exit: the nodes of its input and of its output.
-        first: place of its first node in the graph.
         attentions: of all tokens to all tokens.
         residuals: its sums of a stream and a branch, shaped as the input: (stream, branch, sum).
     """
@@ -64,7 +63,6 @@ class Block:
     path: str
     entry: str
     exit: str
-    first: int
     attentions: tuple[Attention, ...]
     residuals: tuple[tuple[str, str, str], ...]
 
@@ -240,7 +238,7 @@ class _Search:
             exits = [n for n in nodes if any(user not in inside and user.op != "output" for user in n.users)]
             exits += [n for n in nodes if any(user.op == "output" for user in n.users)]
             if entries and exits:
-                yield Block(path, entries[0].name, exits[-1].name, self.order[nodes[0]], (), ())
+                yield Block(path, entries[0].name, exits[-1].name, (), ())
 
     def carries(self, node: fx.Node) -> bool:
         decision = self.decisions.get(node.name)
@@ -272,7 +270,7 @@ class _Search:
             if len(operands) == 2:  # the stream is what was there first
                 stream, branch = sorted(operands, key=self.order.__getitem__)
                 residuals.append((stream.name, branch.name, node.name))
-        return Block(label, block.entry, block.exit, block.first, tuple(whole), tuple(residuals))
+        return Block(label, block.entry, block.exit, tuple(whole), tuple(residuals))
 
     def before(self, node: fx.Node) -> list[fx.Node]:
         return [n for n in self.nodes if self.order[n] <= self.order[node]]

@@ -17,7 +17,6 @@ from torch import Tensor, fx
 from fxgrad.errors import InputError
 from fxgrad.methods.anatomy import Attention, Block
 from fxgrad.methods.problem import Map, Problem
-from fxgrad.sources import Contributions
 
 
 def raw_attention(problem: Problem) -> Map:
@@ -26,8 +25,8 @@ def raw_attention(problem: Problem) -> Map:
     Source: Abnar, Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928, section 2.
     """
     last = problem.anatomy.of_attentions("raw_attention")[-1:]
-    found = problem.run(_reads(last))
-    return Map(tokens=problem.row_of(_weights(problem, found, last[0]).mean(1)))
+    values = problem.values(_reads(last))
+    return Map(tokens=problem.row_of(_weights(problem, values, last[0]).mean(1)))
 
 
 def rollout(problem: Problem) -> Map:
@@ -36,8 +35,8 @@ def rollout(problem: Problem) -> Map:
     Source: Abnar, Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928, section 3.
     """
     blocks = problem.anatomy.of_attentions("rollout")
-    found = problem.run(_reads(blocks))
-    return Map(tokens=problem.row_of(_rolled([_weights(problem, found, block).mean(1) for block in blocks])))
+    values = problem.values(_reads(blocks))
+    return Map(tokens=problem.row_of(_rolled([_weights(problem, values, block).mean(1) for block in blocks])))
 
 
 def genatt(problem: Problem) -> Map:
@@ -75,7 +74,7 @@ def attcat(problem: Problem) -> Map:
     terms = []
     for block in blocks:
         h, g = found.values[following[block.path]], found.cotangents[following[block.path]]
-        received = _weights(problem, found, block.attentions).mean((1, 2))
+        received = _weights(problem, found.values, block.attentions).mean((1, 2))
         if g is None or h.dim() != 3 or h.shape[:2] != received.shape:
             raise InputError(
                 f"attcat needs (batch, tokens, channels) with a cotangent behind {block.path}; {following[block.path]} "
@@ -138,9 +137,9 @@ def weights(attention: Attention, problem: Problem, values: dict[str, Any]) -> T
     return _heads(scores.softmax(-1).nan_to_num(), problem.batch)  # a row that sees nothing
 
 
-def _weights(problem: Problem, found: Contributions, attentions: Sequence[Attention]) -> Tensor:
+def _weights(problem: Problem, values: dict[str, Any], attentions: Sequence[Attention]) -> Tensor:
     """A of a block; several attentions of one are heads side by side."""
-    return torch.cat([weights(a, problem, found.values) for a in attentions], 1)
+    return torch.cat([weights(a, problem, values) for a in attentions], 1)
 
 
 def _relevant(problem: Problem, method: str) -> list[Tensor]:

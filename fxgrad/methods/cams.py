@@ -56,7 +56,8 @@ def hirescam(problem: Problem) -> Map:
     found = problem.run([name], sources=True)
     value, cotangent = _met(problem, found, name)
     tokens, lost = per_token(value * cotangent, problem.nodes[name], problem.anatomy, problem.batch)
-    return Map(tokens=tokens, apart=lost + problem.kept(found, problem.order[name] + 1))
+    behind = problem.behind(name)
+    return Map(tokens=tokens, apart=lost + problem.kept(found, behind) + problem.beside(found, behind))
 
 
 def _layer(problem: Problem, method: str) -> str:

@@ -19,17 +19,17 @@ def fullgrad(problem: Problem) -> Map:
     Source: Srinivas, Fleuret, Full-Gradient Representation, NeurIPS 2019, arXiv:1905.00780, eq. 1.
     """
     found = problem.run(sources=True)
-    own = products(problem, found)
-    tokens, apart = problem.placed(found)
-    assert own.apart is not None
-    return Map(tokens=on_tokens(problem, own) + tokens, apart=own.apart + apart)
+    everywhere = problem.behind()
+    tokens, apart = problem.placed(found, everywhere)
+    own = on_tokens(problem, products(problem, found))
+    return Map(tokens=own + tokens, apart=apart + problem.beside(found, everywhere))
 
 
 def fullgrad_plus(problem: Problem) -> Map:
     """sum over blocks l of (sum_c h_l * g_l plus the sources from block l on), h_l the block's input.
 
     Each term adds up to the target's value by itself if the policy balances, so the whole to as many times that as
-    there are blocks. A source from block l on is one of a node that comes after the block's input.
+    there are blocks. A source from block l on is one of a node that the block's input does not depend on.
 
     Source: Mehri et al., SkipPLUS, CVPR 2024 workshops; LibraGrad, arXiv:2411.16760 (FullGrad+).
     """
@@ -45,7 +45,8 @@ def fullgrad_plus(problem: Problem) -> Map:
             )
         product = found.values[block.entry] * cotangent
         own, lost = per_token(product, problem.nodes[block.entry], problem.anatomy, problem.batch)
-        behind, beside = problem.placed(found, since=block.first)
-        tokens.append(own + behind)
-        apart.append(lost + beside)
+        behind = problem.behind(block.entry)
+        sources, rest = problem.placed(found, behind)
+        tokens.append(own + sources)
+        apart.append(lost + rest + problem.beside(found, behind))
     return Map(tokens=torch.stack(tokens).sum(0), apart=torch.stack(apart).sum(0), copies=len(blocks))

@@ -36,18 +36,14 @@ def input_x_gradient(problem: Problem) -> Map:
     Source: Shrikumar et al., Not Just a Black Box, arXiv:1605.01713; LibraGrad, arXiv:2411.16760, for the gradient.
     """
     found = problem.run(sources=True)
+    everywhere = problem.behind()
     map = products(problem, found)
-    assert map.apart is not None
-    return Map(map.pixels, map.tokens, map.apart + problem.kept(found))
+    return Map(map.pixels, map.tokens, problem.kept(found, everywhere) + problem.beside(found, everywhere))
 
 
 def products(problem: Problem, found: Contributions) -> Map:
-    """sum_c x * dy/dx of the main inputs; all of the others' is apart."""
-    all = {name: x * found.gradients[name] for name, x in found.inputs.items()}
-    others = [product.flatten(1).sum(1) for name, product in all.items() if name not in problem.main]
-    map = _mapped(problem, all)
-    nothing = all[problem.main[0]].new_zeros(problem.batch)
-    return Map(map.pixels, map.tokens, sum(others, nothing))
+    """sum_c x * dy/dx of the main inputs."""
+    return _mapped(problem, {name: x * found.gradients[name] for name, x in found.inputs.items()})
 
 
 def integrated_gradients(problem: Problem, n_steps: int = 50, baseline: float = 0.0) -> Map:
@@ -136,12 +132,13 @@ def _captum(name: str) -> Any:
 
 def _forward(problem: Problem) -> tuple[Callable[..., Tensor], tuple[Tensor, ...], tuple[Any, ...]]:
     """The target as a function of the main inputs and of whatever else varies with the batch; and these."""
-    names = [entry.name for entry in problem.converted.classified.captured.entries]
+    names = list(problem.inputs)
     places = [names.index(name) for name in problem.main]
     rest = [i for i in range(len(names)) if i not in places]
 
     def forward(*given: Any) -> Tensor:
         entries = dict(zip([*places, *rest], given))
+        entries |= {i: entries[i].to(problem.entries[i].dtype) for i in places}  # captum's noise is float32
         outputs = problem.converted.run([entries[i] for i in range(len(names))])
         return problem.target.score(outputs, *given[len(names) :])
 

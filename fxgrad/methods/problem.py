@@ -17,7 +17,7 @@ from fxgrad.methods.anatomy import Anatomy, sizes
 from fxgrad.methods.placing import batch_axis, per_example, per_token
 from fxgrad.methods.targets import Scored
 from fxgrad.module import ConvertedModule
-from fxgrad.sources import Contributions, contributions, has_offset
+from fxgrad.sources import Contributions, Recorder, contributions, has_offset
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,41 +61,53 @@ class Problem:
         return {n.name: n for n in self.converted.classified.captured.graph.nodes}
 
     @cached_property
-    def order(self) -> dict[str, int]:
-        """The place of every node in the graph."""
-        return {name: i for i, name in enumerate(self.nodes)}
+    def inputs(self) -> dict[str, fx.Node]:
+        """The placeholder of every input and embedding, by its name."""
+        captured = self.converted.classified.captured
+        placeholders = placeholders_of(captured.graph)[len(captured.state) :]
+        return {declared.name: node for declared, node in zip(captured.entries, placeholders)}
 
     @cached_property
     def main(self) -> list[str]:
         """The attributed inputs that the map is of: the one looked at, and those that have the same tokens."""
-        captured = self.converted.classified.captured
-        placeholders = placeholders_of(captured.graph)[len(captured.state) :]
-        shapes = {d.name: sizes(n) for d, n in zip(captured.entries, placeholders) if d.attributed}
-        own = shapes[self.anatomy.input]
-        return [
-            name for name, shape in shapes.items() if shape == own and (len(own) == 3 or name == self.anatomy.input)
-        ]
+        own = sizes(self.inputs[self.anatomy.input])
+        return [name for name in self.attributed if name == self.anatomy.input or self._alike(name, own)]
+
+    @cached_property
+    def attributed(self) -> list[str]:
+        """Names of the attributed inputs."""
+        return [entry.name for entry in self.converted.classified.captured.entries if entry.attributed]
+
+    def _alike(self, name: str, own: tuple[int, ...]) -> bool:
+        return len(own) == 3 and sizes(self.inputs[name]) == own and self._varies(name)
+
+    def _varies(self, name: str) -> bool:
+        """Whether an input has one row per example."""
+        return batch_axis(self.inputs[name], self.anatomy) == 0
 
     @cached_property
     def mixed(self) -> bool:
-        """Whether what some constants contribute cannot be told apart by example: then examples go one by one.
+        """Whether what some constants or inputs contribute cannot be told apart by example: then these go one by one.
 
-        So it is of an op whose biases are asked for their gradient, which is summed over the batch, and where the axis
-        of the batch is merged into another one.
+        So it is of an op whose biases are asked for their gradient, which is summed over the batch, where the axis
+        of the batch is merged into another one, and of an input that all examples share.
         """
         kept = [d for d in self.converted.classified.decisions.values() if has_offset(d)]
-        return any(d.vjp == "twin" or batch_axis(self.nodes[d.node], self.anatomy) is None for d in kept)
+        shared = not all(self._varies(name) for name in self.attributed)
+        return shared or any(d.vjp == "twin" or batch_axis(self.nodes[d.node], self.anatomy) is None for d in kept)
 
     @property
     def batch(self) -> int:
         """How many examples there are."""
-        names = [entry.name for entry in self.converted.classified.captured.entries]
-        return int(self.entries[names.index(self.anatomy.input)].shape[0])
+        return int(self.entries[list(self.inputs).index(self.anatomy.input)].shape[0])
 
     def only(self, example: int) -> Problem:
         """The same for one example of the batch."""
         one = slice(example, example + 1)
-        entries = [e[one] if isinstance(e, Tensor) and e.dim() and len(e) == self.batch else e for e in self.entries]
+        entries = [
+            value[one] if isinstance(value, Tensor) and self._varies(name) else value
+            for name, value in zip(self.inputs, self.entries)
+        ]
         target = replace(self.target, tensors=tuple(t[one] for t in self.target.tensors))
         return replace(self, entries=entries, target=target)
 
@@ -106,23 +118,46 @@ class Problem:
             self.converted, self.entries, lambda y: self.target.cotangents(y, spec), also=also, sources=sources
         )
 
-    def kept(self, found: Contributions, since: int = 0) -> Tensor:
-        """What the constants of the nodes from some place in the graph on contribute, (batch,)."""
-        nothing = next(iter(found.inputs.values())).new_zeros(self.batch)
-        parts = [(part, n) for n, parts in found.sources.items() if self.order[n] >= since for part in parts]
-        each = (per_example(part, self.nodes[name], self.anatomy, self.batch) for part, name in parts)
-        return sum(each, nothing)
+    def values(self, names: Collection[str]) -> dict[str, Any]:
+        """The values of some nodes, from one forward: for what does not depend on the target."""
+        recorder = Recorder(self.converted.program, names)
+        with torch.no_grad():
+            recorder.run(*self.converted.state, *self.entries)
+        return recorder.values
 
-    def placed(self, found: Contributions, since: int = 0) -> tuple[Tensor, Tensor]:
-        """What the constants of the nodes from some place in the graph on contribute to each token, and the rest.
+    def behind(self, name: str | None = None) -> set[str]:
+        """Names of the nodes that a node does not depend on: what comes behind it, and beside. All of them for None."""
+        if name is None:
+            return set(self.nodes)
+        seen, pending = {name}, [self.nodes[name]]
+        while pending:
+            new = [n for n in pending.pop().all_input_nodes if n.name not in seen]
+            seen |= {n.name for n in new}
+            pending += new
+        return set(self.nodes) - seen
+
+    def kept(self, found: Contributions, nodes: set[str]) -> Tensor:
+        """What the constants of some nodes contribute, (batch,)."""
+        each = [(part, name) for name, parts in found.sources.items() if name in nodes for part in parts]
+        shares = (per_example(part, self.nodes[name], self.anatomy, self.batch) for part, name in each)
+        return sum(shares, self._nothing(found))
+
+    def beside(self, found: Contributions, nodes: set[str]) -> Tensor:
+        """What the inputs among some nodes contribute that are not main, (batch,)."""
+        others = {n: self.inputs[n] for n in self.attributed if n not in self.main and self.inputs[n].name in nodes}
+        products = ((found.inputs[name] * found.gradients[name], node) for name, node in others.items())
+        shares = (per_example(product, node, self.anatomy, self.batch) for product, node in products)
+        return sum(shares, self._nothing(found))
+
+    def placed(self, found: Contributions, nodes: set[str]) -> tuple[Tensor, Tensor]:
+        """What the constants of some nodes contribute to each token, and the rest.
 
         The rest goes to the class token where the model has one.
         """
-        first = next(iter(found.inputs.values()))
-        tokens = first.new_zeros(self.batch, self.anatomy.count + self.anatomy.prefix)
-        apart = first.new_zeros(self.batch)
+        apart = self._nothing(found)
+        tokens = apart.new_zeros(self.batch, self.anatomy.count + self.anatomy.prefix)
         for name, parts in found.sources.items():
-            if self.order[name] >= since:
+            if name in nodes:
                 for part in parts:
                     on, off = per_token(part, self.nodes[name], self.anatomy, self.batch)
                     tokens, apart = tokens + on, apart + off
@@ -130,6 +165,9 @@ class Problem:
             tokens[:, self.anatomy.class_token] += apart
             apart = torch.zeros_like(apart)
         return tokens, apart
+
+    def _nothing(self, found: Contributions) -> Tensor:
+        return found.inputs[self.anatomy.input].new_zeros(self.batch)
 
     def layer_node(self, default: str) -> str:
         """The node that a layer's output is: `default` where no layer is asked for.

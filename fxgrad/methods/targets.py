@@ -286,9 +286,7 @@ def _one_each(value: Any, outputs: Any) -> Tensor:
     batch = next(len(v) for v in pytree.tree_leaves(outputs) if _floating(v) and v.dim())
     if not isinstance(value, Tensor) or value.shape not in ((), (batch,)):
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise InputError(
-            f"a function as the target returns one number per example, ({batch},), or their sum: not {given}."
-        )
+        raise InputError(f"a function as the target returns one number per example, ({batch},); this one gave {given}.")
     if value.dim() == 0 and batch > 1:
         raise InputError(f"the target function returned one number for {batch} examples; return ({batch},), one each.")
     return value.reshape(batch)

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,docs)
 
-.PHONY: demo test lint completeness zoo fuzz bench docs clean
+.PHONY: demo test lint completeness zoo fuzz bench evaluate docs clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -38,6 +38,13 @@ bench: .venv/ready  ## half an hour on two quiet cores: speed and memory; write 
 	$(BIN)/python -m pytest bench/test_speed.py -o filterwarnings=ignore -q --benchmark-quiet \
 		--benchmark-json $(BENCH_OUT)/benchmarks.json; status=$$?; \
 	$(BIN)/python bench/page.py $(BENCH_OUT)/benchmarks.json $(BENCH_OUT)/benchmarks.md && exit $$status
+
+EVALUATED ?= fxgrad.demo:digits_vit
+
+evaluate: .venv/ready  ## under ten minutes a model on two cores: every method and policy on the digits; write docs/results.md
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m fxgrad evaluate $(EVALUATED) \
+		--option integrated_gradients.n_steps=20 --option smoothgrad.samples=10 \
+		--store build/evaluation --out docs/results.md
 
 docs: .venv/ready  ## regenerate docs/rules.md from rules/
 	$(BIN)/python docs/generate_rules.py

@@ -1,4 +1,4 @@
-"""The command line: convert, check, explain a model; look rules up; put a zoo of models through the pass.
+"""The command line: convert, check, explain, evaluate a model; look rules up; put a zoo of models through the pass.
 
 MODEL is `timm:NAME` or `module.path:factory`. What a command found goes to stdout, progress and errors to stderr.
 Exit codes: 0; 1 where a check fails; 2 for everything that cannot be done.
@@ -26,6 +26,7 @@ try:
 
     from fxgrad import explain as explaining
     from fxgrad import models
+    from fxgrad.evaluate.command import command as evaluate
     from fxgrad.zoo.command import zoo
 except ImportError as missing:
     sys.stderr.write(f'error: the command line needs more packages ({missing}): pip install "fxgrad[cli]"\n')
@@ -77,6 +78,7 @@ def main() -> None:
     """
 
 
+main.add_command(evaluate)
 main.add_command(zoo)
 
 

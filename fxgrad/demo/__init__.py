@@ -8,7 +8,7 @@
 Needs the packages timm, scikit-learn and safetensors. `python -m fxgrad.demo.train` makes the weights anew.
 """
 
-from fxgrad.demo.canvas import Canvas, batches, canvas, split_scans
+from fxgrad.demo.canvas import SPLITS, Canvas, batches, canvas, split_scans
 from fxgrad.demo.model import CLASS_NAMES, digits_vit, preprocess
 
-__all__ = ["CLASS_NAMES", "Canvas", "batches", "canvas", "digits_vit", "preprocess", "split_scans"]
+__all__ = ["CLASS_NAMES", "SPLITS", "Canvas", "batches", "canvas", "digits_vit", "preprocess", "split_scans"]

@@ -1,0 +1,76 @@
+"""Data sets of pictures to evaluate on, under one small protocol: samples by number, each (image, label, mask, id).
+
+    from fxgrad.data import collate, open_data
+
+    data = open_data("digits")                                   # or folder:PATH, imagenet-s:PATH, my.module:factory
+    batch = collate([data[0], data[1]], loaded.preprocess)       # tensors, masks in register with the pictures
+
+Anything with `__len__`, `__getitem__`, `class_names` and `multilabel` is a data set.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from fxgrad.data.sample import Batch, Data, Sample, collate, mask_of
+from fxgrad.data.sets import Digits, Files, ImageNetHard, folder, imagenet, imagenet_s, mura, pet
+from fxgrad.errors import InputError, one_line
+
+__all__ = ["DATA", "Batch", "Data", "Digits", "Files", "ImageNetHard", "Sample", "collate", "mask_of", "open_data"]
+
+DATA: dict[str, Callable[..., Data]] = {
+    "digits": Digits,
+    "folder": folder,
+    "imagenet": imagenet,
+    "imagenet-hard": ImageNetHard,
+    "imagenet-s": imagenet_s,
+    "mura": mura,
+    "pet": pet,
+}
+"""What `open_data` knows by name; all but the digits take a path."""
+
+
+def open_data(spec: str) -> Data:
+    """The data set that a text names.
+
+    Args:
+        spec: NAME or NAME:PATH, as in digits, digits:train, folder:pictures, folder:pictures:masks, imagenet:ROOT,
+            imagenet-hard:ROOT, imagenet-s:ROOT, mura:ROOT, pet:ROOT; or module.path:factory for one of your own,
+            which is looked for in the current directory and on sys.path, and called without arguments.
+
+    Returns:
+        The data set; pictures are read when they are taken.
+
+    Raises:
+        InputError: there is no such data set, or it is not where it should be.
+
+    Example:
+        >>> len(open_data("digits")), open_data("digits").multilabel
+        (10000, True)
+    """
+    name, *paths = spec.split(":")
+    if name in DATA:
+        takes = inspect.signature(DATA[name]).parameters.values()
+        needed = sum(p.default is p.empty for p in takes)
+        if not needed <= len(paths) <= len(takes):
+            raise InputError(f"{spec!r} should be {':'.join([name, *(p.name.upper() for p in takes)])}.")
+        return DATA[name](*paths)
+    if len(paths) != 1:
+        raise InputError(f"data is {', '.join(sorted(DATA))}, or module.path:factory; {spec!r} is neither.")
+    here = os.getcwd()
+    sys.path.insert(0, here)
+    try:
+        data: Any = getattr(importlib.import_module(name), paths[0])()
+    except Exception as error:
+        raise InputError(f"{spec} cannot be imported and called with nothing: {one_line(error)}") from error
+    finally:
+        sys.path.remove(here)
+    missing = [m for m in ("__len__", "__getitem__", "class_names", "multilabel") if not hasattr(data, m)]
+    if missing:
+        raise InputError(f"{spec} is no data set: what it returned has no {', '.join(missing)}.")
+    return data  # type: ignore[no-any-return]

@@ -1,0 +1,116 @@
+"""What a data set of pictures is to fxgrad: samples by number, each a picture, its label, perhaps its object's mask."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fxgrad.errors import InputError
+from fxgrad.models import Preprocessing
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One picture, and what is known about it.
+
+    Attributes:
+        image: as the file has it; models bring their own preprocessing.
+        label: index of the class.
+        mask: the pixels of the label's object, a picture of mode "L" of the image's size, 255 inside and 0 outside;
+            None where nobody drew it.
+        id: names the sample within its data set, whatever the order.
+    """
+
+    image: Image.Image
+    label: int
+    mask: Image.Image | None
+    id: str
+
+
+class Data(Protocol):
+    """A data set: samples by number, and how their labels are to be read.
+
+    Attributes:
+        class_names: one per label, or None where nobody knows them.
+        multilabel: whether a picture shows several classes, each a question of its own (sigmoid), or one (softmax).
+    """
+
+    @property
+    def class_names(self) -> Sequence[str] | None: ...
+    @property
+    def multilabel(self) -> bool: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int) -> Sample: ...
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Samples as tensors, preprocessed for one model.
+
+    Attributes:
+        x: float32 (batch, C, H, W).
+        labels: int64 (batch,).
+        masks: bool (batch, H, W), all False for a sample without a mask.
+        ids: one per sample.
+    """
+
+    x: Tensor
+    labels: Tensor
+    masks: Tensor
+    ids: tuple[str, ...]
+
+
+def collate(samples: Sequence[Sample], preprocess: Preprocessing) -> Batch:
+    """Samples as one batch; a mask is resized and cropped just as its picture is.
+
+    Args:
+        samples: at least one.
+        preprocess: of the model that will see them.
+
+    Returns:
+        The batch, on the CPU.
+
+    Raises:
+        InputError: no samples; or a mask of another size than its picture.
+
+    Example:
+        >>> from fxgrad.models import load_model
+        >>> picture = Image.new("RGB", (8, 8), "white")
+        >>> batch = collate([Sample(picture, 3, picture.convert("L"), "a")], load_model("timm:test_vit").preprocess)
+        >>> batch.x.shape, batch.masks.all().item(), batch.labels.tolist()
+        (torch.Size([1, 3, 160, 160]), True, [3])
+    """
+    if not samples:
+        raise InputError("there are no samples to make a batch of.")
+    x = torch.cat([preprocess(s.image) for s in samples])
+    return Batch(
+        x,
+        torch.tensor([s.label for s in samples]),
+        torch.stack([_mask(s, preprocess) for s in samples]),
+        tuple(s.id for s in samples),
+    )
+
+
+def _mask(sample: Sample, preprocess: Preprocessing) -> Tensor:
+    """Preprocessed as if it were the picture, then thresholded: so it stays in register with it."""
+    if sample.mask is None:
+        return torch.zeros(preprocess.size[1:], dtype=torch.bool)
+    if sample.mask.size != sample.image.size:
+        raise InputError(f"{sample.id}: the mask is {sample.mask.size} pixels large, the picture {sample.image.size}.")
+    return preprocess.invert(preprocess(sample.mask)).mean(0) > 0.5
+
+
+def mask_of(pixels: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Image.Image:
+    """A mask as a `Sample` has it, from bool (H, W).
+
+    Example:
+        >>> mask_of(np.array([[True, False]])).getextrema()
+        (0, 255)
+    """
+    return Image.fromarray(pixels.astype(np.uint8) * 255)

@@ -1,0 +1,251 @@
+"""Data sets by their published layouts: where the files lie, which label they have, whose mask is where."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from fxgrad.data.sample import Sample, mask_of
+from fxgrad.errors import InputError
+
+_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
+
+
+class Digits:
+    """The demo's canvases: an even one is asked for the first of its two digits, an odd one for the second.
+
+    So every sample is another canvas, and the samples are independent of each other.
+
+    Args:
+        split: "heldout" or "train".
+        ink: "grey", or "colours" for models that read coloured canvases.
+
+    Raises:
+        InputError: there is no such split or ink.
+
+    Example:
+        >>> digits = Digits()
+        >>> digits[7].label, digits[7].image.size, digits[7].id
+        (9, (48, 48), 'heldout/7')
+
+    Source: `fxgrad.demo.canvas`; the scans are scikit-learn's `load_digits`.
+    """
+
+    multilabel = True
+
+    def __init__(self, split: str = "heldout", ink: str = "grey") -> None:
+        demo = _import("fxgrad.demo", "demo")
+        if split not in demo.SPLITS:
+            raise InputError(f"the digits have the splits {' and '.join(demo.SPLITS)}, not {split!r}.")
+        if ink not in ("grey", "colours"):
+            raise InputError(f"the digits are drawn in grey or in colours, not in {ink!r}.")
+        self.class_names: Sequence[str] = demo.CLASS_NAMES
+        self._canvas = functools.partial(demo.canvas, colours=True) if ink == "colours" else demo.canvas
+        self.split = split
+
+    def __len__(self) -> int:
+        return 10_000  # as many as anyone wants: they are drawn when they are taken
+
+    def __getitem__(self, index: int) -> Sample:
+        canvas, which = self._canvas(index, self.split), index % 2
+        pixels = np.round(canvas.image * 255).astype(np.uint8).transpose(1, 2, 0)
+        return Sample(
+            Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels),
+            canvas.labels[which],
+            mask_of(canvas.masks[which]),
+            f"{self.split}/{index}",
+        )
+
+
+class Files:
+    """Pictures in files, each with a label and perhaps a way to its mask.
+
+    Args:
+        root: of the paths, for the samples' ids.
+        files: paths and labels, in order.
+        class_names: one per label.
+        mask: path of a picture -> its mask, bool (H, W), or None where it has none.
+
+    Raises:
+        InputError: there are no files; or, when one is taken, it cannot be read.
+    """
+
+    multilabel = False
+
+    def __init__(
+        self,
+        root: Path,
+        files: Sequence[tuple[Path, int]],
+        class_names: Sequence[str] | None,
+        mask: Callable[[Path], Any] = lambda path: None,
+    ) -> None:
+        if not files:
+            raise InputError(f"there are no pictures in {root} where this data set has them: see docs/evaluate.md.")
+        self.root, self.files, self.class_names, self._mask = root, files, class_names, mask
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, index: int) -> Sample:
+        path, label = self.files[index]
+        mask = self._mask(path)
+        return Sample(
+            _read(path), label, None if mask is None else mask_of(mask), path.relative_to(self.root).as_posix()
+        )
+
+
+def folder(root: str, masks: str | None = None) -> Files:
+    """A folder with one subfolder per class; classes are numbered by name.
+
+    Args:
+        root: of CLASS/PICTURE.
+        masks: of CLASS/PICTURE.png, for any or all of them; brighter than half is the object.
+
+    Raises:
+        InputError: there are no such folders or pictures.
+
+    Source: the layout of `torchvision.datasets.ImageFolder`.
+    """
+    base, files = Path(root), _by_class(Path(root))
+    names = sorted({path.parent.name for path in files})
+
+    def mask(path: Path) -> Any:
+        file = Path(masks or "", path.relative_to(base)).with_suffix(".png")
+        return np.asarray(_read(file).convert("L")) > 127 if masks and file.exists() else None
+
+    return Files(base, [(path, names.index(path.parent.name)) for path in files], names, mask)
+
+
+def imagenet(root: str) -> Files:
+    """The validation set of ImageNet-1k: val/n01440764/ILSVRC2012_val_00000293.JPEG.
+
+    Labels are those of the 1,000 classes, also where only some of the folders are there.
+
+    Raises:
+        InputError: there are no such folders, or one that is no class of ImageNet-1k.
+
+    Source: Russakovsky et al., IJCV 2015; the layout of `torchvision.datasets.ImageNet`.
+    """
+    return _imagenet(Path(root), "val")
+
+
+def imagenet_s(root: str) -> Files:
+    """The validation set of ImageNet-S (50, 300 or 919 classes), with masks.
+
+    validation/n01440764/ILSVRC2012_val_00000293.JPEG, and its mask as a .png under validation-segmentation, where the
+    red channel plus 256 times the green one is the number of the object's class in the subset, from 1 on. Labels are
+    those of the 1,000 classes of ImageNet-1k.
+
+    Raises:
+        InputError: as for `imagenet`.
+
+    Source: Gao et al., Large-scale Unsupervised Semantic Segmentation, TPAMI 2022, arXiv:2106.03149.
+    """
+    base = Path(root)
+    numbers = {name: number for number, name in enumerate(sorted(p.name for p in (base / "validation").glob("n*")), 1)}
+
+    def mask(path: Path) -> Any:
+        file = base / "validation-segmentation" / path.parent.name / f"{path.stem}.png"
+        red, green = np.moveaxis(np.asarray(_read(file).convert("RGB")).astype(int), 2, 0)[:2]
+        return red + 256 * green == numbers[path.parent.name]
+
+    return _imagenet(base, "validation", mask)
+
+
+def mura(root: str) -> Files:
+    """The validation set of MURA: radiographs, normal (0) or abnormal (1). Root is the folder MURA-v1.1.
+
+    valid/XR_WRIST/patient11185/study1_positive/image1.png; the study's folder has the label.
+
+    Raises:
+        InputError: there are no such files.
+
+    Source: Rajpurkar et al., MIDL 2018, arXiv:1712.06957.
+    """
+    base = Path(root)
+    found = sorted(base.glob("valid/XR_*/patient*/study*_*/*.png"))
+    files = [(p, int(p.parent.name.endswith("_positive"))) for p in found if not p.name.startswith("._")]
+    return Files(base, files, ("normal", "abnormal"))
+
+
+def pet(root: str) -> Files:
+    """The test set of Oxford-IIIT Pet: 37 breeds, the animal as the mask. Root is the folder that has oxford-iiit-pet.
+
+    Raises:
+        InputError: torchvision does not find the data set there.
+
+    Source: Parkhi et al., CVPR 2012; `torchvision.datasets.OxfordIIITPet`. In a trimap, 1 is the animal; its border, 3,
+    is left out.
+    """
+    try:
+        found = _import("torchvision.datasets", "timm").OxfordIIITPet(root, split="test", target_types="category")
+    except (RuntimeError, OSError) as error:
+        raise InputError(f"{root} does not hold Oxford-IIIT Pet, as torchvision lays it out: {error}") from error
+    trimaps = Path(root) / "oxford-iiit-pet" / "annotations" / "trimaps"
+    files = [(Path(image), int(label)) for image, label in zip(found._images, found._labels)]
+    return Files(Path(root), files, found.classes, lambda path: np.asarray(_read(trimaps / f"{path.stem}.png")) == 1)
+
+
+class ImageNetHard:
+    """ImageNet-Hard: what most models get wrong. Of several labels of a picture, the first counts.
+
+    Args:
+        source: a folder with the parquet files of its repository, or the repository's name on the hub,
+            taesiri/imagenet-hard.
+
+    Raises:
+        InputError: `datasets` finds no such data set.
+
+    Source: Taesiri et al., NeurIPS 2023, arXiv:2304.05538.
+    """
+
+    multilabel = False
+    class_names = None
+
+    def __init__(self, source: str) -> None:
+        datasets = _import("datasets", "data")
+        try:
+            self._rows = datasets.load_dataset(source, split="validation")
+        except Exception as error:
+            raise InputError(f"datasets finds no ImageNet-Hard in {source}: {error}") from error
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self._rows[index]
+        return Sample(row["image"], int(row["label"][0]), None, str(index))
+
+
+def _read(path: Path) -> Image.Image:
+    from fxgrad.explain import read_image  # which draws, too: it takes matplotlib along
+
+    return read_image(path)
+
+
+def _by_class(root: Path) -> list[Path]:
+    return sorted(p for p in root.glob("*/*") if p.suffix.lower() in _SUFFIXES)
+
+
+def _imagenet(root: Path, split: str, mask: Callable[[Path], Any] = lambda path: None) -> Files:
+    names: list[str] = _import("timm.data", "timm").ImageNetInfo("imagenet-1k").label_names()
+    labels: Mapping[str, int] = {name: index for index, name in enumerate(names)}
+    files = _by_class(root / split)
+    strangers = sorted({p.parent.name for p in files} - set(labels))
+    if strangers:
+        raise InputError(f"{root / split / strangers[0]} is not named like a class of ImageNet-1k, such as n01440764.")
+    return Files(root, [(p, labels[p.parent.name]) for p in files], None, mask)
+
+
+def _import(module: str, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise InputError(f'this data set needs more packages ({error}): pip install "fxgrad[{extra}]"') from error

@@ -1,0 +1,119 @@
+"""`fxgrad evaluate`: the command line's way in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fxgrad.data import DATA
+from fxgrad.errors import InputError
+from fxgrad.evaluate.page import page
+from fxgrad.evaluate.plan import POLICIES, Plan
+from fxgrad.evaluate.run import Watch, evaluate
+from fxgrad.evaluate.store import read
+from fxgrad.methods import METHODS
+
+_DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module.path:factory."
+
+
+@click.command("evaluate")
+@click.argument("models", nargs=-1)
+@click.option("--data", default="digits", show_default=True, metavar="NAME[:PATH]", help=_DATA_HELP)
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="How many pictures.")
+@click.option("--all-pictures", is_flag=True, help="All there are, instead of --count.")
+@click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="Repeatable. Default: all.")
+@click.option("--policy", "policies", multiple=True, metavar="NAME|FILE", help="Repeatable. Default: all presets.")
+@click.option("--target", type=click.Choice(["label", "predicted"]), default="label", show_default=True)
+@click.option(
+    "--removal",
+    type=click.Choice(["auto", "drop", "zero", "blur"]),
+    default="auto",
+    show_default=True,
+    help="How tokens are removed; auto drops them where the model can run on fewer, else blurs.",
+)
+@click.option(
+    "--steps", type=click.IntRange(0), default=5, show_default=True, help="Of deletion and insertion; 0: none."
+)
+@click.option(
+    "--option", "options", multiple=True, metavar="M.O=V", help="Of a method: smoothgrad.samples=5. Repeatable."
+)
+@click.option("--chunk", type=click.IntRange(1), default=25, show_default=True, help="Pictures at once.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32", show_default=True)
+@click.option(
+    "--seed", type=int, default=0, show_default=True, help="Of the choice of pictures, and of random methods."
+)
+@click.option("--pretrained", is_flag=True, help="timm's weights, from the hub or its cache; random otherwise.")
+@click.option("--checkpoint", metavar="FILE", help="Weights: a .safetensors file that fits the model exactly.")
+@click.option("--input-size", nargs=3, type=click.IntRange(1), metavar="C H W", help="Size of one input.")
+@click.option("--store", default="evaluation", show_default=True, metavar="FOLDER", help="Results; resumed from there.")
+@click.option("--out", metavar="FILE", help="Write the tables there, instead of to stdout.")
+@click.option("--summary", is_flag=True, help="Measure nothing: print the tables of --store.")
+def command(
+    models: tuple[str, ...],
+    count: int,
+    all_pictures: bool,
+    methods: tuple[str, ...],
+    policies: tuple[str, ...],
+    store: str,
+    out: str | None,
+    summary: bool,
+    **options: Any,
+) -> None:
+    """Measure attributions of MODELS: methods x policies x metrics over a data set.
+
+    Faithfulness (what the model says without the most, or the least, influential tokens and pixels), agreement with
+    masks, completeness; with bootstrap intervals, paired with the plain gradient's. What the store holds already is not
+    measured again, so a run that was killed goes on where it was. Under torchrun, processes share the work.
+
+    \b
+    Examples:
+      fxgrad evaluate fxgrad.demo:digits_vit --count 50 --method input_x_gradient
+      fxgrad evaluate timm:vit_base_patch16_224 --pretrained --data imagenet-s:/data/ImageNetS919 --dtype bfloat16
+      torchrun --nproc-per-node 2 -m fxgrad evaluate fxgrad.demo:digits_vit --out results.md
+    """
+    if summary:
+        text = page(read(store))
+    else:
+        plan = Plan(
+            models,
+            methods or tuple(METHODS),
+            policies or POLICIES,
+            count=None if all_pictures else count,
+            **options,
+        )
+        with _progress() as watch:
+            results = evaluate(plan, store, watch=watch)
+        if os.environ.get("RANK", "0") != "0":
+            return
+        text = page(results)
+    if out is None:
+        click.echo(text, nl=False)
+        return
+    try:
+        Path(out).write_text(text, "utf-8")
+    except OSError as error:
+        raise InputError(f"{out} cannot be written: {error.strerror}.") from error
+    click.echo(f"wrote {out}")
+
+
+@contextmanager
+def _progress() -> Iterator[Watch]:
+    """A bar on stderr, where a person is watching."""
+    console = Console(stderr=True)
+    columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+    bar = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)
+    task = bar.add_task("starting", total=None)
+
+    def watch(done: int, total: int, what: str) -> None:
+        bar.update(task, completed=done, total=total, description=what or "done")
+
+    with bar:
+        yield watch

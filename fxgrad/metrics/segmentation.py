@@ -1,0 +1,102 @@
+"""Does an attribution lie where the object is? Per picture, against a mask of its pixels.
+
+The maps count with their sign: what speaks against the target should lie outside. Mind that a model may rightly look
+elsewhere; these metrics measure agreement with people, not faithfulness to the model.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from fxgrad.errors import InputError
+
+
+def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
+    """The area under each picture's precision-recall curve, its pixels ranked by their attribution.
+
+    Args:
+        maps: attributions, floating point (..., H, W).
+        masks: bool, of the same shape, or of one that can be broadcast to it.
+
+    Returns:
+        float64 (...); NaN where a mask is empty.
+
+    Raises:
+        InputError: shapes that do not fit.
+
+    Example:
+        >>> average_precision(torch.tensor([[4.0, 3.0], [2.0, 1.0]]), torch.tensor([[True, False], [True, False]]))
+        tensor(0.8333, dtype=torch.float64)
+
+    Source: as `sklearn.metrics.average_precision_score` defines it, without interpolation; here for many maps at once.
+    """
+    scores, truth = _flat(maps, masks)
+    scores, order = scores.sort(dim=-1, descending=True)
+    truth = truth.gather(-1, order).double()
+    found = truth.cumsum(-1)
+    # Pixels of equal score are found together: each counts as the last one of them.
+    ends = torch.ones_like(scores, dtype=torch.bool)
+    ends[..., :-1] = scores[..., 1:] != scores[..., :-1]
+    places = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
+    last = torch.where(ends, places, scores.shape[-1] + 1).flip(-1).cummin(-1).values.flip(-1)
+    precision = found.gather(-1, last - 1) / last
+    return (precision * truth).sum(-1) / truth.sum(-1)
+
+
+def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
+    """Whether the pixel with the largest attribution is the object's.
+
+    Args:
+        maps, masks: as for `average_precision`.
+
+    Returns:
+        float64 (...): 1, 0, or the share of the object's among several largest ones; NaN where a mask is empty.
+
+    Raises:
+        InputError: shapes that do not fit.
+
+    Example:
+        >>> pointing_game(torch.tensor([[4.0, 3.0]]), torch.tensor([[False, True]])).item()
+        0.0
+
+    Source: Zhang et al., ECCV 2016, arXiv:1608.00507, section 4.1; without their tolerance of 15 pixels.
+    """
+    scores, truth = _flat(maps, masks)
+    largest = (scores == scores.amax(-1, keepdim=True)).double()
+    hit = (largest * truth).sum(-1) / largest.sum(-1)
+    return hit.where(truth.any(-1), torch.nan)
+
+
+def iou(maps: Tensor, masks: Tensor) -> Tensor:
+    """Intersection over union of the object and of the pixels above the map's mean.
+
+    Args:
+        maps, masks: as for `average_precision`.
+
+    Returns:
+        float64 (...); NaN where a mask is empty.
+
+    Raises:
+        InputError: shapes that do not fit.
+
+    Example:
+        >>> iou(torch.tensor([[4.0, 3.0, 0.0, 0.0]]), torch.tensor([[True, False, False, False]])).item()
+        0.5
+
+    Source: Chefer et al., CVPR 2021, arXiv:2012.09838, section 4.2, for the threshold.
+    """
+    scores, truth = _flat(maps, masks)
+    above = scores > scores.mean(-1, keepdim=True)
+    both, either = (above & truth).sum(-1).double(), (above | truth).sum(-1)
+    return (both / either).where(truth.any(-1), torch.nan)
+
+
+def _flat(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Pixels in one last axis, (..., H * W), both of the same shape."""
+    if maps.ndim < 2 or masks.dtype is not torch.bool or masks.shape[-2:] != maps.shape[-2:]:
+        raise InputError(
+            f"maps must be (..., H, W) and masks bool of the same H and W; these are {tuple(maps.shape)} and "
+            f"{tuple(masks.shape)} of {masks.dtype}."
+        )
+    return maps.double().flatten(-2), masks.expand(maps.shape).flatten(-2)

@@ -38,3 +38,7 @@ class NotBalanceableError(FxgradError):
 
 class InputError(FxgradError):
     """A converted module, or the check of one, was called with inputs that it cannot take."""
+
+
+class ExportError(FxgradError):
+    """A converted model, or its explainer, cannot be exported, or a file that was cannot be run."""

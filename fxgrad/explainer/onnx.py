@@ -1,0 +1,102 @@
+"""An explainer as an ONNX file: rewritten into ops that ONNX has, exported, checked, described."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxgrad.errors import ExportError, one_line
+from fxgrad.explainer.decompositions import DECOMPOSITIONS
+from fxgrad.explainer.trace import Traced
+from fxgrad.places import Place, place_of
+
+OPSET = 18
+"""The newest that runtimes of the last years take: layer norm is one op since 17, reductions are alike since 18."""
+
+
+def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write an explainer as an ONNX file, its metadata as metadata_props.
+
+    Raises:
+        ExportError: onnx or onnxscript is missing; or an op has no ONNX form: names it, and where it comes from.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f'ONNX needs more packages ({error}): pip install "fxgrad[onnx]"') from error
+    program = traced.program.run_decompositions(torch.export.default_decompositions() | DECOMPOSITIONS)
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(traced.inputs),
+                output_names=list(traced.outputs),
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:
+        raise _refusal(error, traced) from error
+    assert exported is not None
+    model = exported.model_proto
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says beside; its error tells it all."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger = logging.getLogger("torch.onnx")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _refusal(error: BaseException, traced: Traced) -> ExportError:
+    """Which op has no ONNX form, and the places in the model that use it."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for link in reversed(chain):
+        found = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>", str(link))
+        if found:
+            op = ".".join(found.groups())
+            places = dict.fromkeys(str(_origin(n)) for n in traced.graph.nodes if str(n.target) == op)
+            lines = "".join(f"\n  at {place}" for place in list(places)[:3])
+            more = f"\n  and {len(places) - 3} more" if len(places) > 3 else ""
+            return ExportError(
+                f"ONNX has no form of {op}:{lines}{more}\nReplace that layer by one that ONNX has, or export to .pt2 or "
+                ".aoti, which take every op."
+            )
+    return ExportError(f"torch.onnx cannot export the explainer: {one_line(chain[-1])}")
+
+
+def _origin(node: fx.Node) -> Place:
+    """The place of a traced node; of one that the backward made, that of the nearest forward node that it uses."""
+    seen: dict[Any, None] = {}
+    queue = [node]
+    while queue:
+        current = queue.pop(0)
+        if current.meta.get("stack_trace") and current.meta.get("nn_module_stack"):
+            return place_of(current)
+        seen[current] = None
+        queue += [n for n in current.all_input_nodes if n not in seen]
+    return place_of(node)

@@ -28,7 +28,7 @@ def export_explainer(
     *,
     kwargs: Mapping[str, Any] | None = None,
     method: str = "input_x_gradient",
-    several: bool = False,
+    targets: int | None = None,
     channels: int | Literal["auto"] | None = "auto",
     pool: int = 1,
     output: str | None = None,
@@ -38,7 +38,7 @@ def export_explainer(
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ExportError(f"{path} must end in {', '.join(FORMATS)}: the ending says which format to write.")
-    settings = Settings(method, several, channels, pool, output)
+    settings = Settings(method, targets, channels, pool, output)
     leaves = converted.classified.captured.flatten(args, kwargs or {})
     traced = trace(converted, leaves, settings)
     described = {

@@ -15,7 +15,7 @@ METHODS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "input_x_gradient": lambda value, gradient: value * gradient,
     "gradient": lambda value, gradient: gradient,
 }
-"""Name -> what a method makes of an input and its gradient, which may have an axis of targets ahead."""
+"""Name -> what a method makes of an input and its gradient."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Settings:
     """
 
     method: str = "input_x_gradient"
-    several: bool = False
+    targets: int | None = None
     channels: int | Literal["auto"] | None = "auto"
     pool: int = 1
     output: str | None = None
@@ -48,13 +48,12 @@ class Settings:
 
         Args:
             value: the input, (batch, ...).
-            gradient: shaped as it, or with an axis of targets ahead.
+            gradient: shaped as it.
             tokens: whether it is an embedding's output.
         """
         attribution = METHODS[self.method](value, gradient)
         axis = self._channel_axis(value, tokens)
-        if axis is not None:
-            attribution = attribution.sum(axis - value.dim())
+        attribution = attribution if axis is None else attribution.sum(axis)
         return _pooled(attribution, self.pool) if self.pool > 1 and not tokens else attribution
 
     def _channel_axis(self, value: Tensor, tokens: bool) -> int | None:

@@ -68,11 +68,9 @@ def trace(converted: ConvertedModule, leaves: Sequence[Any], settings: Settings)
     examples = {name: sizes.example(name, tensor) for name, tensor in tensors.items()}
     batch, axis = sizes.batch(examples)
     rank = _logits_of(converted, settings).dim() - 1
-    several = (3,) if settings.several else ()
-    examples["target"] = torch.zeros(batch, *several, *((rank,) if rank > 1 else ()), dtype=torch.long)
+    shape = [n for n in (batch, settings.targets, rank if rank > 1 else None) if n is not None]
+    examples["target"] = torch.zeros(shape, dtype=torch.long)
     axes = {**sizes.names, "target": {0: axis} if axis else {}}
-    if several:
-        axes["target"] = {**axes["target"], 1: "targets"}
 
     names: list[str] = []
 
@@ -116,7 +114,7 @@ class _Sizes:
                 own = called.setdefault(str(size), wanted)
                 self.names[name][axis] = own
                 self.sizes.setdefault(own, tensor.shape[axis])
-        taken: set[int] = {0, 1, 3}
+        taken = {0, 1}
         for own, size in self.sizes.items():  # equal sizes would be taken for one, and a size of 1 for a constant
             while size in taken:
                 size += 1
@@ -175,31 +173,29 @@ def _explain(
     with torch.enable_grad():
         outputs = PlainAttention(converted.program).run(*state, *entries)
         logits = _select(converted, outputs, settings.output)
-    cotangents = _one_hot(target, logits, settings.several)
+    picked = [target] if settings.targets is None else target.unbind(1)
+    parts: dict[str, list[Tensor]] = {}
+    for own in picked:
+        cotangent = _one_hot(own, logits)
+        gradients = torch.autograd.grad(
+            logits, list(attributed.values()), cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        for (declared, value), gradient in zip(attributed.items(), gradients):
+            name = "attribution" if len(attributed) == 1 else f"attribution_{_name(declared.name)}"
+            tokens = declared in captured.embedded
+            parts.setdefault(name, []).append(settings.attribution(value.detach(), gradient, tokens=tokens))
+    found = {name: part[0] if settings.targets is None else torch.stack(part, 1) for name, part in parts.items()}
+    return {"logits": logits.detach(), **found}
 
-    def backward(cotangent: Tensor) -> list[Tensor]:
-        found = torch.autograd.grad(logits, list(attributed.values()), cotangent, retain_graph=True, allow_unused=True)
-        return [torch.zeros_like(v) if g is None else g for v, g in zip(attributed.values(), found)]
 
-    gradients = torch.func.vmap(backward)(cotangents) if settings.several else backward(cotangents)
-    found = {"logits": logits.detach()}
-    for (declared, value), gradient in zip(attributed.items(), gradients):
-        name = "attribution" if len(attributed) == 1 else f"attribution_{_name(declared.name)}"
-        attribution = settings.attribution(value.detach(), gradient, tokens=declared in captured.embedded)
-        found[name] = attribution.transpose(0, 1) if settings.several else attribution
-    return found
-
-
-def _one_hot(target: Tensor, logits: Tensor, several: bool) -> Tensor:
-    """1 at the target, (batch, ...) or (targets, batch, ...); by scatter, which refuses what is out of range."""
+def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
+    """1 at the target, in the logits' shape; by scatter, which refuses what is out of range."""
     target = target if logits.dim() > 2 else target.unsqueeze(-1)
-    total = None
+    total = logits.new_ones(logits.shape[0])
     for axis, size in enumerate(logits.shape[1:]):
-        zeros = logits.new_zeros(*target.shape[:-1], size)
-        hot = zeros.scatter(-1, target[..., axis : axis + 1], 1.0)
-        total = hot if total is None else total.unsqueeze(-1) * hot.reshape(*target.shape[:-1], *[1] * axis, size)
-    assert total is not None
-    return total.transpose(0, 1) if several else total
+        hot = logits.new_zeros(target.shape[0], size).scatter(-1, target[:, axis : axis + 1], 1.0)
+        total = total.unsqueeze(-1) * hot.reshape(-1, *[1] * axis, size)
+    return total
 
 
 def _traced(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,7 +23,7 @@ from fxgrad.errors import InputError, first_line
 from fxgrad.lookup import placeholders_of
 from fxgrad.module import ConvertedModule
 from fxgrad.places import place_of
-from fxgrad.roles import Kind
+from fxgrad.sources import Offsets, Recorder, point
 
 
 @dataclass(frozen=True)
@@ -86,12 +85,12 @@ class Ledger:
     def __init__(self, converted: ConvertedModule, leaves: list[Any]) -> None:
         self.decisions = converted.classified.decisions
         self.program = converted.program
-        self.originals = {n.name: n for n in converted.classified.captured.graph.nodes}
         captured = converted.classified.captured
         names = [n.name for n in placeholders_of(captured.graph)][len(captured.state) :]
         self.attributed = {name: declared for name, declared in zip(names, captured.entries) if declared.attributed}
-        self.values: dict[str, Any] = {}
-        recorder = _Recorder(self.program, self.values)
+        recorder = Recorder(self.program)
+        self.values = recorder.values
+        self.offsets = Offsets(converted, self.values)
         with torch.no_grad():
             self.outputs: list[Any] = list(recorder.run(*converted.state, *leaves))
 
@@ -123,7 +122,7 @@ class Ledger:
             if node.name not in self.decisions and node.name not in self.attributed:
                 # An output that no attributed input reaches explains itself.
                 share = dot(g, self.values[node.name])
-                place = place_of(self.originals[node.name])
+                place = place_of(self.offsets.originals[node.name])
                 sources.append(SourceRow(f"output {node.name}", node.name, share, share / scale, *place))
         for node in reversed(list(self.program.graph.nodes)):
             decision = self.decisions.get(node.name)
@@ -151,9 +150,9 @@ class Ledger:
     def _book(
         self, node: fx.Node, decision: Decision, g: Any, arrived: dict[str, Any], scale: float
     ) -> tuple[LedgerRow, SourceRow | None]:
-        carrying = self._carrying(decision)
+        carrying = self.offsets.carrying(decision)
         try:
-            gradients = self._vjp(node, carrying, g)
+            gradients = self.offsets.vjp(node, carrying, g)
         except (RuntimeError, NotImplementedError) as error:
             raise InputError(
                 f"{decision.op} at {decision.place} has no gradient of its own ({first_line(error)}). Register one, or "
@@ -163,7 +162,7 @@ class Ledger:
             self._deliver(arrived, name, gradient)
         inflow = dot(g, self.values[node.name])
         outflow = sum(dot(gradient, self.values[name]) for name, gradient in zip(carrying, gradients))
-        source = self._offset(decision, carrying, g)
+        source = sum(dot(gb, b) for gb, b in self.offsets.of(decision, g))
         residual = inflow - outflow - source
         row = LedgerRow(
             node=node.name,
@@ -180,73 +179,8 @@ class Ledger:
         )
         if source == 0:
             return row, None
-        name = ", ".join(decision.sources) or f"{decision.op} at {_point(decision):g}"
+        name = ", ".join(decision.sources) or f"{decision.op} at {point(decision):g}"
         return row, SourceRow(name, node.name, source, source / scale, *decision.place)
-
-    def _carrying(self, decision: Decision) -> list[str]:
-        """The operands that a cotangent may travel on to: live nodes and attributed inputs."""
-        names = dict.fromkeys(str(o.value) for o in decision.operands if o.data)
-        return [n for n in names if n not in self.decisions or self.decisions[n].live]
-
-    def _vjp(
-        self, node: fx.Node, wanted: list[str], g: Any, at: Callable[[Tensor], Tensor] = torch.detach
-    ) -> list[Any]:
-        """The vjp of one node's call for some of its operands: None where nothing arrives."""
-        leaves = {name: at(self.values[name]).requires_grad_() for name in wanted}
-        with torch.enable_grad():
-            result = self._call(node, leaves)
-        pairs = [
-            (z, c)
-            for z, c in zip(*(v if isinstance(v, (list, tuple)) else [v] for v in (result, g)))
-            if c is not None and z.requires_grad
-        ]
-        if not pairs or not leaves:
-            return [None] * len(wanted)
-        return list(
-            torch.autograd.grad([z for z, _ in pairs], list(leaves.values()), [c for _, c in pairs], allow_unused=True)
-        )
-
-    def _call(self, node: fx.Node, substitutes: Mapping[str, Tensor]) -> Any:
-        args, kwargs = fx.node.map_arg(
-            (node.args, node.kwargs), lambda n: substitutes.get(n.name, self.values.get(n.name))
-        )
-        return node.target(*args, **kwargs)  # type: ignore[operator]
-
-    def _offset(self, decision: Decision, carrying: list[str], g: Any) -> float:
-        """<g, b>: what the node's constants contribute, without looking at its backward.
-
-        An affine op shows b where its carriers are 0. A piecewise linear one has an offset per piece,
-        z - J a, with J from the original op's own derivative.
-        """
-        original = self.originals[decision.node]
-        if decision.kind is Kind.PIECEWISE_LINEAR and decision.sources:
-            native = self._vjp(original, carrying, g)
-            return dot(g, self.values[decision.node]) - sum(
-                dot(j, self.values[name]) for j, name in zip(native, carrying)
-            )
-        if decision.vjp == "twin":
-            return self._kept(decision, g)
-        if decision.vjp == "secant" and _point(decision):
-            return self._intercept(decision, carrying[0], g)
-        if decision.sources or _through_secant(decision):
-            zeros = {name: torch.zeros_like(self.values[name]) for name in carrying}
-            with torch.no_grad():
-                for name in decision.through:
-                    zeros[name] = self._call(self.originals[name], zeros)
-                return dot(g, self._call(original, zeros))
-        return 0.0
-
-    def _intercept(self, decision: Decision, name: str, g: Any) -> float:
-        """<g, b> of a secant through (r, 0): b is what it is at x = 0."""
-        x, y, r = self.values[name], self.values[decision.node], _point(decision)
-        (limit,) = self._vjp(self.originals[decision.node], [name], torch.ones_like(y))
-        return dot(g, -r * torch.where(x == r, limit, y / (x - r)))
-
-    def _kept(self, decision: Decision, g: Any) -> float:
-        """<g, b> of an op with a twin: what is held in it can be had from the twin only, so from b's gradient."""
-        names = [str(o.value) for o in decision.operands if not o.data and o.part in ("carrier", "source")]
-        node = next(n for n in self.program.graph.nodes if n.name == decision.node)
-        return sum(dot(b, self.values[name]) for name, b in zip(names, self._vjp(node, names, g)))
 
     def _limit_error(self, node: fx.Node, decision: Decision) -> float:
         """How far a secant's slope at 0 is from f'(0). Completeness cannot see it: 0 times anything is 0."""
@@ -254,10 +188,10 @@ class Ledger:
             return 0.0
         name = str(decision.operands[0].value)
         one = torch.ones_like(self.values[name])
-        at = functools.partial(torch.full_like, fill_value=_point(decision))
-        (ours,) = self._vjp(node, [name], one, at=at)
+        at = functools.partial(torch.full_like, fill_value=point(decision))
+        (ours,) = self.offsets.vjp(node, [name], one, at=at)
         try:
-            (exact,) = self._vjp(self.originals[decision.node], [name], one, at=at)
+            (exact,) = self.offsets.vjp(self.offsets.originals[decision.node], [name], one, at=at)
         except (RuntimeError, NotImplementedError):  # no derivative has been written for it
             return 0.0
         if exact is None:
@@ -269,29 +203,6 @@ class Ledger:
     def _deliver(self, arrived: dict[str, Any], name: str, g: Tensor | None) -> None:
         if g is not None:
             arrived[name] = arrived[name] + g if name in arrived else g
-
-
-class _Recorder(fx.Interpreter):
-    """Runs a program and keeps the value of every node."""
-
-    def __init__(self, program: fx.GraphModule, values: dict[str, Any]) -> None:
-        super().__init__(program, garbage_collect_values=False)
-        self.values = values
-
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
-        self.values[n.name] = result
-        return result
-
-
-def _through_secant(decision: Decision) -> bool:
-    secant_gate = decision.row is not None and decision.row.options.get("secant", False) and not _point(decision)
-    return decision.kind is Kind.SQUASH or bool(secant_gate)
-
-
-def _point(decision: Decision) -> float:
-    """Where on the x axis the node's secant is taken."""
-    return float(decision.row.options.get("through", 0)) if decision.row else 0.0
 
 
 def dot(g: Any, z: Any) -> float:

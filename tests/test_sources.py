@@ -67,7 +67,7 @@ def test_twins_biases_have_their_own_shapes() -> None:
     model, x = recurrent()
     found = contributions(fxgrad.convert(model, (x,)), [x], [torch.ones(3, 5, 6).double()])
     (twin,) = [parts for parts in found.sources.values() if len(parts) > 1]
-    assert [part.shape for part in twin if part.dim() == 1] == [(24,), (24,)]  # the bias of each of two layers' halves
+    assert [part.shape for part in twin if part.dim() == 1] == [(24,), (24,)]  # weights have their own part
 
 
 def test_token_ids_are_embedded_first() -> None:

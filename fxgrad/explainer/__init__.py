@@ -32,15 +32,17 @@ def export_explainer(
     channels: int | Literal["auto"] | None = "auto",
     pool: int = 1,
     output: str | None = None,
+    completeness: bool = True,
     metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write forward and attribution as one program that runs without fxgrad."""
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ExportError(f"{path} must end in {', '.join(FORMATS)}: the ending says which format to write.")
-    settings = Settings(method, targets, channels, pool, output)
+    settings = Settings(method, targets, channels, pool, output, completeness)
     leaves = converted.classified.captured.flatten(args, kwargs or {})
-    traced = trace(converted, leaves, settings)
+    save, decompositions = FORMATS[path.suffix]
+    traced = trace(converted, leaves, settings, decompositions)
     described = {
         "method": method,
         "inputs": list(traced.inputs),
@@ -50,5 +52,5 @@ def export_explainer(
     described |= {
         "policy": converted.classified.table.name, "torch": torch.__version__,
     }
-    FORMATS[path.suffix](traced, path, {k: v if isinstance(v, str) else json.dumps(v) for k, v in described.items()})
+    save(traced, path, {k: v if isinstance(v, str) else json.dumps(v) for k, v in described.items()})
     return described

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
+from fxgrad.module import ConvertedModule
 from fxgrad.ops.attention import SDPA, value_only
 from fxgrad.ops.weighted import weighted
 
@@ -57,22 +59,38 @@ def _repeated(x: Tensor, heads: int) -> Tensor:
     return x.unsqueeze(-3).expand(*x.shape[:-2], groups, *x.shape[-2:]).flatten(-4, -3)
 
 
-class PlainAttention(fx.Interpreter):
-    """Runs a converted program, its attention spelled out; held weights are not differentiated, as before.
+def weighted_attention(weights: tuple[Any, ...], *args: Any, **kwargs: Any) -> Tensor:
+    """Attention whose operands' cotangents are scaled, as `fxgrad.ops.weighted` does it."""
+    return weighted(plain_attention, weights, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def held_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Attention whose weights are held, as `fxgrad.ops.value_only` does it."""
+    return plain_attention(query.detach(), key.detach(), value, *args, **kwargs)
+
+
+def with_plain_attention(converted: ConvertedModule) -> ConvertedModule:
+    """The same module with its attention spelled out; held weights are not differentiated, as before.
 
     Example:
         >>> import fxgrad
         >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
         >>> x = torch.randn(2, 5, 8)
         >>> libra = fxgrad.convert(model, (x,))
-        >>> torch.allclose(PlainAttention(libra.program).run(*libra.state, x)[0], libra(x), atol=1e-5)
+        >>> torch.allclose(with_plain_attention(libra)(x), libra(x), atol=1e-5)
         True
     """
-
-    def call_function(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if target is value_only:
-            return weighted(plain_attention, (0, 0, 1, 0, 1, 1), *args[1:], **kwargs)
-        if target is SDPA:
-            target = plain_attention
-        args = tuple(plain_attention if argument is SDPA else argument for argument in args)
-        return super().call_function(target, args, kwargs)
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(converted.graph, {}))
+    for node in graph.nodes:
+        if node.target is value_only:
+            node.target, node.args = held_attention, node.args[1:]
+        elif node.target is weighted and node.args[0] is SDPA:
+            node.target, node.args = weighted_attention, node.args[1:]
+        elif node.target is SDPA:
+            node.target = plain_attention
+    program = fx.GraphModule(nn.Module(), graph, class_name="FxgradProgram")
+    other = copy.copy(converted)
+    object.__setattr__(other, "program", program)
+    object.__setattr__(other, "runner", program)
+    return other

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from fxgrad.explainer.decompositions import DECOMPOSITIONS
 from fxgrad.explainer.onnx import save_onnx
 from fxgrad.explainer.trace import Traced
 
@@ -16,8 +18,9 @@ def save_pt2(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
     torch.export.save(traced.program, path, extra_files=dict(metadata))
 
 
-FORMATS: Mapping[str, Callable[[Traced, Path, Mapping[str, str]], None]] = {
-    ".onnx": save_onnx,
-    ".pt2": save_pt2,
+Save = Callable[[Traced, Path, Mapping[str, str]], None]
+FORMATS: Mapping[str, tuple[Save, Mapping[Any, Callable[..., Any]]]] = {
+    ".onnx": (save_onnx, DECOMPOSITIONS),
+    ".pt2": (save_pt2, {}),
 }
-"""Ending -> what writes the file."""
+"""Ending -> what writes the file, and what it wants decomposed."""

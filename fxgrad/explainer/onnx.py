@@ -15,7 +15,6 @@ import torch
 from torch import fx
 
 from fxgrad.errors import ExportError, one_line
-from fxgrad.explainer.decompositions import DECOMPOSITIONS
 from fxgrad.explainer.trace import Traced
 from fxgrad.places import Place, place_of
 
@@ -34,11 +33,10 @@ def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
         import onnxscript  # noqa: F401
     except ImportError as error:
         raise ExportError(f'ONNX needs more packages ({error}): pip install "fxgrad[onnx]"') from error
-    program = traced.program.run_decompositions(torch.export.default_decompositions() | DECOMPOSITIONS)
     try:
         with _quiet():
             exported = torch.onnx.export(
-                program,
+                traced.program,
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(traced.inputs),
@@ -50,10 +48,27 @@ def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
         raise _refusal(error, traced) from error
     assert exported is not None
     model = exported.model_proto
+    _tidy(model, traced)
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def _tidy(model: Any, traced: Traced) -> None:
+    """Free axes by their names; no notes of the exporter at every node, which would outweigh a small model."""
+    names = {}
+    for value in model.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_param and axis in traced.axes[value.name]:
+                names[dim.dim_param] = traced.axes[value.name][axis]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dim.dim_param)
+        value.ClearField("metadata_props")
+    for part in (model.graph, *model.graph.node, *model.graph.initializer):
+        part.ClearField("metadata_props")
 
 
 @contextlib.contextmanager

@@ -36,6 +36,7 @@ class Settings:
     channels: int | Literal["auto"] | None = "auto"
     pool: int = 1
     output: str | None = None
+    completeness: bool = True
 
     def __post_init__(self) -> None:
         if self.method not in METHODS:

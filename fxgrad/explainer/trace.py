@@ -19,15 +19,16 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext, is_concrete_int
+from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext, is_concrete_int, statically_known_true
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture import without_fast_path
 from fxgrad.errors import ExportError, one_line
-from fxgrad.explainer.attention import PlainAttention
+from fxgrad.explainer.attention import with_plain_attention
 from fxgrad.explainer.settings import Settings
 from fxgrad.lookup import placeholders_of
 from fxgrad.module import ConvertedModule
+from fxgrad.sources import Contributions, Recording
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,19 @@ class Traced:
     axes: Mapping[str, Mapping[int, str]]
 
 
-def trace(converted: ConvertedModule, leaves: Sequence[Any], settings: Settings) -> Traced:
+def trace(
+    converted: ConvertedModule,
+    leaves: Sequence[Any],
+    settings: Settings,
+    decompositions: Mapping[Any, Callable[..., Any]] | None = None,
+) -> Traced:
     """Trace forward and attribution into one program.
 
     Args:
         converted: what `fxgrad.convert` returned.
         leaves: its inputs, flattened; only sizes and dtypes count.
         settings: what the explainer is to compute.
+        decompositions: ATen op -> a function of its signature to trace in its place.
 
     Returns:
         The program, with every axis free that the model was captured with free.
@@ -67,20 +74,24 @@ def trace(converted: ConvertedModule, leaves: Sequence[Any], settings: Settings)
     sizes = _Sizes(converted, tensors)
     examples = {name: sizes.example(name, tensor) for name, tensor in tensors.items()}
     batch, axis = sizes.batch(examples)
-    rank = _logits_of(converted, settings).dim() - 1
+    at = _logits_at(converted, settings.output)
+    rank = captured.graph.output_node().args[0][at].meta["val"].dim() - 1  # type: ignore[union-attr, index]
     shape = [n for n in (batch, settings.targets, rank if rank > 1 else None) if n is not None]
     examples["target"] = torch.zeros(shape, dtype=torch.long)
     axes = {**sizes.names, "target": {0: axis} if axis else {}}
 
     names: list[str] = []
 
+    run = _Run(with_plain_attention(converted), settings, at)
+
     def explain(state: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-        outputs = _explain(converted, settings, state, inputs)
+        given = {f"converted.{path}": tensor for path, tensor in zip(captured.state, state)}
+        outputs: dict[str, Tensor] = torch.func.functional_call(run, given, (inputs,))
         names[:] = list(outputs)
         return list(outputs.values())
 
     try:
-        graph = _traced(explain, converted.state, examples, axes)
+        graph = _traced(explain, converted.state, examples, axes, decompositions or {})
         program = _exported(graph, converted, examples, axes)
     except ExportError:
         raise
@@ -134,19 +145,19 @@ class _Sizes:
         return 1, None
 
 
-def _logits_of(converted: ConvertedModule, settings: Settings) -> Tensor:
-    """The logits among the captured outputs, as a tensor without data."""
-    output = converted.classified.captured.graph.output_node()
-    return _select(converted, [getattr(n, "meta", {}).get("val") for n in output.args[0]], settings.output)  # type: ignore[union-attr]
+def _logits_at(converted: ConvertedModule, wanted: str | None) -> int:
+    """Which of the flattened outputs holds the logits: the one called as wanted, the only one, or `logits`.
 
-
-def _select(converted: ConvertedModule, outputs: Sequence[Any], wanted: str | None) -> Tensor:
-    """The output that is called as wanted; by default the only one, or that called logits."""
-    tree = pytree.tree_unflatten(list(outputs), converted.classified.captured.out_spec)
+    Raises:
+        ExportError: none does.
+    """
+    captured = converted.classified.captured
+    values = [getattr(n, "meta", {}).get("val") for n in captured.graph.output_node().args[0]]  # type: ignore[union-attr]
+    tree = pytree.tree_unflatten(list(range(len(values))), captured.out_spec)
     named = {
-        re.sub(r"[\[\]'.]+", ".", pytree.keystr(path)).strip(".") or "output": leaf
-        for path, leaf in pytree.tree_flatten_with_path(tree)[0]
-        if isinstance(leaf, Tensor) and leaf.is_floating_point() and leaf.dim() > 1
+        re.sub(r"[\[\]'.]+", ".", pytree.keystr(path)).strip(".") or "output": at
+        for path, at in pytree.tree_flatten_with_path(tree)[0]
+        if isinstance(values[at], Tensor) and values[at].is_floating_point() and values[at].dim() > 1
     }
     if wanted is None:
         wanted = next(iter(named)) if len(named) == 1 else "logits"
@@ -158,34 +169,64 @@ def _select(converted: ConvertedModule, outputs: Sequence[Any], wanted: str | No
     return named[wanted]
 
 
-def _explain(
-    converted: ConvertedModule, settings: Settings, state: list[Tensor], inputs: list[Tensor]
-) -> dict[str, Tensor]:
-    """What is traced: name of each output -> its value."""
+class _Run(nn.Module):
+    """What is traced, as a module whose tensors can be replaced for a call."""
+
+    def __init__(self, converted: ConvertedModule, settings: Settings, at: int) -> None:
+        super().__init__()
+        self.converted, self.settings, self.at = converted, settings, at
+
+    def forward(self, inputs: list[Tensor]) -> dict[str, Tensor]:
+        """Name of each output -> its value."""
+        return _explain(self.converted, self.settings, self.at, inputs)
+
+
+def _explain(converted: ConvertedModule, settings: Settings, at: int, inputs: list[Tensor]) -> dict[str, Tensor]:
     captured = converted.classified.captured
     *given, target = inputs
     values = iter(given)
     entries: list[Any] = [i.constant if i.dtype is None else next(values) for i in captured.inputs]
     if converted.lookup:
-        entries += converted.lookup(*state, *entries)
-    entries = [v.detach().requires_grad_() if i.attributed else v for i, v in zip(captured.entries, entries)]
-    attributed = {i: v for i, v in zip(captured.entries, entries) if i.attributed}
-    with torch.enable_grad():
-        outputs = PlainAttention(converted.program).run(*state, *entries)
-        logits = _select(converted, outputs, settings.output)
-    picked = [target] if settings.targets is None else target.unbind(1)
-    parts: dict[str, list[Tensor]] = {}
-    for own in picked:
-        cotangent = _one_hot(own, logits)
-        gradients = torch.autograd.grad(
-            logits, list(attributed.values()), cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        for (declared, value), gradient in zip(attributed.items(), gradients):
-            name = "attribution" if len(attributed) == 1 else f"attribution_{_name(declared.name)}"
-            tokens = declared in captured.embedded
-            parts.setdefault(name, []).append(settings.attribution(value.detach(), gradient, tokens=tokens))
-    found = {name: part[0] if settings.targets is None else torch.stack(part, 1) for name, part in parts.items()}
-    return {"logits": logits.detach(), **found}
+        entries += converted.lookup(*converted.state, *entries)
+    run = Recording(converted, entries, sources=settings.completeness)
+    logits = run.outputs[at]
+    found: dict[str, list[Tensor]] = {}
+    for own in [target] if settings.targets is None else target.unbind(1):
+        one_hot = _one_hot(own, logits)
+        parts = run.back([one_hot if i == at else None for i in range(len(run.outputs))], last=False)
+        for name, value in parts.inputs.items():
+            called = "attribution" if len(parts.inputs) == 1 else f"attribution_{_name(name)}"
+            tokens = name in {i.name for i in captured.embedded}
+            attribution = settings.attribution(value, parts.gradients[name], tokens=tokens)
+            found.setdefault(called, []).append(attribution)
+        if settings.completeness:
+            found.setdefault("completeness_error", []).append(_completeness_error(parts, logits, one_hot))
+    stacked = {name: part[0] if settings.targets is None else torch.stack(part, 1) for name, part in found.items()}
+    return {"logits": logits, **stacked}
+
+
+def _completeness_error(parts: Contributions, logits: Tensor, one_hot: Tensor) -> Tensor:
+    """|y - inputs - sources| / |y| of every item, (batch,): FullGrad's eq. 1, item by item."""
+    batch = logits.shape[0]
+    y = (logits * one_hot).reshape(batch, -1).sum(1)
+    kept = y
+    for name, value in parts.inputs.items():
+        kept = kept - (value * parts.gradients[name]).reshape(batch, -1).sum(1).to(y.dtype)
+    for node, tensors in parts.sources.items():
+        for tensor in tensors:
+            kept = kept - _by_item(tensor, batch, node).to(y.dtype)
+    return kept.abs() / y.abs().clamp(min=torch.finfo(y.dtype).tiny)
+
+
+def _by_item(tensor: Tensor, batch: Any, node: str) -> Tensor:
+    """Sums over all but the batch, which is the outermost part of the first axis that it is in."""
+    for axis, size in enumerate(tensor.shape):
+        if statically_known_true(size % batch == 0):
+            return tensor.movedim(axis, 0).reshape(batch, -1).sum(1)
+    raise ExportError(
+        f"what the constants of {node} contribute cannot be told apart by items of the batch, as those of a recurrent "
+        "layer. Pass completeness=False."
+    )
 
 
 def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
@@ -203,6 +244,7 @@ def _traced(
     state: Sequence[Tensor],
     examples: Mapping[str, Tensor],
     axes: Mapping[str, Mapping[int, str]],
+    decompositions: Mapping[Any, Callable[..., Any]],
 ) -> fx.GraphModule:
     """The graph of a function of the state and the inputs, the free axes symbols."""
     mode = FakeTensorMode(shape_env=ShapeEnv())
@@ -215,7 +257,7 @@ def _traced(
     tensors = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in state]
     inputs = [fake(name, tensor) for name, tensor in examples.items()]
     with without_fast_path(), mode, fx_traceback.preserve_node_meta():
-        return make_fx(explain, tracing_mode="real")(tensors, inputs)
+        return make_fx(explain, dict(decompositions), tracing_mode="real")(tensors, inputs)
 
 
 def _exported(
@@ -229,8 +271,7 @@ def _exported(
     shapes = {name: {axis: dims[own] for axis, own in axes[name].items()} for name in examples}
     module = _with_names(graph.graph, converted, list(examples))
     with torch.no_grad():
-        program = torch.export.export(module, tuple(examples.values()), strict=False, dynamic_shapes=shapes)
-        return program.run_decompositions({})
+        return torch.export.export(module, tuple(examples.values()), strict=False, dynamic_shapes=shapes)
 
 
 def _with_names(graph: fx.Graph, converted: ConvertedModule, inputs: Sequence[str]) -> fx.GraphModule:

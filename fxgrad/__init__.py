@@ -10,12 +10,14 @@ from fxgrad.check import CheckReport, check
 from fxgrad.convert import convert
 from fxgrad.errors import (
     CaptureError,
+    ExportError,
     FxgradError,
     InputError,
     NoRuleError,
     NotBalanceableError,
     RuleTableError,
 )
+from fxgrad.explainer import export_explainer
 from fxgrad.module import ConvertedModule
 from fxgrad.vjp import VJP, vjp
 
@@ -24,6 +26,7 @@ __all__ = [
     "CaptureError",
     "CheckReport",
     "ConvertedModule",
+    "ExportError",
     "FxgradError",
     "InputError",
     "NoRuleError",
@@ -31,5 +34,6 @@ __all__ = [
     "RuleTableError",
     "check",
     "convert",
+    "export_explainer",
     "vjp",
 ]

@@ -44,10 +44,8 @@ def plain_attention(
         scores = scores.masked_fill(~seen, -math.inf)
     if attn_mask is None:
         return scores.softmax(-1) @ value
-    if attn_mask.dtype is torch.bool:
-        scores = scores.masked_fill(~attn_mask, -math.inf)
-    else:
-        scores = scores + attn_mask
+    held_out = attn_mask.dtype is torch.bool
+    scores = scores.masked_fill(~attn_mask, -math.inf) if held_out else scores + attn_mask
     # A row that sees nothing is 0 in the fused kernels, where softmax has 0/0.
     blind = scores.amax(-1, keepdim=True) == -math.inf
     return scores.softmax(-1).masked_fill(blind, 0) @ value

@@ -39,7 +39,7 @@ def _convolution_backward(
     output_padding: Sequence[int],
     groups: int,
     output_mask: Sequence[bool],
-) -> tuple[Tensor | None, None, None]:
+) -> Any:
     """The input's gradient; weights are constants in an explainer, and get none."""
     if any(output_mask[1:]):
         return NotImplemented

@@ -98,8 +98,8 @@ def _refusal(error: BaseException, traced: Traced) -> ExportError:
             lines = "".join(f"\n  at {place}" for place in list(places)[:3])
             more = f"\n  and {len(places) - 3} more" if len(places) > 3 else ""
             return ExportError(
-                f"ONNX has no form of {op}:{lines}{more}\nReplace that layer by one that ONNX has, or export to .pt2 or "
-                ".aoti, which take every op."
+                f"ONNX has no form of {op}:{lines}{more}\nReplace that layer by one that ONNX has, or export to .pt2 "
+                "or .aoti, which take every op."
             )
     return ExportError(f"torch.onnx cannot export the explainer: {one_line(chain[-1])}")
 

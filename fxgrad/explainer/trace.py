@@ -14,12 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch._dynamo.source import ConstantSource
-from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import DimDynamic, ShapeEnv, StatelessSymbolicContext, is_concrete_int, statically_known_true
+from torch.fx.experimental.symbolic_shapes import is_concrete_int, statically_known_true
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture import without_fast_path
@@ -154,7 +152,7 @@ def _logits_at(converted: ConvertedModule, wanted: str | None) -> int:
     captured = converted.classified.captured
     values = [getattr(n, "meta", {}).get("val") for n in captured.graph.output_node().args[0]]  # type: ignore[union-attr]
     tree = pytree.tree_unflatten(list(range(len(values))), captured.out_spec)
-    named = {
+    named: dict[str, int] = {
         re.sub(r"[\[\]'.]+", ".", pytree.keystr(path)).strip(".") or "output": at
         for path, at in pytree.tree_flatten_with_path(tree)[0]
         if isinstance(values[at], Tensor) and values[at].is_floating_point() and values[at].dim() > 1
@@ -247,17 +245,24 @@ def _traced(
     decompositions: Mapping[Any, Callable[..., Any]],
 ) -> fx.GraphModule:
     """The graph of a function of the state and the inputs, the free axes symbols."""
-    mode = FakeTensorMode(shape_env=ShapeEnv())
-
-    def fake(name: str, tensor: Tensor) -> Tensor:
-        sizes = [DimDynamic.DUCK if axis in axes[name] else DimDynamic.STATIC for axis in range(tensor.dim())]
-        context = StatelessSymbolicContext(dynamic_sizes=sizes)
-        return mode.from_tensor(tensor, symbolic_context=context, source=ConstantSource(name))
-
+    # Tensors without data, with symbols for free sizes, are what torch.export makes first of all.
+    program = torch.export.export(_Echo(), tuple(examples.values()), strict=False, dynamic_shapes=(_shapes(axes),))
+    inputs = [node.meta["val"] for node in placeholders_of(program.graph)]
+    mode = inputs[0].fake_mode
     tensors = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in state]
-    inputs = [fake(name, tensor) for name, tensor in examples.items()]
     with without_fast_path(), mode, fx_traceback.preserve_node_meta():
         return make_fx(explain, dict(decompositions), tracing_mode="real")(tensors, inputs)
+
+
+class _Echo(nn.Module):
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        return [x.clone() for x in inputs]
+
+
+def _shapes(axes: Mapping[str, Mapping[int, str]]) -> tuple[dict[int, Dim], ...]:
+    """The free axes as torch.export wants them; axes of one name have one size."""
+    dims = {name: Dim(name) for name in {own for named in axes.values() for own in named.values()}}
+    return tuple({axis: dims[own] for axis, own in named.items()} for named in axes.values())
 
 
 def _exported(
@@ -267,11 +272,9 @@ def _exported(
     axes: Mapping[str, Mapping[int, str]],
 ) -> ExportedProgram:
     """The graph as an exported program, with inputs and parameters by name."""
-    dims = {name: Dim(name) for name in {own for named in axes.values() for own in named.values()}}
-    shapes = {name: {axis: dims[own] for axis, own in axes[name].items()} for name in examples}
     module = _with_names(graph.graph, converted, list(examples))
     with torch.no_grad():
-        return torch.export.export(module, tuple(examples.values()), strict=False, dynamic_shapes=shapes)
+        return torch.export.export(module, tuple(examples.values()), strict=False, dynamic_shapes=_shapes(axes))
 
 
 def _with_names(graph: fx.Graph, converted: ConvertedModule, inputs: Sequence[str]) -> fx.GraphModule:

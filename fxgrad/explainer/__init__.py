@@ -92,6 +92,8 @@ def export_explainer(
     path = Path(path)
     if path.suffix not in FORMATS:
         raise ExportError(f"{path} must end in one of {', '.join(FORMATS)}: the ending says which format to write.")
+    if not path.parent.is_dir():
+        raise ExportError(f"{path} cannot be written: there is no such folder.")
     settings = Settings(method, targets, channels, pool, output, completeness)
     leaves = converted.classified.captured.flatten(args, kwargs or {})
     chosen = FORMATS[path.suffix]

@@ -124,11 +124,11 @@ def test_completeness_error_is_that_of_check(tmp_path: Path) -> None:
 def test_options(tmp_path: Path) -> None:
     x, file = torch.randn(2, 3, 32, 32).double(), tmp_path / "e.pt2"
     libra = fxgrad.convert(built(Pictures, torch.float64), (x,))
-    fxgrad.export_explainer(libra, (x,), file, targets=2, pool=8, completeness=False)
+    fxgrad.export_explainer(libra, (x,), file, targets=2, pool=5, completeness=False)
     target = torch.tensor([[0, 1], [3, 2]])
     _, attribution = load(file)(x, target)
     wanted = torch.stack([by_autograd(libra, x, t)[1].sum(1) for t in target.T], 1)
-    assert relative(attribution, F.avg_pool2d(wanted, 8) * 64) < 1e-12
+    assert relative(attribution, F.avg_pool2d(wanted, 5, ceil_mode=True, divisor_override=1)) < 1e-12
     fxgrad.export_explainer(libra, (x,), file, method="gradient", channels=None)
     _, attribution, _ = load(file)(x, target[:, 0])
     assert relative(x * attribution, by_autograd(libra, x, target[:, 0])[1]) < 1e-12
@@ -261,6 +261,6 @@ def test_an_op_that_onnx_lacks_is_named_with_its_place(tmp_path: Path) -> None:
     with pytest.raises(ExportError) as refused:
         fxgrad.export_explainer(libra, (x,), tmp_path / "e.onnx", completeness=False)
     first, place, advice = str(refused.value).splitlines()
-    assert first == "ONNX has no form of aten.special_i0.default:"
+    assert first == "ONNX has no form of prims.bessel_i0.default:"
     assert "test_explainer.py:" in place and "torch.special.i0(x)" in place
     assert advice.endswith("export to .pt2 or .aoti, which take every op.")

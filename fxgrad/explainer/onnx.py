@@ -9,14 +9,13 @@ import re
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import fx
 
 from fxgrad.errors import ExportError, one_line
 from fxgrad.explainer.trace import Traced
-from fxgrad.places import Place, place_of
+from fxgrad.places import Place
 
 OPSET = 18
 """The newest that runtimes of the last years take: layer norm is one op since 17, reductions are alike since 18."""
@@ -94,8 +93,8 @@ def _refusal(error: BaseException, traced: Traced) -> ExportError:
         found = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>", str(link))
         if found:
             op = ".".join(found.groups())
-            places = dict.fromkeys(str(_origin(n)) for n in traced.graph.nodes if str(n.target) == op)
-            lines = "".join(f"\n  at {place}" for place in list(places)[:3])
+            places = list(dict.fromkeys(map(str, _uses(op, traced))))
+            lines = "".join(f"\n  at {place}" for place in places[:3])
             more = f"\n  and {len(places) - 3} more" if len(places) > 3 else ""
             return ExportError(
                 f"ONNX has no form of {op}:{lines}{more}\nReplace that layer by one that ONNX has, or export to .pt2 "
@@ -104,14 +103,16 @@ def _refusal(error: BaseException, traced: Traced) -> ExportError:
     return ExportError(f"torch.onnx cannot export the explainer: {one_line(chain[-1])}")
 
 
-def _origin(node: fx.Node) -> Place:
-    """The place of a traced node; of one that the backward made, that of the nearest forward node that it uses."""
-    seen: dict[Any, None] = {}
-    queue = [node]
-    while queue:
-        current = queue.pop(0)
-        if current.meta.get("stack_trace") and current.meta.get("nn_module_stack"):
-            return place_of(current)
-        seen[current] = None
-        queue += [n for n in current.all_input_nodes if n not in seen]
-    return place_of(node)
+def _uses(op: str, traced: Traced) -> Iterator[Place]:
+    """Where in the model an op comes from, that may be a piece of another."""
+    nodes = [n for n in traced.program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
+    if all(str(node.target) != op for node in nodes):
+        pieces = torch._decomp.get_decompositions(list({node.target for node in nodes}))
+        nodes = traced.program.run_decompositions(cast(Any, pieces)).graph.nodes
+    for node in nodes:
+        sources = node.meta.get("from_node") if str(node.target) == op else None
+        while sources:
+            if sources[-1].name in traced.places:
+                yield traced.places[sources[-1].name]
+                break
+            sources = sources[-1].from_node

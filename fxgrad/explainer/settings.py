@@ -70,7 +70,10 @@ class Settings:
 
 def _pooled(attribution: Tensor, pool: int) -> Tensor:
     """Sums over blocks of pool x pool, an incomplete last one included: (..., H, W) to (..., H / pool, W / pool)."""
-    height, width = attribution.shape[-2:]
-    padded = torch.nn.functional.pad(attribution, (0, -width % pool, 0, -height % pool))
-    rows, columns = padded.shape[-2] // pool, padded.shape[-1] // pool
-    return padded.reshape(*padded.shape[:-2], rows, pool, columns, pool).sum((-3, -1))
+    for axis in (-1, -2):
+        shape = list(attribution.shape)
+        shape[axis] = -shape[axis] % pool
+        if shape[axis]:
+            attribution = torch.cat([attribution, attribution.new_zeros(shape)], axis)
+    rows, columns = (size // pool for size in attribution.shape[-2:])
+    return attribution.unflatten(-1, (columns, pool)).unflatten(-3, (rows, pool)).sum((-3, -1))  # type: ignore[no-untyped-call, no-any-return]

@@ -17,16 +17,18 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.fx.experimental.symbolic_shapes import is_concrete_int, statically_known_true
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture import without_fast_path
 from fxgrad.errors import ExportError, one_line
 from fxgrad.explainer.attention import with_plain_attention
+from fxgrad.explainer.items import Items, batch_axis
 from fxgrad.explainer.settings import Settings
 from fxgrad.lookup import placeholders_of
 from fxgrad.module import ConvertedModule
-from fxgrad.sources import Contributions, Recording
+from fxgrad.places import Place, place_of
+from fxgrad.sources import Contributions, Recording, has_offset
 
 
 @dataclass(frozen=True)
@@ -35,13 +37,13 @@ class Traced:
 
     Attributes:
         program: takes the model's tensor inputs and `target`, by name; its parameters have the model's paths.
-        graph: the same as it was traced, whose forward nodes know the place in the model that they come from.
+        places: name of each node of the graph that torch.export was given -> the place in the model.
         inputs, outputs: names, in order.
         axes: for every input, axis -> name, where its size is free.
     """
 
     program: ExportedProgram
-    graph: fx.Graph
+    places: Mapping[str, Place]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     axes: Mapping[str, Mapping[int, str]]
@@ -90,12 +92,12 @@ def trace(
 
     try:
         graph = _traced(explain, converted.state, examples, axes, decompositions or {})
-        program = _exported(graph, converted, examples, axes)
+        program, places = _exported(graph, converted, examples, axes)
     except ExportError:
         raise
     except Exception as error:
         raise ExportError(f"forward and attribution cannot be traced into one graph: {one_line(error)}") from error
-    return Traced(program, graph.graph, tuple(examples), tuple(names), axes)
+    return Traced(program, places, tuple(examples), tuple(names), axes)
 
 
 def _name(name: str) -> str:
@@ -123,8 +125,9 @@ class _Sizes:
                 own = called.setdefault(str(size), wanted)
                 self.names[name][axis] = own
                 self.sizes.setdefault(own, tensor.shape[axis])
-        taken = {0, 1}
-        for own, size in self.sizes.items():  # equal sizes would be taken for one, and a size of 1 for a constant
+        # Sizes that are equal to others, or small, would be taken for the same or for constants.
+        taken = {0, 1, 2, 3, 4, *(size for tensor in tensors.values() for size in tensor.shape[1:])}
+        for own, size in self.sizes.items():
             while size in taken:
                 size += 1
             taken.add(size)
@@ -173,13 +176,16 @@ class _Run(nn.Module):
     def __init__(self, converted: ConvertedModule, settings: Settings, at: int) -> None:
         super().__init__()
         self.converted, self.settings, self.at = converted, settings, at
+        self.places = _places(converted) if settings.completeness else {}
 
     def forward(self, inputs: list[Tensor]) -> dict[str, Tensor]:
         """Name of each output -> its value."""
-        return _explain(self.converted, self.settings, self.at, inputs)
+        return _explain(self.converted, self.settings, self.at, self.places, inputs)
 
 
-def _explain(converted: ConvertedModule, settings: Settings, at: int, inputs: list[Tensor]) -> dict[str, Tensor]:
+def _explain(
+    converted: ConvertedModule, settings: Settings, at: int, places: Mapping[str, Items | None], inputs: list[Tensor]
+) -> dict[str, Tensor]:
     captured = converted.classified.captured
     *given, target = inputs
     values = iter(given)
@@ -198,12 +204,14 @@ def _explain(converted: ConvertedModule, settings: Settings, at: int, inputs: li
             attribution = settings.attribution(value, parts.gradients[name], tokens=tokens)
             found.setdefault(called, []).append(attribution)
         if settings.completeness:
-            found.setdefault("completeness_error", []).append(_completeness_error(parts, logits, one_hot))
+            found.setdefault("completeness_error", []).append(_completeness_error(parts, places, logits, one_hot))
     stacked = {name: part[0] if settings.targets is None else torch.stack(part, 1) for name, part in found.items()}
     return {"logits": logits, **stacked}
 
 
-def _completeness_error(parts: Contributions, logits: Tensor, one_hot: Tensor) -> Tensor:
+def _completeness_error(
+    parts: Contributions, places: Mapping[str, Items | None], logits: Tensor, one_hot: Tensor
+) -> Tensor:
     """|y - inputs - sources| / |y| of every item, (batch,): FullGrad's eq. 1, item by item."""
     batch = logits.shape[0]
     y = (logits * one_hot).reshape(batch, -1).sum(1)
@@ -212,19 +220,28 @@ def _completeness_error(parts: Contributions, logits: Tensor, one_hot: Tensor) -
         kept = kept - (value * parts.gradients[name]).reshape(batch, -1).sum(1).to(y.dtype)
     for node, tensors in parts.sources.items():
         for tensor in tensors:
-            kept = kept - _by_item(tensor, batch, node).to(y.dtype)
+            axis, ahead = places[node] or (0, 1)
+            kept = kept - tensor.movedim(axis, 0).reshape(ahead, batch, -1).sum((0, 2)).to(y.dtype)
     return kept.abs() / y.abs().clamp(min=torch.finfo(y.dtype).tiny)
 
 
-def _by_item(tensor: Tensor, batch: Any, node: str) -> Tensor:
-    """Sums over all but the batch, which is the outermost part of the first axis that it is in."""
-    for axis, size in enumerate(tensor.shape):
-        if statically_known_true(size % batch == 0):
-            return tensor.movedim(axis, 0).reshape(batch, -1).sum(1)
-    raise ExportError(
-        f"what the constants of {node} contribute cannot be told apart by items of the batch, as those of a recurrent "
-        "layer. Pass completeness=False."
-    )
+def _places(converted: ConvertedModule) -> dict[str, Items | None]:
+    """Of every node whose constants contribute: where the items of the batch are in its value.
+
+    Raises:
+        ExportError: they cannot be told apart.
+    """
+    captured, decisions = converted.classified.captured, converted.classified.decisions
+    entries = placeholders_of(captured.graph)[len(captured.state) :]
+    batch = next(p.meta["val"].shape[0] for p in entries if isinstance(p.meta.get("val"), Tensor))
+    found = {node.name: batch_axis(node, batch) for node in captured.graph.nodes}
+    for name, decision in decisions.items():
+        if has_offset(decision) and (found[name] is None or decision.vjp == "twin"):
+            raise ExportError(
+                f"what the constants of {decision.op} at {decision.place} contribute cannot be told apart by items of "
+                "the batch. Pass completeness=False."
+            )
+    return found
 
 
 def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
@@ -270,11 +287,24 @@ def _exported(
     converted: ConvertedModule,
     examples: Mapping[str, Tensor],
     axes: Mapping[str, Mapping[int, str]],
-) -> ExportedProgram:
-    """The graph as an exported program, with inputs and parameters by name."""
+) -> tuple[ExportedProgram, dict[str, Place]]:
+    """The graph as an exported program, with inputs and parameters by name, and the places of the graph's nodes."""
     module = _with_names(graph.graph, converted, list(examples))
     with torch.no_grad():
-        return torch.export.export(module, tuple(examples.values()), strict=False, dynamic_shapes=_shapes(axes))
+        program = torch.export.export(module, tuple(examples.values()), strict=False, dynamic_shapes=_shapes(axes))
+    program.example_inputs = None  # zeros, which a file would carry along
+    return program, {node.name: _origin(node) for node in module.graph.nodes if node.op == "call_function"}
+
+
+def _origin(node: fx.Node) -> Place:
+    """The place of a traced node; of one that the backward made, that of the nearest forward node that it uses."""
+    seen, queue = set[fx.Node](), [node]
+    for current in queue:
+        if current.meta.get("stack_trace") and current.meta.get("nn_module_stack"):
+            return place_of(current)
+        queue += [n for n in current.all_input_nodes if n not in seen]
+        seen.update(current.all_input_nodes)
+    return place_of(node)
 
 
 def _with_names(graph: fx.Graph, converted: ConvertedModule, inputs: Sequence[str]) -> fx.GraphModule:

@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,docs)
 
-.PHONY: demo test lint completeness zoo fuzz bench evaluate docs clean
+.PHONY: demo test lint completeness export-table zoo fuzz bench evaluate web docs clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -24,6 +24,9 @@ lint: .venv/ready
 
 completeness: .venv/ready  ## measure every architecture, write docs/completeness.md
 	$(BIN)/python bench/architectures.py --out docs/completeness.md
+
+export-table: .venv/ready  ## export and run the explainer of every architecture, write docs/export-table.md
+	$(BIN)/python bench/export_table.py --targets pt2,onnx,aoti --out docs/export-table.md
 
 zoo: .venv/ready  ## hours: put the zoo through the pass, resuming docs/zoo/*.csv; write docs/architectures.md
 	for suite in timm-families torchvision transformers timm; do \

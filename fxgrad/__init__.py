@@ -11,12 +11,14 @@ from fxgrad.convert import convert
 from fxgrad.errors import (
     ArtefactError,
     CaptureError,
+    ExportError,
     FxgradError,
     InputError,
     NoRuleError,
     NotBalanceableError,
     RuleTableError,
 )
+from fxgrad.explainer import export_explainer
 from fxgrad.methods import Attribution, attribute
 from fxgrad.module import ConvertedModule
 from fxgrad.save import load, save
@@ -29,6 +31,7 @@ __all__ = [
     "CaptureError",
     "CheckReport",
     "ConvertedModule",
+    "ExportError",
     "FxgradError",
     "InputError",
     "NoRuleError",
@@ -37,6 +40,7 @@ __all__ = [
     "attribute",
     "check",
     "convert",
+    "export_explainer",
     "load",
     "save",
     "vjp",

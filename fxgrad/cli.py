@@ -27,6 +27,7 @@ try:
     from fxgrad import explain as explaining
     from fxgrad import models
     from fxgrad.evaluate.command import command as evaluate
+    from fxgrad.explainer import run as running
     from fxgrad.zoo.command import zoo
 except ImportError as missing:
     sys.stderr.write(f'error: the command line needs more packages ({missing}): pip install "fxgrad[cli]"\n')
@@ -35,6 +36,8 @@ except ImportError as missing:
 from fxgrad.check import check as check_converted
 from fxgrad.convert import convert as convert_model
 from fxgrad.errors import FxgradError, InputError
+from fxgrad.explainer import METHODS, export_explainer
+from fxgrad.methods.targets import resolve
 from fxgrad.report import Table
 from fxgrad.roles import Kind
 from fxgrad.table import Row, load, presets
@@ -74,6 +77,8 @@ def main() -> None:
       fxgrad convert timm:vit_tiny_patch16_224
       fxgrad check timm:resnet18 --dtype float64 --randomize
       fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained --target tabby
+      fxgrad export timm:vit_base_patch16_224 --pretrained -o vit.onnx
+      fxgrad run vit.onnx cat.jpg
       fxgrad rules gelu
     """
 
@@ -229,6 +234,83 @@ def explain(
         ]
         _write(html_file, explaining.page(f"{explanation.label}: {title}", png.getvalue(), sections))
         click.echo(f"wrote {html_file}")
+
+
+@main.command()
+@_model_options
+@click.option("-o", "--output", required=True, metavar="FILE", help="Ends in .onnx, .pt2 or .aoti.")
+@click.option("--method", type=click.Choice(list(METHODS)), default="input_x_gradient", show_default=True)
+@click.option("--targets", type=click.IntRange(1), help="So many targets an item, from one forward. Default: one.")
+@click.option("--pool", type=click.IntRange(1), default=1, show_default=True, help="Sum over blocks of so many pixels.")
+@click.option("--each-channel", is_flag=True, help="Do not sum over channels.")
+@click.option("--no-completeness", is_flag=True, help="Leave out the completeness error.")
+def export(
+    output: str,
+    method: str,
+    targets: int | None,
+    pool: int,
+    each_channel: bool,
+    no_completeness: bool,
+    rules: tuple[str, ...],
+    **which: Any,
+) -> None:
+    """Write MODEL and its attribution as one program, for onnxruntime, plain PyTorch or C++.
+
+    \b
+    Example:
+      fxgrad export timm:vit_base_patch16_224 --pretrained -o vit.onnx
+      fxgrad run vit.onnx cat.jpg -o cat.png
+    """
+    loaded = _load(**which)
+    with stage(f"capturing and rewriting {loaded.name}"):
+        converted = convert_model(loaded.model, (loaded.example(),), rules=rules)
+    described = {"model": loaded.name, "weights": loaded.weights, "preprocessing": loaded.preprocess.constants()}
+    if loaded.class_names:
+        described["class_names"] = loaded.class_names
+    with stage(f"tracing {method} and writing {output}"):
+        found = export_explainer(
+            converted,
+            (loaded.example(),),
+            output,
+            method=method,
+            targets=targets,
+            channels=None if each_channel else "auto",
+            pool=pool,
+            completeness=not no_completeness,
+            metadata=described,
+        )
+    click.echo(_heading(loaded))
+    click.echo(f"inputs {', '.join(found['inputs'])}; outputs {', '.join(found['outputs'])}")
+    click.echo(f"wrote {output}, {Path(output).stat().st_size / 1e6:.1f} MB")
+
+
+@main.command("run")
+@click.argument("explainer")
+@click.argument("image")
+@click.option("--target", help="Class to explain: its number or its name. Default: the largest logit.")
+@click.option("-o", "--output", default="run.png", show_default=True, help="Picture to write: .png, .pdf, .svg.")
+def run_explainer(explainer: str, image: str, target: str | None, output: str) -> None:
+    """Explain IMAGE by EXPLAINER, an .onnx file that `fxgrad export` wrote, in onnxruntime.
+
+    \b
+    Example:
+      fxgrad run vit.onnx cat.jpg --target "tabby cat" -o cat.png
+    """
+    picture = explaining.read_image(image)
+    with stage(f"loading {explainer}"):
+        loaded = running.OnnxExplainer(explainer)
+    with stage("running"):
+        found = loaded.explain(picture)
+        names = loaded.class_names
+        index = found.target if target is None else resolve(target, len(found.logits), names)
+        if index != found.target:
+            found = loaded.explain(picture, index)
+    label = names[index] if names else f"class {index}"
+    running.draw(found, output, title=f"{label}: logit {found.logits[index]:.3g}")
+    click.echo(f"target {index} ({label}), logit {found.logits[index]:.4g}")
+    if found.completeness_error is not None:
+        click.echo(f"completeness error: {found.completeness_error:#.2g}")
+    click.echo(f"wrote {output}")
 
 
 @dataclass(frozen=True)

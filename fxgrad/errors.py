@@ -42,3 +42,7 @@ class InputError(FxgradError):
 
 class ArtefactError(FxgradError):
     """A file is not what `fxgrad.save` or `torch.export.save` wrote, or a converted module cannot be written."""
+
+
+class ExportError(FxgradError):
+    """A converted model, or its explainer, cannot be exported, or a file that was cannot be run."""

@@ -39,12 +39,17 @@ class Preprocessing:
         size: of the model's input; one channel makes the picture grey.
         mean, std: per channel, of pixels in [0, 1].
         transform: resizes, crops and normalizes a PIL image to float32 (C, H, W).
+        interpolation: the name of Pillow's filter that it resizes with.
+        crop: the side of the crop from the middle, relative to the resized picture; None where it resizes to the
+            model's size, whatever the picture's shape.
     """
 
     size: Size
     mean: tuple[float, ...]
     std: tuple[float, ...]
     transform: Callable[[Image.Image], Tensor]
+    interpolation: str = "bicubic"
+    crop: float | None = None
 
     def __call__(self, image: Image.Image) -> Tensor:
         """A batch of one, float32 (1, C, H, W).
@@ -55,6 +60,11 @@ class Preprocessing:
         if self.size[0] not in _MODES:
             raise InputError(f"the model takes {self.size[0]} channels; a picture has 1, 3 or 4.")
         return self.transform(image.convert(_MODES[self.size[0]]))[None]
+
+    def constants(self) -> dict[str, Any]:
+        """What another program needs to do the same, as JSON values; pixels are in [0, 1] before mean and std."""
+        names = ("size", "mean", "std", "interpolation", "crop")
+        return {name: getattr(self, name) for name in names}
 
     def invert(self, x: Tensor) -> Tensor:
         """Pixels in [0, 1], float32 (C, H, W), of a batch of one (1, C, H, W)."""
@@ -279,7 +289,10 @@ def _preprocessing(spec: str, model: nn.Module, cfg: dict[str, Any], size: Size 
             if len(config[key]) != size[0]:  # built for another number of channels than it was trained on
                 config[key] = (sum(config[key]) / len(config[key]),) * size[0]
         transform = data.create_transform(**config, is_training=False)
-        return Preprocessing(size, tuple(config["mean"]), tuple(config["std"]), transform)
+        crop = None if config["crop_mode"] == "squash" else config["crop_pct"]
+        return Preprocessing(
+            size, tuple(config["mean"]), tuple(config["std"]), transform, config["interpolation"], crop
+        )
     if size is None:
         raise InputError(
             f"{spec} does not say how large its input is. Give --input-size C H W, or attach a pretrained_cfg with "

@@ -148,14 +148,15 @@ def _layout(node: fx.Node, decision: Decision) -> Layout:
         return places[names[0]] if names else None
 
     carrier = node.args[places[row.parts["carrier"][0]]]
-    channels = carrier.meta["val"].shape[1] if isinstance(carrier, fx.Node) else 0
     over, groups, eps = (row.options.get(key) for key in ("over", "groups", "eps"))
+    # Asked for only where it is needed: a number made of a free size would fix it.
+    channels = int(carrier.meta["val"].shape[1]) if isinstance(carrier, fx.Node) and not (over or groups) else 0
     return Layout(
         carrier=places[row.parts["carrier"][0]],
         weight=place("coefficient"),
         bias=place("source"),
         trailing=len(arguments[over]) if over else 0,
-        groups=arguments[groups] if groups else int(channels),
+        groups=arguments[groups] if groups else channels,
         centered=row.options.get("centered", True),
         eps=arguments[eps] if eps else 0.0,
     )

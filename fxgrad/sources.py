@@ -169,6 +169,67 @@ class Contributions:
 Cotangents = Sequence["Tensor | None"]
 
 
+class Recording:
+    """One run forwards of a converted program, recorded, from which to go backwards as often as wanted.
+
+    Args:
+        converted: what `fxgrad.convert` returned.
+        entries: what `converted.entries` returned: the inputs, then the embedded tokens.
+        also: names of further nodes whose values and cotangents are wanted.
+        sources: whether the sources are wanted.
+
+    Attributes:
+        outputs: the program's, flattened, detached.
+
+    Example:
+        >>> import fxgrad
+        >>> x = torch.randn(2, 3)
+        >>> run = Recording(fxgrad.convert(torch.nn.GELU().eval(), (x,)), [x])
+        >>> run.back([torch.ones(2, 3)]).gradients["input"].shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self, converted: ConvertedModule, entries: Sequence[Any], also: Collection[str] = (), sources: bool = True
+    ) -> None:
+        captured = converted.classified.captured
+        entries = [v.detach().requires_grad_() if d.attributed else v for v, d in zip(entries, captured.entries)]
+        placeholders = placeholders_of(captured.graph)[len(captured.state) :]
+        self.converted, self.also, self.sources = converted, also, sources
+        self.names = {n.name: d.name for n, d in zip(placeholders, captured.entries) if d.attributed}
+        self.inputs = {n.name: v for n, v in zip(placeholders, entries) if n.name in self.names}
+        self.decisions = {n: d for n, d in converted.classified.decisions.items() if sources and has_offset(d)}
+        recorder = Recorder(converted.program, {*also, *self.decisions, *(reads(converted) if sources else ())})
+        with torch.enable_grad():
+            self._outputs = list(recorder.run(*converted.state, *entries))
+        self._recorded = recorder.values
+        self.outputs = [_detached(v) for v in self._outputs]
+
+    def back(self, cotangents: Cotangents, *, last: bool = True) -> Contributions:
+        """What everything contributes to <v, f(x)>; see `contributions`.
+
+        Args:
+            cotangents: v, one per flattened output, shaped alike; None for an output that takes no part.
+            last: whether what was recorded may be freed.
+        """
+        wanted = dict.fromkeys([*self.inputs, *self.also, *self.decisions])
+        ends = {name: self.inputs.get(name, self._recorded.get(name)) for name in wanted}
+        g = _backward(self._outputs, cotangents, ends, keep=not last)
+        values = pytree.tree_map(_detached, self._recorded)
+        offsets = Offsets(self.converted, values)
+        parts = {name: offsets.of(d, g[name]) for name, d in self.decisions.items() if g[name] is not None}
+        if self.sources:
+            parts |= _unreached(self.converted, self._outputs, cotangents)
+        return Contributions(
+            self.outputs,
+            {self.names[name]: v.detach() for name, v in self.inputs.items()},
+            {self.names[n]: torch.zeros_like(v) if g[n] is None else g[n] for n, v in self.inputs.items()},
+            {name: products(pairs) for name, pairs in parts.items() if pairs},
+            {name: values[name] for name in self.also},
+            {name: g[name] for name in self.also},
+        )
+
+
 def contributions(
     converted: ConvertedModule,
     entries: Sequence[Any],
@@ -209,32 +270,8 @@ def contributions(
 
     Source: FullGrad, arXiv:1905.00780, eq. 1; LibraGrad, arXiv:2411.16760, section 3.
     """
-    captured, program = converted.classified.captured, converted.program
-    entries = [v.detach().requires_grad_() if d.attributed else v for v, d in zip(entries, captured.entries)]
-    placeholders = placeholders_of(captured.graph)[len(captured.state) :]
-    inputs = {n.name: v for n, v, d in zip(placeholders, entries, captured.entries) if d.attributed}
-    decisions = {name: d for name, d in converted.classified.decisions.items() if sources and has_offset(d)}
-    recorder = Recorder(program, {*also, *decisions, *(reads(converted) if sources else ())})
-    with torch.enable_grad():
-        outputs = list(recorder.run(*converted.state, *entries))
-    given = cotangents([_detached(v) for v in outputs]) if callable(cotangents) else cotangents
-    wanted = dict.fromkeys([*inputs, *also, *decisions])
-    g = _backward(outputs, given, {name: inputs.get(name, recorder.values.get(name)) for name in wanted})
-    values = pytree.tree_map(_detached, recorder.values)
-    offsets = Offsets(converted, values)
-    parts = {name: offsets.of(decision, g[name]) for name, decision in decisions.items() if g[name] is not None}
-    if sources:
-        parts |= _unreached(converted, outputs, given)
-    names = {n.name: d.name for n, d in zip(placeholders, captured.entries)}
-    gradients = {names[n]: torch.zeros_like(v) if g[n] is None else g[n] for n, v in inputs.items()}
-    return Contributions(
-        [_detached(v) for v in outputs],
-        {names[name]: v.detach() for name, v in inputs.items()},
-        gradients,
-        {name: products(pairs) for name, pairs in parts.items() if pairs},
-        {name: values[name] for name in also},
-        {name: g[name] for name in also},
-    )
+    run = Recording(converted, entries, also, sources)
+    return run.back(cotangents(run.outputs) if callable(cotangents) else cotangents)
 
 
 def _unreached(converted: ConvertedModule, outputs: list[Any], cotangents: Cotangents) -> dict[str, Pairs]:
@@ -251,7 +288,9 @@ def _unreached(converted: ConvertedModule, outputs: list[Any], cotangents: Cotan
     return found
 
 
-def _backward(outputs: list[Any], cotangents: Sequence[Any], values: Mapping[str, Any]) -> dict[str, Any]:
+def _backward(
+    outputs: list[Any], cotangents: Sequence[Any], values: Mapping[str, Any], *, keep: bool
+) -> dict[str, Any]:
     """The cotangents of values, tensors or lists of them, from one call of autograd."""
     ends = [v for v, g in zip(outputs, cotangents) if g is not None and v.requires_grad]
     starts = [g for v, g in zip(outputs, cotangents) if g is not None and v.requires_grad]
@@ -260,7 +299,7 @@ def _backward(outputs: list[Any], cotangents: Sequence[Any], values: Mapping[str
     wanted = [v for v, r in zip(leaves, reached) if r]
     if not ends or not wanted:
         return dict.fromkeys(values)
-    found = iter(torch.autograd.grad(ends, wanted, starts, allow_unused=True))
+    found = iter(torch.autograd.grad(ends, wanted, starts, retain_graph=keep, allow_unused=True))
     tree = pytree.tree_unflatten([next(found) if r else None for r in reached], spec)
     nothing = {name for name, g in tree.items() if all(leaf is None for leaf in pytree.tree_leaves(g))}
     return {name: None if name in nothing else g for name, g in tree.items()}
@@ -273,7 +312,7 @@ def products(pairs: Pairs) -> tuple[Tensor, ...]:
         items = zip(g, b) if isinstance(b, (list, tuple)) else [(g, b)]
         flat += [(gi, bi) for gi, bi in items if gi is not None]
     parts = [(g.conj() * b).real if b.is_complex() else torch.where(g == 0, 0, g * b) for g, b in flat]
-    alike = len({part.shape for part in parts}) == 1
+    alike = all(part.shape == parts[0].shape for part in parts)
     return (torch.stack(parts).sum(0),) if alike and len(parts) > 1 else tuple(parts)
 
 

@@ -17,6 +17,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from fxgrad import cli, models
+from fxgrad.explainer.run import OnnxExplainer
 
 FACTORIES = """
 import torch
@@ -92,7 +93,7 @@ def test_version() -> None:
     assert succeed("--version").startswith("fxgrad")
 
 
-@pytest.mark.parametrize("command", [[], ["convert"], ["check"], ["explain"], ["rules"]])
+@pytest.mark.parametrize("command", [[], ["convert"], ["check"], ["explain"], ["export"], ["run"], ["rules"]])
 def test_help_has_an_example(command: list[str]) -> None:
     text = succeed(*command, "--help")
     assert f"  {' '.join(['fxgrad', *command])} " in text
@@ -184,6 +185,27 @@ def test_explain_refuses_what_it_cannot() -> None:
     assert "Pillow cannot read the image my_nets.py" in refuse("explain", "my_nets:net", "my_nets.py")
     assert "No such file" in refuse("explain", "my_nets:net", "dog.png")
     assert "cannot be written" in refuse("explain", "my_nets:net", "cat.png", "-o", "absent/a.png")
+
+
+def test_export_and_run(here: Path) -> None:
+    """A picture's heat map out of onnxruntime is the one that the same preprocessing gives in PyTorch."""
+    text = succeed("export", "my_nets:net", "-o", "net.onnx", "--pool", "2")
+    assert "inputs input, target; outputs logits, attribution, completeness_error\nwrote net.onnx" in text
+    text = succeed("run", "net.onnx", "cat.png", "--target", "BEE", "-o", "bee.png")
+    loaded = models.load_model("my_nets:net")
+    x = loaded.preprocess(Image.open(here / "cat.png"))
+    assert f"target 1 (bee), logit {loaded.model(x)[0, 1]:.4g}" in text and "completeness error: " in text
+    assert (here / "bee.png").read_bytes().startswith(b"\x89PNG")
+    explainer = OnnxExplainer(here / "net.onnx")
+    torch.testing.assert_close(torch.from_numpy(explainer.preprocess(Image.open(here / "cat.png"))), x)
+    assert explainer.explain(Image.open(here / "cat.png")).target == int(loaded.model(x).argmax())
+    assert "no class 'bea'. Close to it: bee." in refuse("run", "net.onnx", "cat.png", "--target", "bea")
+    assert "cannot be written" in refuse("run", "net.onnx", "cat.png", "-o", "absent/a.png")
+
+
+def test_export_refuses_what_it_cannot() -> None:
+    assert "net.txt must end in one of .onnx, .pt2, .aoti" in refuse("export", "my_nets:net", "-o", "net.txt")
+    assert "no ONNX file that onnxruntime can load" in refuse("run", "my_nets.py", "cat.png")
 
 
 def test_a_model_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

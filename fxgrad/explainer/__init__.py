@@ -1,0 +1,125 @@
+"""The explainer: forward and attribution as one program that runs without fxgrad, without autograd, without Python.
+
+The path is straight, a file each: settings (what to compute), trace (into one program), formats (a file of it).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from importlib import metadata as installed
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fxgrad.errors import ExportError
+from fxgrad.explainer.formats import FORMATS
+from fxgrad.explainer.settings import METHODS, Settings
+from fxgrad.explainer.trace import trace
+from fxgrad.module import ConvertedModule
+
+__all__ = ["METHODS", "export_explainer"]
+
+
+def export_explainer(
+    converted: ConvertedModule,
+    args: tuple[Any, ...],
+    path: str | Path,
+    *,
+    kwargs: Mapping[str, Any] | None = None,
+    method: str = "input_x_gradient",
+    targets: int | None = None,
+    channels: int | Literal["auto"] | None = "auto",
+    pool: int = 1,
+    output: str | None = None,
+    completeness: bool = True,
+    metadata: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Write forward and attribution as one program, for runtimes that know neither fxgrad nor autograd.
+
+    The program takes the model's tensor inputs by their names, and `target`, int64: of every item the class, (batch,);
+    where the output has more axes, an index into each, (batch, axes), as (token, class) of a language model. With
+    `targets`, that many at once from one forward: (batch, targets) or (batch, targets, axes).
+
+    It puts out, in this order and by these names:
+
+    - `logits`: the model's, (batch, classes), or with more axes;
+    - `attribution`: (batch, height, width) of pictures, (batch, tokens) of token ids, else in the input's shape; where
+      several inputs are attributed, `attribution_NAME` for each. With `targets`, (batch, targets, ...);
+    - `completeness_error`: of every item |y - inputs - sources| / |y|, (batch,) or (batch, targets).
+
+    All floating-point outputs have the model's dtype. The batch is free, as is every other axis that was captured free.
+
+    Args:
+        converted: what `fxgrad.convert` returned.
+        args, kwargs: inputs, as for calling it. Only their shapes and dtypes count.
+        path: ends in .onnx (onnxruntime and others; opset 18), .pt2 (`torch.export.load`) or .aoti
+            (`torch._inductor.aoti_load_package`, or C++).
+        method: one of `fxgrad.explainer.METHODS`: input_x_gradient or gradient.
+        targets: how many targets an item has; None for one, without an axis of its own.
+        channels: the axis of the input to sum over; by default the channels of pictures, (batch, channels, height,
+            width), and the width of embeddings. None sums over nothing.
+        pool: sum pictures over blocks of pool x pool pixels, such as the model's patches.
+        output: the name of the logits among several outputs; by default `logits`.
+        completeness: whether to put out the completeness error, which costs the sources' contributions.
+        metadata: more to write down beside what is returned, such as preprocessing or class names; JSON values.
+
+    Returns:
+        What the file says about itself: method, policy, citation, versions, names and axes of inputs and outputs, and
+        `metadata`. In .onnx as metadata_props, in .pt2 as the extra file explainer.json; values other than text are
+        JSON.
+
+    Raises:
+        ExportError: another ending or method, no logits among the outputs, an op that the format does not have (named,
+            with its place in the model), or a package that is missing.
+        InputError: inputs of another structure, shape or dtype than the captured ones.
+
+    Example:
+        >>> import fxgrad, tempfile
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.Linear(4, 2)).eval()
+        >>> x = torch.randn(2, 3)
+        >>> file = tempfile.mkdtemp() + "/explainer.pt2"
+        >>> export_explainer(fxgrad.convert(model, (x,)), (x,), file)["outputs"]
+        ['logits', 'attribution', 'completeness_error']
+        >>> explainer = torch.export.load(file).module()
+        >>> logits, attribution, error = explainer(torch.randn(5, 3), torch.tensor([0, 1, 0, 1, 1]))
+        >>> attribution.shape, bool((error < 1e-4).all())
+        (torch.Size([5, 3]), True)
+
+    Source: LibraGrad, arXiv:2411.16760; FullGrad, arXiv:1905.00780, eq. 1, for the error.
+    """
+    path = Path(path)
+    if path.suffix not in FORMATS:
+        raise ExportError(f"{path} must end in one of {', '.join(FORMATS)}: the ending says which format to write.")
+    if not path.parent.is_dir():
+        raise ExportError(f"{path} cannot be written: there is no such folder.")
+    settings = Settings(method, targets, channels, pool, output, completeness)
+    leaves = converted.classified.captured.flatten(args, kwargs or {})
+    chosen = FORMATS[path.suffix]
+    traced = trace(converted, leaves, settings, chosen.decompositions)
+    table = converted.classified.table
+    described = {
+        "producer": f"fxgrad {_version()}, torch {torch.__version__}",
+        "policy": table.name,
+        "cite": table.cite,
+        "method": method,
+        "inputs": list(traced.inputs),
+        "outputs": list(traced.outputs),
+        "axes": {name: {str(axis): own for axis, own in axes.items()} for name, axes in traced.axes.items()},
+        "pool": pool,
+        **(metadata or {}),
+    }
+    written = {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()}
+    try:
+        chosen.save(traced, path, written)
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return described
+
+
+def _version() -> str:
+    try:
+        return installed.version("fxgrad")
+    except installed.PackageNotFoundError:
+        return "from source"

@@ -1,0 +1,94 @@
+"""Attention spelled out, for runtimes without a fused kernel: matrix products and a softmax, kept for the backward."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from fxgrad.module import ConvertedModule
+from fxgrad.ops.attention import SDPA, value_only
+from fxgrad.ops.weighted import weighted
+
+
+def plain_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Tensor:
+    """softmax(scale q k^T + mask) v, as `torch.nn.functional.scaled_dot_product_attention` without dropout.
+
+    Example:
+        >>> q, k, v = torch.randn(3, 1, 2, 5, 4)
+        >>> torch.allclose(plain_attention(q, k, v), SDPA(q, k, v), atol=1e-6)
+        True
+
+    Source: Vaswani et al., arXiv:1706.03762, eq. 1.
+    """
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    heads = query.shape[-3] if enable_gqa else 0
+    if enable_gqa and key.shape[-3] != heads:
+        key, value = (_repeated(t, heads) for t in (key, value))
+    scores = (query * scale) @ key.mT
+    if is_causal:
+        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
+        scores = scores.masked_fill(~seen, -math.inf)
+    if attn_mask is None:
+        return scores.softmax(-1) @ value
+    held_out = attn_mask.dtype is torch.bool
+    scores = scores.masked_fill(~attn_mask, -math.inf) if held_out else scores + attn_mask
+    # A row that sees nothing is 0 in the fused kernels, where softmax has 0/0.
+    blind = scores.amax(-1, keepdim=True) == -math.inf
+    return scores.softmax(-1).masked_fill(blind, 0) @ value
+
+
+def _repeated(x: Tensor, heads: int) -> Tensor:
+    """Key or value heads, each as often as query heads share it."""
+    groups = heads // x.shape[-3]
+    return x.unsqueeze(-3).expand(*x.shape[:-2], groups, *x.shape[-2:]).flatten(-4, -3)
+
+
+def weighted_attention(weights: tuple[Any, ...], *args: Any, **kwargs: Any) -> Tensor:
+    """Attention whose operands' cotangents are scaled, as `fxgrad.ops.weighted` does it."""
+    return weighted(plain_attention, weights, *args, **kwargs)  # type: ignore[no-any-return]
+
+
+def held_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Attention whose weights are held, as `fxgrad.ops.value_only` does it."""
+    return plain_attention(query.detach(), key.detach(), value, *args, **kwargs)
+
+
+def with_plain_attention(converted: ConvertedModule) -> ConvertedModule:
+    """The same module with its attention spelled out; held weights are not differentiated, as before.
+
+    Example:
+        >>> import fxgrad
+        >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
+        >>> x = torch.randn(2, 5, 8)
+        >>> libra = fxgrad.convert(model, (x,))
+        >>> torch.allclose(with_plain_attention(libra)(x), libra(x), atol=1e-5)
+        True
+    """
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(converted.graph, {}))
+    for node in graph.nodes:
+        if node.target is value_only:
+            node.target, node.args = held_attention, node.args[1:]
+        elif node.target is weighted and node.args[0] is SDPA:
+            node.target, node.args = weighted_attention, node.args[1:]
+        elif node.target is SDPA:
+            node.target = plain_attention
+    program = fx.GraphModule(nn.Module(), graph, class_name="FxgradProgram")
+    other = copy.copy(converted)
+    object.__setattr__(other, "program", program)
+    object.__setattr__(other, "runner", program)
+    return other

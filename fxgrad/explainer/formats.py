@@ -1,0 +1,72 @@
+"""The formats that an explainer can be written in, by the ending of the path."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fxgrad.errors import ExportError, one_line
+from fxgrad.explainer.decompositions import DECOMPOSITIONS
+from fxgrad.explainer.onnx import save_onnx
+from fxgrad.explainer.trace import Traced
+
+EXTRA = "explainer.json"
+"""The extra file of a .pt2 that says what is in it."""
+
+
+def save_pt2(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write an explainer for torch alone: `torch.export.load(path).module()(x, target)`.
+
+    Its metadata is a JSON object in the extra file `explainer.json`.
+    """
+    torch.export.save(traced.program, path, extra_files={EXTRA: json.dumps(dict(metadata), indent=1)})
+
+
+def save_aoti(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
+    """Compile an explainer by AOTInductor, for C++ or `torch._inductor.aoti_load_package(path)(x, target)`.
+
+    Its metadata is what the loaded package's `get_metadata()` returns.
+
+    Raises:
+        ExportError: this PyTorch has no AOTInductor, or its C++ compiler fails.
+    """
+    try:
+        package = importlib.import_module("torch._inductor").aoti_compile_and_package
+    except (ImportError, AttributeError) as error:
+        raise ExportError("this PyTorch has no AOTInductor packages. Export to .pt2 or .onnx.") from error
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            # The compiler insists on its own ending.
+            made = package(
+                traced.program,
+                package_path=f"{folder}/explainer.pt2",
+                inductor_configs={"aot_inductor.metadata": dict(metadata)},
+            )
+        except Exception as error:
+            raise ExportError(
+                f"AOTInductor cannot compile the explainer: {one_line(error)}. It needs a C++ compiler such as g++. "
+                "Export to .pt2 or .onnx, which need none."
+            ) from error
+        shutil.move(made, path)
+
+
+class Format(NamedTuple):
+    """How an explainer is written: what writes it, and the ATen ops that it wants decomposed."""
+
+    save: Callable[[Traced, Path, Mapping[str, str]], None]
+    decompositions: Mapping[Any, Callable[..., Any]] = {}
+
+
+FORMATS: Mapping[str, Format] = {
+    ".onnx": Format(save_onnx, DECOMPOSITIONS),
+    ".pt2": Format(save_pt2),
+    ".aoti": Format(save_aoti),
+}
+"""By the ending of the path."""

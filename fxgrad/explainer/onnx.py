@@ -1,0 +1,118 @@
+"""An explainer as an ONNX file: rewritten into ops that ONNX has, exported, checked, described."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from fxgrad.errors import ExportError, one_line
+from fxgrad.explainer.trace import Traced
+from fxgrad.places import Place
+
+OPSET = 18
+"""The newest that runtimes of the last years take: layer norm is one op since 17, reductions are alike since 18."""
+
+
+def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write an explainer as an ONNX file, its metadata as metadata_props.
+
+    Raises:
+        ExportError: onnx or onnxscript is missing; or an op has no ONNX form: names it, and where it comes from.
+    """
+    try:
+        import onnx
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise ExportError(f'ONNX needs more packages ({error}): pip install "fxgrad[onnx]"') from error
+    try:
+        with _quiet():
+            exported = torch.onnx.export(
+                traced.program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=list(traced.inputs),
+                output_names=list(traced.outputs),
+                external_data=False,
+                verbose=False,
+            )
+    except Exception as error:
+        raise _refusal(error, traced) from error
+    assert exported is not None
+    model = exported.model_proto
+    _tidy(model, traced)
+    for key, value in metadata.items():
+        model.metadata_props.add(key=key, value=value)
+    onnx.checker.check_model(model, full_check=True)
+    onnx.save(model, path)
+
+
+def _tidy(model: Any, traced: Traced) -> None:
+    """Free axes by their names; no notes of the exporter at every node, which would outweigh a small model."""
+    names = {}
+    for value in model.graph.input:
+        for axis, dim in enumerate(value.type.tensor_type.shape.dim):
+            if dim.dim_param and axis in traced.axes[value.name]:
+                names[dim.dim_param] = traced.axes[value.name][axis]
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda found: names.get(found[0], found[0]), dim.dim_param)
+        value.ClearField("metadata_props")
+    for part in (model.graph, *model.graph.node, *model.graph.initializer):
+        part.ClearField("metadata_props")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without what the exporter says beside; its error tells it all."""
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logger = logging.getLogger("torch.onnx")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def _refusal(error: BaseException, traced: Traced) -> ExportError:
+    """Which op has no ONNX form, and the places in the model that use it."""
+    chain: list[BaseException] = [error]
+    while (cause := chain[-1].__cause__) is not None:
+        chain.append(cause)
+    for link in reversed(chain):
+        found = re.search(r"No ONNX function found for <OpOverload\(op='([\w.]+)', overload='(\w+)'\)>", str(link))
+        if found:
+            op = ".".join(found.groups())
+            places = list(dict.fromkeys(map(str, _uses(op, traced))))
+            lines = "".join(f"\n  at {place}" for place in places[:3])
+            more = f"\n  and {len(places) - 3} more" if len(places) > 3 else ""
+            return ExportError(
+                f"ONNX has no form of {op}:{lines}{more}\nReplace that layer by one that ONNX has, or export to .pt2 "
+                "or .aoti, which take every op."
+            )
+    return ExportError(f"torch.onnx cannot export the explainer: {one_line(chain[-1])}")
+
+
+def _uses(op: str, traced: Traced) -> Iterator[Place]:
+    """Where in the model an op comes from, that may be a piece of another."""
+    nodes = [n for n in traced.program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
+    if all(str(node.target) != op for node in nodes):
+        pieces = torch._decomp.get_decompositions(list({node.target for node in nodes}))
+        nodes = traced.program.run_decompositions(cast(Any, pieces)).graph.nodes
+    for node in nodes:
+        sources = node.meta.get("from_node") if str(node.target) == op else None
+        while sources:
+            if sources[-1].name in traced.places:
+                yield traced.places[sources[-1].name]
+                break
+            sources = sources[-1].from_node

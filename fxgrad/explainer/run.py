@@ -1,0 +1,200 @@
+"""Run an explainer in onnxruntime: a picture in, its heat map out. Nothing here computes with PyTorch.
+
+Preprocessing and class names come from the file's own metadata, as `fxgrad export` writes them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from fxgrad.errors import ExportError, one_line
+
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True, eq=False)
+class HeatMap:
+    """One picture, one target.
+
+    Attributes:
+        logits: (classes,).
+        target: index of the class that is explained.
+        attribution: (height, width), or blocks of pixels; positive speaks for the target.
+        completeness_error: None where the explainer does not compute it.
+        picture: what the model saw, in [0, 1], (height, width, channels).
+    """
+
+    logits: Array
+    target: int
+    attribution: Array
+    completeness_error: float | None
+    picture: Array
+
+
+class OnnxExplainer:
+    """An explainer's .onnx file, loaded into onnxruntime.
+
+    Args:
+        path: of the file.
+        threads: how many; by default onnxruntime's choice.
+
+    Raises:
+        ExportError: onnxruntime is missing, or the file is no explainer that it can load.
+
+    Example:
+        >>> import fxgrad, tempfile, torch
+        >>> from fxgrad.explainer import export_explainer
+        >>> model, x = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 2)).eval(), torch.zeros(2, 3, 2, 2)
+        >>> file = tempfile.mkdtemp() + "/explainer.onnx"
+        >>> _ = export_explainer(fxgrad.convert(model, (x,)), (x,), file)
+        >>> explainer = OnnxExplainer(file)
+        >>> found = explainer(np.ones((5, 3, 2, 2), np.float32), target=np.array([0, 1, 0, 1, 1]))
+        >>> found["attribution"].shape, explainer.metadata["method"]
+        ((5, 2, 2), 'input_x_gradient')
+    """
+
+    def __init__(self, path: str | Path, threads: int | None = None) -> None:
+        try:
+            import onnxruntime
+        except ImportError as error:
+            raise ExportError(f'this needs onnxruntime ({error}): pip install "fxgrad[onnx]"') from error
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads:
+            options.intra_op_num_threads = threads
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        except Exception as error:
+            raise ExportError(f"{path} is no ONNX file that onnxruntime can load: {one_line(error)}") from error
+        found = self.session.get_modelmeta().custom_metadata_map
+        self.metadata = {key: _parsed(value) for key, value in found.items()}
+        if "method" not in found or "inputs" not in found:
+            raise ExportError(f"{path} is an ONNX file, but no explainer: write one with fxgrad export.")
+        self.inputs = [value.name for value in self.session.get_inputs()]
+        self.outputs = [value.name for value in self.session.get_outputs()]
+
+    @property
+    def class_names(self) -> Sequence[str] | None:
+        """One per class, or None where the file does not say."""
+        names: Sequence[str] | None = self.metadata.get("class_names")
+        return names
+
+    def __call__(self, *args: Array, **kwargs: Array) -> dict[str, Array]:
+        """Run it.
+
+        Args:
+            *args, **kwargs: the inputs, in order or by name, as numpy arrays.
+
+        Returns:
+            Name of each output -> its value.
+
+        Raises:
+            ExportError: onnxruntime refuses the inputs; a target out of range, say.
+        """
+        given = dict(zip(self.inputs, args)) | kwargs
+        try:
+            values = self.session.run(None, given)
+        except Exception as error:
+            raise ExportError(f"onnxruntime cannot run the explainer: {one_line(error)}") from error
+        return dict(zip(self.outputs, values))
+
+    def preprocess(self, image: Image.Image) -> Array:
+        """A picture as the model's input, float32 (1, channels, height, width).
+
+        Raises:
+            ExportError: the file does not say how.
+        """
+        how = self.metadata.get("preprocessing")
+        if not isinstance(how, dict):
+            raise ExportError("this explainer does not say how to preprocess a picture: write it with fxgrad export.")
+        channels, height, width = how["size"]
+        pixels = np.asarray(_fitted(image.convert(_MODES[channels]), how), np.float32) / 255
+        mean, std = (np.asarray(how[key], np.float32)[:, None, None] for key in ("mean", "std"))
+        x: Array = (pixels.reshape(height, width, channels).transpose(2, 0, 1) - mean) / std
+        return x[None]
+
+    def explain(self, image: Image.Image, target: int | None = None) -> HeatMap:
+        """The heat map of a picture.
+
+        Args:
+            image: any picture.
+            target: index of the class; by default that of the largest logit.
+
+        Raises:
+            ExportError: the explainer is not one of pictures and single targets, or there is no such class.
+        """
+        x = self.preprocess(image)
+        if len(self.inputs) != 2 or "targets" in self.metadata:
+            raise ExportError(
+                f"this explainer takes ({', '.join(self.inputs)}); a picture and one target are not enough."
+            )
+        found = self(x, np.array([target or 0]))
+        top = int(found["logits"][0].argmax())
+        if target is None and top:
+            target, found = top, self(x, np.array([top]))
+        how = self.metadata["preprocessing"]
+        picture = (x[0].transpose(1, 2, 0) * np.asarray(how["std"]) + np.asarray(how["mean"])).clip(0, 1)
+        error = found.get("completeness_error")
+        attribution = found["attribution"][0]
+        return HeatMap(
+            found["logits"][0], target or 0, attribution, None if error is None else float(error[0]), picture
+        )
+
+
+def _parsed(value: str) -> Any:
+    """JSON where it is some, else the text."""
+    try:
+        return json.loads(value)
+    except ValueError:
+        return value
+
+
+def _fitted(image: Image.Image, how: dict[str, Any]) -> Image.Image:
+    """Resized so that the crop from its middle has the model's size."""
+    _, height, width = how["size"]
+    method = Image.Resampling[how["interpolation"].upper()]
+    if how["crop"] is None:  # squashed, whatever its shape
+        return image.resize((width, height), method)
+    wide, high = (math.floor(side / how["crop"]) for side in (width, height))
+    if wide * image.height >= high * image.width:
+        resized = image.resize((wide, int(wide * image.height / image.width)), method)
+    else:
+        resized = image.resize((int(high * image.width / image.height), high), method)
+    left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
+    return resized.crop((left, top, left + width, top + height))
+
+
+def draw(found: HeatMap, path: str | Path, title: str = "") -> None:
+    """The picture, and the heat map over a faint grey of it: red speaks for the target, blue against.
+
+    Raises:
+        ExportError: the file cannot be written.
+    """
+    from matplotlib.figure import Figure
+
+    height, width = found.picture.shape[:2]
+    figure = Figure(figsize=(7, 3.1 * height / width + 0.9), dpi=160, layout="constrained")
+    left, right = figure.subplots(1, 2)
+    left.imshow(found.picture if found.picture.shape[2] >= 3 else found.picture[..., 0], cmap="gray", vmin=0, vmax=1)
+    limit = float(np.quantile(np.abs(found.attribution), 0.99)) or 1.0
+    strength = (found.attribution / limit).clip(-1, 1)
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    right.imshow(found.picture.mean(2), cmap="gray", vmin=-4.0, vmax=1.0)
+    right.imshow(strength, cmap="bwr", vmin=-1, vmax=1, alpha=abs(strength), extent=extent, interpolation="nearest")
+    for axes in (left, right):
+        axes.set(xticks=[], yticks=[])
+    figure.suptitle(title, x=0.01, ha="left", parse_math=False)
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise ExportError(f"the picture cannot be written to {path}: {error}") from error

@@ -49,6 +49,9 @@ evaluate: .venv/ready  ## under ten minutes a model on two cores: every method a
 		--option integrated_gradients.n_steps=20 --option smoothgrad.samples=10 \
 		--store build/evaluation --out docs/results.md
 
+web: .venv/ready  ## the demo's explainer as a static page, in build/web; needs npm
+	$(BIN)/python docs/web/build.py build/web
+
 docs: .venv/ready  ## regenerate docs/rules.md from rules/
 	$(BIN)/python docs/generate_rules.py
 

@@ -1,14 +1,15 @@
-"""Train the demo's model and write its weights: ``python -m fxgrad.demo.train``.
+"""Train the demo's models and write their weights: ``python -m fxgrad.demo.train NAME``, or ``all``.
 
-It takes two cores. Where other programs use them too, set OMP_WAIT_POLICY=passive: the same weights, many
-times sooner, because a thread that waits for its twin does not spin.
+One thread, and minutes for each on a core of its own.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import click
@@ -17,57 +18,63 @@ import safetensors.torch
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from timm.models import VisionTransformer
-from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch import Tensor, nn
 
-from fxgrad.demo.canvas import batches, canvas
-from fxgrad.demo.model import WEIGHTS, digits_vit, preprocess
+from fxgrad.demo import losses
+from fxgrad.demo.canvas import COLOURS, canvas
+from fxgrad.demo.model import checkpoint
+from fxgrad.demo.models import MODELS
+from fxgrad.demo.muon import Muon
+from fxgrad.demo.results import completeness, record
+from fxgrad.demo.score import evaluate
 
-STEPS = 4000
+__all__ = ["RECIPES", "SEED", "Recipe", "evaluate", "main", "train"]
+
 SEED = 0
 HELDOUT_CANVASES = 2000
 
-_BATCH = 64
-_WARMUP = 200
-_THREADS = 2
-
 
 @dataclass(frozen=True)
-class Score:
-    """How well a model reads canvases; every number is a share, from 0 to 1.
+class Recipe:
+    """How long a model is trained: steps, and canvases in a step."""
 
-    Attributes:
-        accuracy: labels that are right, of all ten per canvas; naming no digit at all scores 0.8.
-        recall: digits shown that are named.
-        exact_match: canvases with all ten labels right.
-    """
-
-    accuracy: float
-    recall: float
-    exact_match: float
+    steps: int
+    batch: int
 
 
-def train(steps: int = STEPS, seed: int = SEED) -> VisionTransformer:
-    """A model trained from scratch on fresh canvases, in eval mode.
+RECIPES = dict.fromkeys(MODELS, Recipe(2500, 32)) | {"vit": Recipe(4000, 64)}
+
+_POOL = 32000
+_WARMUP = 200
+_THREADS = 1
+_LOSSES: dict[str, Callable[..., Tensor]] = {"clip": losses.contrastive, "flexivit": losses.flexible}
+
+
+def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.Module:
+    """A model trained from scratch on the train split's canvases, in eval mode.
 
     Seeds torch's global generator; on one machine the same arguments give the same weights.
 
     Args:
-        steps: batches of 64 canvases, at least 1.
-        seed: for the initial weights and the canvases, at least 0.
+        name: one of `fxgrad.demo.models.MODELS`.
+        steps: batches of canvases, at least 1; by default the recipe's.
+        seed: for the initial weights and the order of the canvases, at least 0.
 
     Raises:
-        ValueError: ``steps`` or ``seed`` is too small.
+        ValueError: ``steps`` or ``seed`` is too small, or there is no such model.
 
     Example:
-        >>> train(steps=1).training
+        >>> train("vit_tiny", steps=1).training
         False
     """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}: use one of {', '.join(MODELS)}")
+    steps, batch = RECIPES[name].steps if steps is None else steps, RECIPES[name].batch
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
     torch.manual_seed(seed)
-    model = digits_vit(weights=False).train()
+    model = MODELS[name](weights=False).train()
+    loss_of = _LOSSES.get(name, losses.multilabel)
     optimizers = _optimizers(model)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
@@ -75,83 +82,96 @@ def train(steps: int = STEPS, seed: int = SEED) -> VisionTransformer:
         )
         for optimizer in optimizers
     ]
+    pool = _pool(min(_POOL, steps * batch), name == "clip")
+    order = torch.cat([torch.randperm(len(pool)) for _ in range(math.ceil(steps * batch / len(pool)))])
+    seen = 0.0
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("training", total=steps)
-        for _, (images, targets) in zip(range(steps), batches(_BATCH, seed), strict=False):
-            loss = binary_cross_entropy_with_logits(model(preprocess(images)), torch.from_numpy(targets))
+        task = progress.add_task(name, total=steps)
+        for step, picked in enumerate(order[: steps * batch].split(batch), 1):
+            loss = loss_of(model, pool.at(picked))
             model.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
                 schedule.step()
-            progress.update(task, advance=1, description=f"loss {loss.item():.3f}")
+            seen += loss.item()
+            progress.update(task, advance=1)
+            if step % 250 == 0:
+                progress.console.print(f"{name}, step {step}: loss {seen / 250:.3f}")
+                seen = 0.0
     return model.eval()
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, count: int = HELDOUT_CANVASES, split: str = "heldout") -> Score:
-    """Score a model on canvases 0 to ``count - 1`` of a split; a logit above zero names a digit.
-
-    Args:
-        model: preprocessed float32 (N, 1, 48, 48) in, logits (N, 10) out.
-        count: how many canvases, at least 1.
-        split: "heldout" or "train".
-
-    Raises:
-        ValueError: ``split`` is neither, or ``count`` is below 1.
-
-    Example:
-        >>> evaluate(digits_vit(), count=50).accuracy > 0.9
-        True
-    """
-    if count < 1:
-        raise ValueError(f"count must be 1 or more, got {count}")
-    truth, named = [], []
-    for start in range(0, count, 250):
-        canvases = [canvas(seed, split) for seed in range(start, min(start + 250, count))]
-        truth.append(np.stack([c.target for c in canvases]) > 0)
-        named.append(model(preprocess(np.stack([c.image for c in canvases]))).numpy() > 0)
-    shown, said = np.concatenate(truth), np.concatenate(named)
-    right = shown == said
-    return Score(float(right.mean()), float(said[shown].mean()), float(right.all(axis=1).mean()))
+@cache
+def _pool(count: int, colours: bool) -> losses.Batch:
+    """Canvases 0 to ``count - 1`` of the train split."""
+    canvases = (canvas(i, "train", colours=colours) for i in range(count))
+    names = list(COLOURS)
+    rows = [((c.image * 255).round().astype(np.uint8), c.labels, [names.index(n) for n in c.colours]) for c in canvases]
+    images, labels, inks = zip(*rows, strict=True)
+    return losses.Batch(torch.from_numpy(np.stack(images)), torch.tensor(labels), torch.tensor(inks))
 
 
-def _optimizers(model: VisionTransformer) -> list[torch.optim.Optimizer]:
+def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for all else: AdamW alone needs more than twice the steps."""
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    return [
-        torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=2e-3, weight_decay=0.0),
-    ]
+    matrices, rest = [], []
+    for name, parameter in model.named_parameters():
+        is_matrix = "blocks." in name and name.endswith("weight") and parameter.ndim == 2
+        (matrices if is_matrix else rest).append(parameter)
+    return [Muon(matrices, lr=6e-3, weight_decay=0.05), torch.optim.AdamW(rest, lr=2e-3, weight_decay=0.0)]
 
 
 @click.command()
-@click.option("--steps", type=click.IntRange(min=1), default=STEPS, show_default=True, help="Batches of 64.")
+@click.argument("names", nargs=-1, metavar="[NAME...|all]")
+@click.option("--steps", type=click.IntRange(min=1), help="Batches; by default each model's own number.")
 @click.option("--seed", type=click.IntRange(min=0), default=SEED, show_default=True)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=Path(__file__).with_name(WEIGHTS),
-    help="Where to write the weights; by default the file that digits_vit() loads.",
+    help="Where to write the weights of one model; by default the file that its factory loads.",
 )
-def main(steps: int, seed: int, out: Path) -> None:
-    """Train the demo's model, score it on held-out scans, write its weights."""
-    if not out.parent.is_dir():
-        # Better now than after the training.
-        raise click.BadParameter(f"there is no directory {out.parent}", param_hint="--out")
+@click.option(
+    "--results",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A JSON file to add what was measured to; the page beside it, of the same name, is written anew.",
+)
+def main(names: Sequence[str], steps: int | None, seed: int, out: Path | None, results: Path | None) -> None:
+    """Train models of the demo, score them on held-out scans, write their weights.
+
+    NAME is vit by default.
+    """
+    names = list(MODELS) if "all" in names else names or ["vit"]
+    unknown = [name for name in names if name not in MODELS]
+    if unknown:
+        raise click.BadParameter(f"there is no model {unknown[0]}: use all, {', '.join(MODELS)}", param_hint="NAME")
+    if out and len(names) > 1:
+        raise click.BadParameter("it is for one model; leave it out", param_hint="--out")
+    for path in filter(None, (out, results)):
+        if not path.parent.is_dir():
+            # Better now than after the training.
+            raise click.BadParameter(f"there is no directory {path.parent}", param_hint=f"--{'out' if path is out else 'results'}")
     torch.set_num_threads(_THREADS)
-    start = time.perf_counter()
-    model = train(steps, seed)
-    seconds = time.perf_counter() - start
+    for name in names:
+        _train_and_write(name, steps or RECIPES[name].steps, seed, out or checkpoint(name), results)
+
+
+def _train_and_write(name: str, steps: int, seed: int, out: Path, results: Path | None) -> None:
+    canvases = steps * RECIPES[name].batch
+    _pool(min(_POOL, canvases), name == "clip")  # made once for all models: not a part of any one's time
+    start = time.process_time()
+    model = train(name, steps, seed)
+    seconds = time.process_time() - start
     score = evaluate(model, HELDOUT_CANVASES)
     facts = {"steps": steps, "seed": seed, "heldout_canvases": HELDOUT_CANVASES, **asdict(score)}
     safetensors.torch.save_file(model.state_dict(), out, {key: str(value) for key, value in facts.items()})
-    click.echo(f"{steps} steps in {seconds:.0f} s; on {HELDOUT_CANVASES} canvases of held-out scans:")
-    click.echo(f"per-label accuracy {score.accuracy:.2%} (naming nothing scores 80%)")
+    click.echo(f"{name}: {steps} steps in {seconds:.0f} s; on {HELDOUT_CANVASES} canvases of held-out scans:")
+    click.echo(f"both digits found {score.both:.2%}; per-label accuracy {score.accuracy:.2%} (naming nothing scores 80%)")
     click.echo(f"recall {score.recall:.2%}, exact match {score.exact_match:.2%}")
     click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)")
+    if results:
+        epochs = canvases / min(_POOL, canvases)
+        record(results, name, model, {**facts, "epochs": epochs, "seconds": round(seconds)})
 
 
 if __name__ == "__main__":

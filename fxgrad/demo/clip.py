@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -95,6 +96,26 @@ class DigitsClip(nn.Module):
             raise InputError(f"the prompt {text!r} has {len(words)} words; the model takes 1 to {TOKENS - 1}.")
         ids = [0, *map(WORDS.index, words)]
         return torch.tensor([ids + [0] * (TOKENS - len(ids))])
+
+    def prompted(self, *texts: str) -> DigitsClip:
+        """The same model with other prompts: a classifier of pictures, (N, 3, 48, 48) to (N, number of texts).
+
+        The texts are constants in it, so that only the picture is attributed. Shares the parameters.
+
+        Raises:
+            InputError: as `tokenize` does; or no prompt is given.
+
+        Example:
+            >>> model = DigitsClip().eval().prompted("a red seven", "a green two")
+            >>> model(torch.zeros(1, 3, 48, 48)).shape
+            torch.Size([1, 2])
+        """
+        if not texts:
+            raise InputError('give at least one prompt, such as "a red seven".')
+        other = copy.copy(self)
+        other._buffers = {"prompts": torch.cat([self.tokenize(text) for text in texts]).to(self.prompts.device)}
+        other.num_classes = len(texts)
+        return other
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Unit vectors of pictures: float32 (N, 3, 48, 48) to (N, width)."""

@@ -91,27 +91,34 @@ def at_patch_size(model: VisionTransformer, images: Tensor, side: int) -> Tensor
 def contrastive(model: DigitsClip, batch: Batch) -> Tensor:
     """Pictures and captions find each other in the batch: cross-entropy both ways, shared by all that is true.
 
-    Each picture brings one caption along, which names one digit or both, in either order, with or without colours. It
-    may be true of other pictures, too.
-
     Source: Radford et al., arXiv:2103.00020; several true ones as in UniCL (Yang et al., arXiv:2204.03610), eq. 3.
     """
-    digits, colours = batch.labels, batch.colours
-    swap = torch.rand(len(batch), 1) < 0.5
-    digits, colours = (torch.where(swap, pair.flip(1), pair) for pair in (digits, colours))
-    colours = torch.where(torch.rand(len(batch), 2) < 0.5, colours, -1)
-    both = torch.rand(len(batch)) < 0.5
-    texts = [describe(d[: 1 + b], c[: 1 + b]) for d, c, b in zip(digits.tolist(), colours.tolist(), both.tolist())]
-    # Of caption i's thing k, whether picture j shows it: in one of its places, in its colour if it has one.
-    same_digit = digits[:, None, :, None] == batch.labels[None, :, None]
-    same_colour = (colours[:, None, :, None] == batch.colours[None, :, None]) | (colours < 0)[:, None, :, None]
-    shown = (same_digit & same_colour).any(3)
-    truth = (shown[..., 0] & (shown[..., 1] | ~both[:, None])).float()
-    logits = model(batch.images, torch.cat([model.tokenize(text) for text in texts])).mT
+    texts, truth = captions(batch)
+    logits = model(batch.images, torch.cat([model.tokenize(text) for text in texts]))
     return (
         F.cross_entropy(logits, truth / truth.sum(1, keepdim=True))
         + F.cross_entropy(logits.mT, truth.mT / truth.mT.sum(1, keepdim=True))
     ) / 2
+
+
+def captions(batch: Batch) -> tuple[list[str], Tensor]:
+    """A caption drawn for each picture, and which captions are true of which pictures.
+
+    A caption names one digit or both, in either order, each with or without its colour.
+
+    Returns:
+        N texts, and float32 (N, N): one where picture i shows all that caption j says, else zero.
+    """
+    swap = torch.rand(len(batch), 1) < 0.5
+    digits, colours = (torch.where(swap, pair.flip(1), pair) for pair in (batch.labels, batch.colours))
+    colours = torch.where(torch.rand(len(batch), 2) < 0.5, colours, -1)
+    both = torch.rand(len(batch)) < 0.5
+    texts = [describe(d[: 1 + b], c[: 1 + b]) for d, c, b in zip(digits.tolist(), colours.tolist(), both.tolist())]
+    # Picture i, caption j, the caption's thing k, the picture's place.
+    same_digit = batch.labels[:, None, None] == digits[None, :, :, None]
+    same_colour = (batch.colours[:, None, None] == colours[None, :, :, None]) | (colours < 0)[None, :, :, None]
+    shown = (same_digit & same_colour).any(3)
+    return texts, (shown[..., 0] & (shown[..., 1] | ~both)).float()
 
 
 def describe(digits: Sequence[int], colours: Sequence[int]) -> str:

@@ -1,20 +1,103 @@
-"""What was measured of the demo's models, kept as JSON, and the page written from it."""
+"""What was measured of the demo's models: kept as JSON, and the page that is written from it."""
 
 from __future__ import annotations
 
 import json
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
+import fxgrad
+from fxgrad.demo.canvas import canvas
+from fxgrad.demo.model import preprocess
+from fxgrad.demo.score import in_colour
 
-def completeness(model: nn.Module, count: int = 20) -> dict[str, float]:
-    return {}
+_PAGE = """# The demo's models
+
+Written by `make train`, from [models.json](models.json). Small models of eight architectures, in timm's own classes,
+and ViT in four sizes, trained from scratch on canvases with two handwritten digits and clutter (CLIP's in colour) of
+48 x 48 pixels, cut into 64 patches. Each is a MODEL of the command line: `fxgrad check fxgrad.demo.models:deit3`.
+
+{table}
+
+- *Both digits*: held-out canvases ({count} of them, of scans that training never saw) whose two largest logits are
+  those of the two digits shown. *Exact*: all ten labels right, where a logit above 0 names a digit; CLIP's similarities
+  have no such threshold.
+- *Canvases*: seen in training; *epochs*: times over the same 32,000. *Seconds*: processor time of one thread, on a
+  machine shared with others.
+- *Completeness error*: |logit - attributions - sources| over |logit|, in float32, of the logit of each digit shown on
+  the first {pictures} held-out canvases; mean and largest under libragrad, mean under the plain gradient.
+
+{notes}
+"""
 
 
-def record(results: Path, name: str, model: nn.Module, facts: dict[str, Any]) -> None:
+def measure(model: nn.Module, count: int = 20) -> dict[str, Any]:
+    """A trained model's size, its completeness errors on held-out canvases, and the versions that they are for.
+
+    Args:
+        model: of the demo.
+        count: of canvases; the logits of both digits of each are attributed.
+
+    Raises:
+        FxgradError: the model cannot be converted.
+
+    Example:
+        >>> from fxgrad.demo.models import vit_tiny
+        >>> found = measure(vit_tiny(weights=False), count=1)
+        >>> found["parameters"], found["libragrad_largest"] < 1e-4
+        (20778, True)
+
+    Source: FullGrad (Srinivas & Fleuret, NeurIPS 2019, arXiv:1905.00780), eq. 1.
+    """
+    errors: dict[str, list[float]] = {"libragrad": [], "gradient": []}
+    canvases = [canvas(i, colours=in_colour(model)) for i in range(count)]
+    libra = fxgrad.convert(model, (preprocess(canvases[0].image),))
+    modules = {"libragrad": libra, "gradient": libra.under("gradient")}
+    for shown in canvases:
+        x = preprocess(shown.image)
+        for onehot in torch.eye(10)[list(shown.labels), None]:
+            for rules, module in modules.items():
+                errors[rules].append(fxgrad.check(module, (x,), cotangent=onehot).completeness_error)
+    means = {f"{rules}_mean": sum(found) / len(found) for rules, found in errors.items()}
+    largest = {f"{rules}_largest": max(found) for rules, found in errors.items()}
+    versions = {package: metadata.version(package) for package in ("torch", "timm")}
+    return {"parameters": sum(p.numel() for p in model.parameters()), "pictures": count, **means, **largest, **versions}
+
+
+def record(results: Path, name: str, facts: dict[str, Any]) -> None:
     """Add what was measured of a model to a JSON file, and write the page beside it anew."""
     known = json.loads(results.read_text("utf-8")) if results.exists() else {}
     known[name] = facts
     results.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
+    results.with_suffix(".md").write_text(page(known), "utf-8")
+
+
+def page(results: dict[str, dict[str, Any]]) -> str:
+    """The Markdown page of what `record` keeps."""
+    from fxgrad.demo.models import MODELS
+
+    heads = ["model", "parameters", "both digits", "exact", "canvases", "epochs", "seconds", "seed", "torch", "timm"]
+    heads += ["libragrad, mean", "largest", "plain, mean"]
+    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    for name in (n for n in MODELS if n in results):
+        f = results[name]
+        seconds, exact = f.get("seconds"), "" if name == "clip" else f"{f['exact_match']:.1%}"
+        cells = [name, f"{f['parameters']:,}", f"{f['both']:.1%}", exact, f"{f['canvases']:,}", f"{f['epochs']:.1f}"]
+        cells += [f"{seconds:,}" if seconds else "", f["seed"], f["torch"], f["timm"]]
+        cells += [f"{f[key]:.1e}" for key in ("libragrad_mean", "libragrad_largest")] + [f"{f['gradient_mean']:.2f}"]
+        lines.append("| " + " | ".join(map(str, cells)) + " |")
+    notes = [f"`{name}`: {f['note']}" for name, f in results.items() if "note" in f]
+    any_one = next(iter(results.values()))
+    return (
+        _PAGE.format(
+            table="\n".join(lines),
+            count=f"{any_one['heldout_canvases']:,}",
+            pictures=any_one["pictures"],
+            notes="\n".join(notes),
+        ).strip()
+        + "\n"
+    )

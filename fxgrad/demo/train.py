@@ -25,7 +25,7 @@ from fxgrad.demo.canvas import COLOURS, canvas
 from fxgrad.demo.model import checkpoint
 from fxgrad.demo.models import MODELS
 from fxgrad.demo.muon import Muon
-from fxgrad.demo.results import completeness, record
+from fxgrad.demo.results import measure, record
 from fxgrad.demo.score import evaluate
 
 __all__ = ["RECIPES", "SEED", "Recipe", "evaluate", "main", "train"]
@@ -150,7 +150,9 @@ def main(names: Sequence[str], steps: int | None, seed: int, out: Path | None, r
     for path in filter(None, (out, results)):
         if not path.parent.is_dir():
             # Better now than after the training.
-            raise click.BadParameter(f"there is no directory {path.parent}", param_hint=f"--{'out' if path is out else 'results'}")
+            raise click.BadParameter(
+                f"there is no directory {path.parent}", param_hint=f"--{'out' if path is out else 'results'}"
+            )
     torch.set_num_threads(_THREADS)
     for name in names:
         _train_and_write(name, steps or RECIPES[name].steps, seed, out or checkpoint(name), results)
@@ -166,12 +168,14 @@ def _train_and_write(name: str, steps: int, seed: int, out: Path, results: Path 
     facts = {"steps": steps, "seed": seed, "heldout_canvases": HELDOUT_CANVASES, **asdict(score)}
     safetensors.torch.save_file(model.state_dict(), out, {key: str(value) for key, value in facts.items()})
     click.echo(f"{name}: {steps} steps in {seconds:.0f} s; on {HELDOUT_CANVASES} canvases of held-out scans:")
-    click.echo(f"both digits found {score.both:.2%}; per-label accuracy {score.accuracy:.2%} (naming nothing scores 80%)")
+    click.echo(
+        f"both digits found {score.both:.2%}; per-label accuracy {score.accuracy:.2%} (naming nothing scores 80%)"
+    )
     click.echo(f"recall {score.recall:.2%}, exact match {score.exact_match:.2%}")
     click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)")
     if results:
-        epochs = canvases / min(_POOL, canvases)
-        record(results, name, model, {**facts, "epochs": epochs, "seconds": round(seconds)})
+        seen = {"canvases": canvases, "epochs": canvases / min(_POOL, canvases), "seconds": round(seconds)}
+        record(results, name, {**facts, **seen, **measure(model)})
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from torch import nn
 import fxgrad
 from fxgrad.demo.canvas import canvas
 from fxgrad.demo.model import preprocess
+from fxgrad.demo.models import MODELS
 from fxgrad.demo.score import in_colour
 
 _PAGE = """# The demo's models
@@ -78,8 +79,6 @@ def record(results: Path, name: str, facts: dict[str, Any]) -> None:
 
 def page(results: dict[str, dict[str, Any]]) -> str:
     """The Markdown page of what `record` keeps."""
-    from fxgrad.demo.models import MODELS
-
     heads = ["model", "parameters", "both digits", "exact", "canvases", "epochs", "seconds", "seed", "torch", "timm"]
     heads += ["libragrad, mean", "largest", "plain, mean"]
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
@@ -92,12 +91,5 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     notes = [f"`{name}`: {f['note']}" for name, f in results.items() if "note" in f]
     any_one = next(iter(results.values()))
-    return (
-        _PAGE.format(
-            table="\n".join(lines),
-            count=f"{any_one['heldout_canvases']:,}",
-            pictures=any_one["pictures"],
-            notes="\n".join(notes),
-        ).strip()
-        + "\n"
-    )
+    counts = {"count": f"{any_one['heldout_canvases']:,}", "pictures": any_one["pictures"]}
+    return _PAGE.format(table="\n".join(lines), notes="\n".join(notes), **counts).strip() + "\n"

@@ -200,7 +200,7 @@ def test_captions_are_true_of_the_pictures_that_show_what_they_say() -> None:
     shown = [canvas(i, colours=True) for i in range(40)]
     labels, names = torch.tensor([c.labels for c in shown]), list(COLOURS)
     inks = torch.tensor([[names.index(name) for name in c.colours] for c in shown])
-    texts, truth = captions(Batch(torch.empty(40, 0), labels, inks))
+    texts, truth = captions(Batch(torch.empty(40, 0), labels, inks, torch.empty(40, 0)))
     for i, picture in enumerate(shown):
         things = {(colour, CLASS_NAMES[label]) for colour, label in zip(picture.colours, picture.labels)}
         for j, text in enumerate(texts):

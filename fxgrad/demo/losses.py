@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from timm.layers.patch_embed import resample_patch_embed
@@ -28,18 +28,21 @@ class Batch:
         pixels: uint8 (N, C, 48, 48).
         labels: int64 (N, 2), the two digits.
         colours: int64 (N, 2), their colours as places in `COLOURS`; (N, 0) on grey canvases.
+        hints: float16 (N, 2, 64, W), what the teacher's tokens are behind a block half-way and behind its last; (N, 0)
+            without a teacher.
     """
 
     pixels: Tensor
     labels: Tensor
     colours: Tensor
+    hints: Tensor
 
     def __len__(self) -> int:
         return len(self.pixels)
 
     def at(self, indices: Tensor) -> Batch:
         """Some of the canvases."""
-        return Batch(self.pixels[indices], self.labels[indices], self.colours[indices])
+        return Batch(*(getattr(self, field.name)[indices] for field in fields(self)))
 
     @property
     def images(self) -> Tensor:

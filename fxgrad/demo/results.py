@@ -21,13 +21,16 @@ _PAGE = """# The demo's models
 Written by `make train`, from [models.json](models.json). Small models of eight architectures, in timm's own classes,
 and ViT in four sizes, trained from scratch on canvases with two handwritten digits and clutter (CLIP's in colour) of
 48 x 48 pixels, cut into 64 patches. Each is a MODEL of the command line: `fxgrad check fxgrad.demo.models:deit3`.
+No model is told where the digits are. All but `vit` start from random weights and get hints from it in training: what
+their tokens are behind a block half-way and behind the last one is drawn, by a linear map that is then thrown away,
+towards what `vit`'s are there ([FitNets](https://arxiv.org/abs/1412.6550)), which takes a quarter of the canvases.
 
 {table}
 
 - *Both digits*: held-out canvases ({count} of them, of scans that training never saw) whose two largest logits are
   those of the two digits shown. *Exact*: all ten labels right, where a logit above 0 names a digit; CLIP's similarities
   have no such threshold.
-- *Canvases*: seen in training; *epochs*: times over the same 32,000. *Seconds*: processor time of one thread, on a
+- *Canvases*: seen in training; *epochs*: times over the same ones. *Seconds*: processor time of one thread, on a
   machine shared with others.
 - *Completeness error*: |logit - attributions - sources| over |logit|, in float32, of the logit of each digit shown on
   the first {pictures} held-out canvases; mean and largest under libragrad, mean under the plain gradient.

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from fxgrad.demo import losses
 from fxgrad.demo.canvas import COLOURS, canvas
+from fxgrad.demo.hints import Adapters, Tokens, hints, width
 from fxgrad.demo.model import checkpoint
 from fxgrad.demo.models import MODELS
 from fxgrad.demo.muon import Muon
@@ -36,16 +37,19 @@ HELDOUT_CANVASES = 2000
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long a model is trained: steps, and canvases in a step."""
+    """How long a model is trained: steps, canvases in a step, and how many there are before they come again."""
 
     steps: int
     batch: int
+    canvases: int
 
 
-RECIPES = dict.fromkeys(MODELS, Recipe(2500, 32)) | {"vit": Recipe(4000, 64)}
+RECIPES = dict.fromkeys(MODELS, Recipe(3500, 32, 20000)) | {"vit": Recipe(4000, 64, 256000)}
 
-_POOL = 32000
-_WARMUP = 200
+TEACHER = "vit"
+"""The model that the others get hints from."""
+
+_WARMUP = 50
 _THREADS = 1
 _LOSSES: dict[str, Callable[..., Tensor]] = {"clip": losses.contrastive, "flexivit": losses.flexible}
 
@@ -69,33 +73,40 @@ def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.M
     """
     if name not in MODELS:
         raise ValueError(f"unknown model {name!r}: use one of {', '.join(MODELS)}")
-    steps, batch = RECIPES[name].steps if steps is None else steps, RECIPES[name].batch
+    recipe = RECIPES[name]
+    steps, batch = recipe.steps if steps is None else steps, recipe.batch
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
     torch.manual_seed(seed)
     model = MODELS[name](weights=False).train()
     loss_of = _LOSSES.get(name, losses.multilabel)
-    optimizers = _optimizers(model)
+    pool = _pool(min(recipe.canvases, steps * batch), name == "clip", name != TEACHER)
+    taught = nn.ModuleDict({"model": model})
+    if name != TEACHER:
+        taught["adapters"] = Adapters(width(model), pool.hints.shape[-1])
+    optimizers = _optimizers(taught)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / _WARMUP, (1 + math.cos(math.pi * step / steps)) / 2)
         )
         for optimizer in optimizers
     ]
-    pool = _pool(min(_POOL, steps * batch), name == "clip")
     order = torch.cat([torch.randperm(len(pool)) for _ in range(math.ceil(steps * batch / len(pool)))])
     seen = 0.0
-    with Progress(console=Console(stderr=True), transient=True) as progress:
+    with Progress(console=Console(stderr=True), transient=True) as progress, Tokens(model) as tokens:
         task = progress.add_task(name, total=steps)
         for step, picked in enumerate(order[: steps * batch].split(batch), 1):
-            loss = loss_of(model, pool.at(picked))
-            model.zero_grad()
+            canvases = pool.at(picked)
+            task_loss = loss = loss_of(model, canvases)
+            if name != TEACHER:
+                loss = task_loss + taught["adapters"](tokens.found, canvases.hints)
+            taught.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(taught.parameters(), 1.0)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
                 schedule.step()
-            seen += loss.item()
+            seen += task_loss.item()
             progress.update(task, advance=1)
             if step % 250 == 0:
                 progress.console.print(f"{name}, step {step}: loss {seen / 250:.3f}")
@@ -104,13 +115,15 @@ def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.M
 
 
 @cache
-def _pool(count: int, colours: bool) -> losses.Batch:
-    """Canvases 0 to ``count - 1`` of the train split."""
-    canvases = (canvas(i, "train", colours=colours) for i in range(count))
+def _pool(count: int, colours: bool, taught: bool) -> losses.Batch:
+    """Canvases 0 to ``count - 1`` of the train split, with the teacher's hints if they are for a pupil."""
     names = list(COLOURS)
+    canvases = (canvas(i, "train", colours=colours) for i in range(count))
     rows = [((c.image * 255).round().astype(np.uint8), c.labels, [names.index(n) for n in c.colours]) for c in canvases]
     images, labels, inks = zip(*rows, strict=True)
-    return losses.Batch(torch.from_numpy(np.stack(images)), torch.tensor(labels), torch.tensor(inks))
+    pixels = torch.from_numpy(np.stack(images))
+    given = hints(MODELS[TEACHER](), pixels) if taught else torch.empty(count, 0)
+    return losses.Batch(pixels, torch.tensor(labels), torch.tensor(inks), given)
 
 
 def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
@@ -119,7 +132,7 @@ def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
     for name, parameter in model.named_parameters():
         is_matrix = "blocks." in name and name.endswith("weight") and parameter.ndim == 2
         (matrices if is_matrix else rest).append(parameter)
-    return [Muon(matrices, lr=6e-3, weight_decay=0.05), torch.optim.AdamW(rest, lr=2e-3, weight_decay=0.0)]
+    return [Muon(matrices, lr=6e-3, weight_decay=0.05), torch.optim.AdamW(rest, lr=4e-3, weight_decay=0.0)]
 
 
 @click.command()
@@ -159,8 +172,9 @@ def main(names: Sequence[str], steps: int | None, seed: int, out: Path | None, r
 
 
 def _train_and_write(name: str, steps: int, seed: int, out: Path, results: Path | None) -> None:
-    canvases = steps * RECIPES[name].batch
-    _pool(min(_POOL, canvases), name == "clip")  # made once for all models: not a part of any one's time
+    seen = steps * RECIPES[name].batch
+    different = min(RECIPES[name].canvases, seen)
+    _pool(different, name == "clip", name != TEACHER)  # made once for all models: not a part of any one's time
     start = time.process_time()
     model = train(name, steps, seed)
     seconds = time.process_time() - start
@@ -174,8 +188,8 @@ def _train_and_write(name: str, steps: int, seed: int, out: Path, results: Path 
     click.echo(f"recall {score.recall:.2%}, exact match {score.exact_match:.2%}")
     click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)")
     if results:
-        seen = {"canvases": canvases, "epochs": canvases / min(_POOL, canvases), "seconds": round(seconds)}
-        record(results, name, {**facts, **seen, **measure(model)})
+        cost = {"canvases": seen, "epochs": seen / different, "seconds": round(seconds)}
+        record(results, name, {**facts, **cost, **measure(model)})
 
 
 if __name__ == "__main__":

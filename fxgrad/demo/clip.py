@@ -47,7 +47,7 @@ class DigitsClip(nn.Module):
 
     prompts: Tensor
 
-    def __init__(self, width: int = 64, depth: int = 4) -> None:
+    def __init__(self, width: int = 80, depth: int = 4) -> None:
         super().__init__()
         self.num_classes = len(CLASS_NAMES)
         self.visual = VisionTransformer(
@@ -57,13 +57,12 @@ class DigitsClip(nn.Module):
             num_classes=width,
             embed_dim=width,
             depth=depth,
-            num_heads=2,
-            mlp_ratio=2,
+            num_heads=4,
             pre_norm=True,
         )
         self.words = nn.Embedding(len(WORDS), width)
         self.positions = nn.Parameter(torch.empty(TOKENS, width))
-        self.text_blocks = nn.Sequential(*(Block(width, num_heads=2, mlp_ratio=2, qkv_bias=True) for _ in range(2)))
+        self.text_blocks = nn.Sequential(*(Block(width, num_heads=4, mlp_ratio=2, qkv_bias=True) for _ in range(2)))
         self.text_norm = nn.LayerNorm(width)
         self.text_head = nn.Linear(width, width, bias=False)
         self.log_scale = nn.Parameter(torch.tensor(math.log(10.0)))

@@ -50,6 +50,36 @@ def width(model: nn.Module) -> int:
 
 
 @torch.no_grad()
+def inherit(model: nn.Module, teacher: nn.Module) -> list[str]:
+    """Copy the teacher's parameters to those of a model that have the same name and shape.
+
+    Positions are taken over without the class token's, and the patch embedding of grey to every colour.
+
+    Returns:
+        The names of what was copied.
+
+    Example:
+        >>> from fxgrad.demo.models import deit3, vit
+        >>> len(inherit(deit3(weights=False), vit(weights=False))), len(vit(weights=False).state_dict())
+        (54, 54)
+    """
+    copied = []
+    given = teacher.state_dict()
+    for name, own in getattr(model, "visual", model).state_dict().items():
+        theirs = given.get(name)
+        if theirs is None:
+            continue
+        if name == "pos_embed":
+            theirs = theirs[:, -own.shape[1] :]
+        if name == "patch_embed.proj.weight" and own.shape[1] > 1:
+            theirs = theirs.expand(-1, own.shape[1], -1, -1) / own.shape[1]
+        if own.shape == theirs.shape:
+            own.copy_(theirs)
+            copied.append(name)
+    return copied
+
+
+@torch.no_grad()
 def hints(teacher: nn.Module, pixels: Tensor) -> Tensor:
     """The teacher's tokens for pictures, uint8 (N, C, 48, 48): float16 (N, 2, 64, W), each of mean 0 and variance 1."""
     rows = []

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 _READS: dict[str, Any] = {"img_size": 48, "patch_size": 6, "in_chans": 1, "num_classes": len(CLASS_NAMES)}
-_SIZE: dict[str, Any] = {"embed_dim": 64, "depth": 4, "num_heads": 2, "mlp_ratio": 2}
+_SIZE: dict[str, Any] = {"embed_dim": 80, "depth": 4, "num_heads": 4}
 _LAYER_SCALE = 0.1
 """What layer scale starts at in a shallow network: CaiT (Touvron et al., arXiv:2103.17239), section 2."""
 
@@ -50,8 +50,8 @@ def vit_small(weights: bool = True) -> VisionTransformer:
 
 
 def vit_medium(weights: bool = True) -> VisionTransformer:
-    """ViT, four blocks of width 64, the size of the other architectures; as `vit` otherwise."""
-    return ready(VisionTransformer(**_READS, **_SIZE), "vit_medium", weights)
+    """ViT, four blocks of width 64; as `vit` otherwise."""
+    return ready(VisionTransformer(**_READS, embed_dim=64, depth=4, num_heads=2, mlp_ratio=2), "vit_medium", weights)
 
 
 def deit3(weights: bool = True) -> VisionTransformer:
@@ -79,8 +79,8 @@ def eva02(weights: bool = True) -> Eva:
     """
     model = Eva(
         **_READS,
-        **_SIZE | {"mlp_ratio": 2 * 2 / 3},  # SwiGLU has three matrices where an MLP has two
-        qkv_fused=False,
+        **_SIZE,
+        mlp_ratio=4 * 2 / 3,  # SwiGLU has three matrices where an MLP has two
         swiglu_mlp=True,
         scale_mlp=True,
         use_rot_pos_emb=True,
@@ -110,7 +110,7 @@ def mixer(weights: bool = True) -> MlpMixer:
 
     Source: Tolstikhin et al., arXiv:2105.01601.
     """
-    return ready(MlpMixer(**_READS, num_blocks=4, embed_dim=64, mlp_ratio=(1.0, 4.0)), "mixer", weights)
+    return ready(MlpMixer(**_READS, num_blocks=4, embed_dim=80, mlp_ratio=(0.8, 4.0)), "mixer", weights)
 
 
 def clip(weights: bool = True) -> DigitsClip:

@@ -22,8 +22,8 @@ Written by `make train`, from [models.json](models.json). Small models of eight 
 and ViT in four sizes, trained from scratch on canvases with two handwritten digits and clutter (CLIP's in colour) of
 48 x 48 pixels, cut into 64 patches. Each is a MODEL of the command line: `fxgrad check fxgrad.demo.models:deit3`.
 No model is told where the digits are. All but `vit` start from random weights and get hints from it in training: what
-their tokens are behind a block half-way and behind the last one is drawn, by a linear map that is then thrown away,
-towards what `vit`'s are there ([FitNets](https://arxiv.org/abs/1412.6550)), which takes a quarter of the canvases.
+a linear map makes of their tokens behind a block half-way, and behind the last, is drawn towards `vit`'s tokens there
+([FitNets](https://arxiv.org/abs/1412.6550)), and the map thrown away. They learn sooner so.
 
 {table}
 

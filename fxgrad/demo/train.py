@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from fxgrad.demo import losses
 from fxgrad.demo.canvas import COLOURS, canvas
-from fxgrad.demo.hints import Adapters, Tokens, hints, width
+from fxgrad.demo.hints import Adapters, Tokens, hints, inherit, width
 from fxgrad.demo.model import checkpoint
 from fxgrad.demo.models import MODELS
 from fxgrad.demo.muon import Muon
@@ -37,25 +37,41 @@ HELDOUT_CANVASES = 2000
 
 @dataclass(frozen=True)
 class Recipe:
-    """How long a model is trained: steps, canvases in a step, and how many there are before they come again."""
+    """How a model is trained.
+
+    Attributes:
+        steps: batches.
+        batch: canvases in one.
+        canvases: how many there are before they come again.
+        lr: of Muon; AdamW's is two thirds.
+    """
 
     steps: int
-    batch: int
-    canvases: int
+    batch: int = 32
+    canvases: int = 20000
+    lr: float = 6e-3
 
 
-RECIPES = dict.fromkeys(MODELS, Recipe(3500, 32, 20000)) | {"vit": Recipe(4000, 64, 256000)}
-
+RECIPES = {
+    "vit": Recipe(4000, 64, 256000),
+    "deit3": Recipe(500, lr=2e-3),
+    "beit2": Recipe(800, lr=2e-3),
+    "eva02": Recipe(1200, lr=4e-3),
+    "flexivit": Recipe(800, lr=2e-3),
+    "siglip": Recipe(600, lr=2e-3),
+    "clip": Recipe(1500, lr=4e-3),
+} | dict.fromkeys(("mixer", "vit_tiny", "vit_small", "vit_medium"), Recipe(3000))
 TEACHER = "vit"
 """The model that the others get hints from."""
 
+_CHUNK = 250
 _WARMUP = 50
 _THREADS = 1
 _LOSSES: dict[str, Callable[..., Tensor]] = {"clip": losses.contrastive, "flexivit": losses.flexible}
 
 
 def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.Module:
-    """A model trained from scratch on the train split's canvases, in eval mode.
+    """A model trained from scratch on the train split's canvases, in eval mode, its weights rounded to float16.
 
     Seeds torch's global generator; on one machine the same arguments give the same weights.
 
@@ -79,12 +95,14 @@ def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.M
         raise ValueError(f"steps must be 1 or more, got {steps}")
     torch.manual_seed(seed)
     model = MODELS[name](weights=False).train()
+    if name != TEACHER:
+        inherit(model, MODELS[TEACHER]())
     loss_of = _LOSSES.get(name, losses.multilabel)
     pool = _pool(min(recipe.canvases, steps * batch), name == "clip", name != TEACHER)
     taught = nn.ModuleDict({"model": model})
     if name != TEACHER:
         taught["adapters"] = Adapters(width(model), pool.hints.shape[-1])
-    optimizers = _optimizers(taught)
+    optimizers = _optimizers(taught, recipe.lr)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / _WARMUP, (1 + math.cos(math.pi * step / steps)) / 2)
@@ -111,28 +129,36 @@ def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.M
             if step % 250 == 0:
                 progress.console.print(f"{name}, step {step}: loss {seen / 250:.3f}")
                 seen = 0.0
+    for tensor in model.state_dict().values():
+        tensor.copy_(tensor.half())
     return model.eval()
 
 
-@cache
 def _pool(count: int, colours: bool, taught: bool) -> losses.Batch:
     """Canvases 0 to ``count - 1`` of the train split, with the teacher's hints if they are for a pupil."""
+    chunks = [_chunk(i, colours, taught) for i in range(math.ceil(count / _CHUNK))]
+    columns = ([getattr(chunk, field.name) for chunk in chunks] for field in fields(losses.Batch))
+    return losses.Batch(*(torch.cat(column)[:count] for column in columns))
+
+
+@cache
+def _chunk(index: int, colours: bool, taught: bool) -> losses.Batch:
+    """Some of the canvases, kept for the next model."""
     names = list(COLOURS)
-    canvases = (canvas(i, "train", colours=colours) for i in range(count))
-    rows = [((c.image * 255).round().astype(np.uint8), c.labels, [names.index(n) for n in c.colours]) for c in canvases]
-    images, labels, inks = zip(*rows, strict=True)
-    pixels = torch.from_numpy(np.stack(images))
-    given = hints(MODELS[TEACHER](), pixels) if taught else torch.empty(count, 0)
-    return losses.Batch(pixels, torch.tensor(labels), torch.tensor(inks), given)
+    canvases = [canvas(index * _CHUNK + i, "train", colours=colours) for i in range(_CHUNK)]
+    pixels = torch.from_numpy(np.stack([(c.image * 255).round().astype(np.uint8) for c in canvases]))
+    labels = torch.tensor([c.labels for c in canvases])
+    inks = torch.tensor([[names.index(name) for name in c.colours] for c in canvases])
+    return losses.Batch(pixels, labels, inks, hints(MODELS[TEACHER](), pixels) if taught else torch.empty(_CHUNK, 0))
 
 
-def _optimizers(model: nn.Module) -> list[torch.optim.Optimizer]:
+def _optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for all else: AdamW alone needs more than twice the steps."""
     matrices, rest = [], []
     for name, parameter in model.named_parameters():
         is_matrix = "blocks." in name and name.endswith("weight") and parameter.ndim == 2
         (matrices if is_matrix else rest).append(parameter)
-    return [Muon(matrices, lr=6e-3, weight_decay=0.05), torch.optim.AdamW(rest, lr=4e-3, weight_decay=0.0)]
+    return [Muon(matrices, lr=lr, weight_decay=0.05), torch.optim.AdamW(rest, lr=lr / 1.5, weight_decay=0.0)]
 
 
 @click.command()
@@ -180,7 +206,8 @@ def _train_and_write(name: str, steps: int, seed: int, out: Path, results: Path 
     seconds = time.process_time() - start
     score = evaluate(model, HELDOUT_CANVASES)
     facts = {"steps": steps, "seed": seed, "heldout_canvases": HELDOUT_CANVASES, **asdict(score)}
-    safetensors.torch.save_file(model.state_dict(), out, {key: str(value) for key, value in facts.items()})
+    halves = {key: tensor.half() for key, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(halves, out, {key: str(value) for key, value in facts.items()})
     click.echo(f"{name}: {steps} steps in {seconds:.0f} s; on {HELDOUT_CANVASES} canvases of held-out scans:")
     click.echo(
         f"both digits found {score.both:.2%}; per-label accuracy {score.accuracy:.2%} (naming nothing scores 80%)"

@@ -19,11 +19,13 @@ from fxgrad.demo.score import in_colour
 _PAGE = """# The demo's models
 
 Written by `make train`, from [models.json](models.json). Small models of eight architectures, in timm's own classes,
-and ViT in four sizes, trained from scratch on canvases with two handwritten digits and clutter (CLIP's in colour) of
-48 x 48 pixels, cut into 64 patches. Each is a MODEL of the command line: `fxgrad check fxgrad.demo.models:deit3`.
-No model is told where the digits are. All but `vit` start from random weights and get hints from it in training: what
-a linear map makes of their tokens behind a block half-way, and behind the last, is drawn towards `vit`'s tokens there
-([FitNets](https://arxiv.org/abs/1412.6550)), and the map thrown away. They learn sooner so.
+and ViT in four sizes. They read canvases of 48 x 48 pixels, cut into 64 patches, with two handwritten digits and
+clutter; CLIP's are in colour. Each is a MODEL of the command line: `fxgrad check fxgrad.demo.models:deit3`.
+
+No model is told where the digits are. `vit` is trained from scratch. The others start from its weights wherever a name
+and a shape agree (*inherited*, the share of the parameters), with the rest random: relatives, not eight independent
+witnesses. And they get hints from it: what a linear map makes of their tokens behind a block half-way, and behind the
+last, is drawn towards `vit`'s tokens there ([FitNets](https://arxiv.org/abs/1412.6550)); the map is thrown away.
 
 {table}
 
@@ -82,13 +84,33 @@ def record(results: Path, name: str, facts: dict[str, Any]) -> None:
 
 def page(results: dict[str, dict[str, Any]]) -> str:
     """The Markdown page of what `record` keeps."""
-    heads = ["model", "parameters", "both digits", "exact", "canvases", "epochs", "seconds", "seed", "torch", "timm"]
+    heads = [
+        "model",
+        "parameters",
+        "inherited",
+        "both digits",
+        "exact",
+        "canvases",
+        "epochs",
+        "seconds",
+        "seed",
+        "torch",
+        "timm",
+    ]
     heads += ["libragrad, mean", "largest", "plain, mean"]
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     for name in (n for n in MODELS if n in results):
         f = results[name]
         seconds, exact = f.get("seconds"), "" if name == "clip" else f"{f['exact_match']:.1%}"
-        cells = [name, f"{f['parameters']:,}", f"{f['both']:.1%}", exact, f"{f['canvases']:,}", f"{f['epochs']:.1f}"]
+        cells = [
+            name,
+            f"{f['parameters']:,}",
+            f"{f['inherited']:.0%}",
+            f"{f['both']:.1%}",
+            exact,
+            f"{f['canvases']:,}",
+            f"{f['epochs']:.1f}",
+        ]
         cells += [f"{seconds:,}" if seconds else "", f["seed"], f["torch"], f["timm"]]
         cells += [f"{f[key]:.1e}" for key in ("libragrad_mean", "libragrad_largest")] + [f"{f['gradient_mean']:.2f}"]
         lines.append("| " + " | ".join(map(str, cells)) + " |")

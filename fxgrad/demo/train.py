@@ -71,8 +71,9 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {"clip": losses.contrastive, "flexiv
 
 
 def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.Module:
-    """A model trained from scratch on the train split's canvases, in eval mode, its weights rounded to float16.
+    """A model trained on the train split's canvases, in eval mode, its weights rounded to float16.
 
+    The teacher is trained from scratch, the others with what it has to give.
     Seeds torch's global generator; on one machine the same arguments give the same weights.
 
     Args:
@@ -215,7 +216,13 @@ def _train_and_write(name: str, steps: int, seed: int, out: Path, results: Path 
     click.echo(f"recall {score.recall:.2%}, exact match {score.exact_match:.2%}")
     click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)")
     if results:
-        cost = {"canvases": seen, "epochs": seen / different, "seconds": round(seconds)}
+        fresh, teacher = MODELS[name](weights=False), MODELS[TEACHER](weights=False)
+        cost = {
+            "inherited": 0.0 if name == TEACHER else inherit(fresh, teacher),
+            "canvases": seen,
+            "epochs": seen / different,
+            "seconds": round(seconds),
+        }
         record(results, name, {**facts, **cost, **measure(model)})
 
 

@@ -170,7 +170,7 @@ def _ink(colour: str | None) -> Floats:
 
 def _draw(image: Floats, box: tuple[slice, slice], drawn: Floats) -> None:
     """Put something into a box of an image; the brighter one shows."""
-    shown = image[(slice(None), *box)]
+    shown = image[:, box[0], box[1]]
     np.maximum(shown, drawn, out=shown)
 
 

@@ -73,7 +73,7 @@ class DigitsClip(nn.Module):
     @property
     def patch_embed(self) -> nn.Module:
         """The image tower's, which says how large the patches are."""
-        return self.visual.patch_embed
+        return self.visual.get_submodule("patch_embed")
 
     def tokenize(self, text: str) -> Tensor:
         """Ids of the words of a prompt, in any case, filled up: int64 (1, 8).

@@ -28,7 +28,7 @@ class Tokens:
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.blocks = list(getattr(model, "visual", model).blocks)
+        self.blocks = list(_tower(model).blocks)
         self.found: list[Tensor] = []
 
     def __enter__(self) -> Tokens:
@@ -44,9 +44,14 @@ class Tokens:
             hook.remove()
 
 
+def _tower(model: nn.Module) -> Any:
+    """What reads the pictures."""
+    return getattr(model, "visual", model)
+
+
 def width(model: nn.Module) -> int:
     """Of the tokens of a model of the demo."""
-    return int(getattr(model, "visual", model).num_features)
+    return int(_tower(model).num_features)
 
 
 @torch.no_grad()
@@ -65,7 +70,7 @@ def inherit(model: nn.Module, teacher: nn.Module) -> float:
     """
     copied = 0
     given = teacher.state_dict()
-    for name, own in getattr(model, "visual", model).state_dict().items():
+    for name, own in _tower(model).state_dict().items():
         theirs = given.get(name)
         if theirs is None:
             continue
@@ -84,7 +89,7 @@ def hints(teacher: nn.Module, pixels: Tensor) -> Tensor:
     """The teacher's tokens for pictures, uint8 (N, C, 48, 48): float16 (N, 2, 64, W), each of mean 0 and variance 1."""
     rows = []
     with Tokens(teacher) as tokens:
-        for chunk in pixels.split(250):
+        for chunk in torch.split(pixels, 250):
             # A coloured canvas's brightest channel is the grey one, but for green ink.
             teacher(chunk.amax(1, keepdim=True).float() / 127.5 - 1)
             rows.append(torch.stack([F.layer_norm(t, t.shape[-1:])[:, -64:] for t in tokens.found], 1).half())
@@ -108,6 +113,6 @@ class Adapters(nn.Module):
         loss = torch.zeros(())
         for adapter, own, hint in zip(self.maps, tokens, wanted.float().unbind(1)):
             side = int(own.shape[1] ** 0.5)
-            grid = F.adaptive_avg_pool2d(hint.mT.unflatten(2, (8, 8)), side).flatten(2).mT
+            grid = F.adaptive_avg_pool2d(hint.mT.reshape(*hint.mT.shape[:2], 8, 8), side).flatten(2).mT
             loss = loss + (1 - F.cosine_similarity(adapter(own[:, -side * side :]), grid, dim=-1)).mean()
         return loss / 2

@@ -85,6 +85,7 @@ def at_patch_size(model: VisionTransformer, images: Tensor, side: int) -> Tensor
     proj = model.patch_embed.proj
     grid = [images.shape[2] // side, images.shape[3] // side]
     tokens = F.conv2d(images, resample_patch_embed(proj.weight, [side, side]), proj.bias, stride=side)
+    assert model.pos_embed is not None and model.cls_token is not None
     tokens = tokens.flatten(2).mT + resample_abs_pos_embed(model.pos_embed, grid, num_prefix_tokens=0)
     tokens = torch.cat([model.cls_token.expand(len(images), -1, -1), tokens], 1)
     logits: Tensor = model.forward_head(model.norm(model.blocks(tokens)))

@@ -103,10 +103,10 @@ def preprocess(images: NDArray[np.float32]) -> torch.Tensor:
     """What the model was trained on: pixels from [0, 1] to [-1, 1], in a batch.
 
     Args:
-        images: float32, (1, 48, 48) for one or (N, 1, 48, 48) for many, in [0, 1].
+        images: float32, (1, 48, 48) for one or (N, 1, 48, 48) for many, in [0, 1]; with 3 channels in colour.
 
     Returns:
-        float32 (N, 1, 48, 48); N is 1 for a single image.
+        float32 (N, 1, 48, 48), or (N, 3, 48, 48); N is 1 for a single image.
 
     Raises:
         ValueError: another shape.
@@ -117,6 +117,10 @@ def preprocess(images: NDArray[np.float32]) -> torch.Tensor:
     """
     channels = images.shape[-3] if images.ndim in (3, 4) else 0
     if channels not in (1, 3) or images.shape[-2:] != CFG["input_size"][1:]:
-        raise ValueError(f"expected images of shape (1, 48, 48) or (N, 1, 48, 48), got {images.shape}")
+        raise ValueError(
+            f"expected images of shape (C, 48, 48) or (N, C, 48, 48), with 1 or 3 channels, got {images.shape}"
+        )
+    mean: float
+    std: float
     (mean,), (std,) = CFG["mean"], CFG["std"]
     return (torch.from_numpy(images).reshape(-1, *images.shape[-3:]) - mean) / std

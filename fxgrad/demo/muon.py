@@ -76,4 +76,5 @@ def orthogonal(matrices: Tensor) -> Tensor:
     for _ in range(5):
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
-    return x.mT if wide is not matrices else x
+    result: Tensor = x.mT if wide is not matrices else x
+    return result

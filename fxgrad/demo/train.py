@@ -114,7 +114,7 @@ def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.M
     seen = 0.0
     with Progress(console=Console(stderr=True), transient=True) as progress, Tokens(model) as tokens:
         task = progress.add_task(name, total=steps)
-        for step, picked in enumerate(order[: steps * batch].split(batch), 1):
+        for step, picked in enumerate(torch.split(order[: steps * batch], batch), 1):
             canvases = pool.at(picked)
             task_loss = loss = loss_of(model, canvases)
             if name != TEACHER:
@@ -155,7 +155,8 @@ def _chunk(index: int, colours: bool, taught: bool) -> losses.Batch:
 
 def _optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for all else: AdamW alone needs more than twice the steps."""
-    matrices, rest = [], []
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
     for name, parameter in model.named_parameters():
         is_matrix = "blocks." in name and name.endswith("weight") and parameter.ndim == 2
         (matrices if is_matrix else rest).append(parameter)

@@ -67,7 +67,10 @@ def test_the_page_is_written_from_what_was_measured() -> None:
     results = json.loads(RESULTS.read_text())
     assert set(results) == set(MODELS)
     assert RESULTS.with_suffix(".md").read_text() == page(results), "run `make train`"
-    assert all(facts["libragrad_largest"] < 1e-5 < facts["gradient_mean"] for facts in results.values())
+    for facts in results.values():
+        assert facts["libragrad_mean"] < 1e-5 and facts["gradient_mean"] > 0.1
+        # What is rounded does not shrink with a logit: beside one below 1 it may be more.
+        assert facts["libragrad_largest"] * min(1, abs(facts["libragrad_largest_at"])) < 1e-5
 
 
 def test_one_thread_trains_the_same_weights_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -82,7 +82,7 @@ def canvas(seed: int, split: str = "heldout", *, colours: bool = False) -> Canva
         >>> int(c.target.sum())
         2
         >>> canvas(7, colours=True).colours
-        ('x', 'y')
+        ('blue', 'yellow')
     """
     scans = split_scans(split)
     if seed < 0:

@@ -106,9 +106,10 @@ def test_colours_change_nothing_but_the_colours(canvases: list[Canvas]) -> None:
         assert (c.labels, c.scans) == (grey.labels, grey.scans) and np.array_equal(c.masks, grey.masks)
         assert grey.colours == () and set(c.colours) <= set(COLOURS)
         for mask, colour in zip(c.masks, c.colours):
-            # Where the digit is brightest, noise and strokes aside, its ink's proportions are to be seen.
-            bright = mask & (grey.image[0] > 0.9)
-            assert abs(c.image[:, bright].mean(1, keepdims=True) - inks[colour]).max() < 0.12
+            # Where the digit is bright, strokes aside and noise averaged out, its ink's proportions are to be seen.
+            bright = mask & (grey.image[0] > 0.6)
+            expected = inks[colour] * grey.image[:, bright].mean()
+            assert abs(c.image[:, bright].mean(1, keepdims=True) - expected).max() < 0.05
     assert {name for number in range(30) for name in canvas(number, colours=True).colours} == set(COLOURS)
 
 

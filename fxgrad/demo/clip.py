@@ -146,4 +146,4 @@ def caption(things: list[str]) -> str:
         >>> caption(["red seven", "eight"])
         'a red seven and an eight'
     """
-    return " and ".join(f"{'an' if thing[0] in 'aeiou' else 'a'} {thing}" for thing in things)
+    return " and ".join(f"{'an' if thing == 'eight' else 'a'} {thing}" for thing in things)

@@ -115,7 +115,7 @@ def captions(batch: Batch) -> tuple[list[str], Tensor]:
     """
     swap = torch.rand(len(batch), 1) < 0.5
     digits, colours = (torch.where(swap, pair.flip(1), pair) for pair in (batch.labels, batch.colours))
-    colours = torch.where(torch.rand(len(batch), 2) < 0.5, colours, -1)
+    colours = torch.where(torch.rand(len(batch), 2) < 0.75, colours, -1)
     both = torch.rand(len(batch)) < 0.5
     texts = [describe(d[: 1 + b], c[: 1 + b]) for d, c, b in zip(digits.tolist(), colours.tolist(), both.tolist())]
     # Picture i, caption j, the caption's thing k, the picture's place.

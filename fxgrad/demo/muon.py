@@ -58,7 +58,7 @@ class Muon(torch.optim.Optimizer):
                 average.lerp_(gradients, 1 - group["momentum"])
                 steps = orthogonal(gradients.lerp(average, group["momentum"]))
                 length = group["lr"] * 0.2 * math.sqrt(max(shape))
-                for matrix, step in zip(matrices, steps):
+                for matrix, step in zip(matrices, steps, strict=True):
                     matrix.mul_(1 - group["lr"] * group["weight_decay"]).sub_(step, alpha=length)
 
 

@@ -25,7 +25,8 @@ clutter; CLIP's are in colour. Each is a MODEL of the command line: `fxgrad chec
 No model is told where the digits are. `vit` is trained from scratch. The others start from its weights wherever a name
 and a shape agree (*inherited*, the share of the parameters), with the rest random: relatives, not eight independent
 witnesses. And they get hints from it: what a linear map makes of their tokens behind a block half-way, and behind the
-last, is drawn towards `vit`'s tokens there ([FitNets](https://arxiv.org/abs/1412.6550)); the map is thrown away.
+last, is drawn towards `vit`'s tokens there ([FitNets](https://arxiv.org/abs/1412.6550)); the map is thrown away. CLIP
+gets hints for the first half only, as `vit` knows no colours.
 
 {table}
 

@@ -44,26 +44,27 @@ class Recipe:
         batch: canvases in one.
         canvases: how many there are before they come again.
         lr: of Muon; AdamW's is two thirds.
-        hints: from the teacher. CLIP gets none: the teacher knows no colours.
+        hints: the share of the steps with hints from the teacher. CLIP must do without in the end: the teacher knows no
+            colours.
     """
 
     steps: int
     batch: int = 32
     canvases: int = 20000
     lr: float = 6e-3
-    hints: bool = True
+    hints: float = 1.0
 
 
 RECIPES = {
-    "vit": Recipe(4000, 64, 256000, hints=False),
+    "vit": Recipe(4000, 64, 256000, hints=0.0),
     "deit3": Recipe(500, lr=2e-3),
     "beit2": Recipe(800, lr=2e-3),
     "eva02": Recipe(1200, lr=4e-3),
     "flexivit": Recipe(800, lr=2e-3),
     "siglip": Recipe(600, lr=2e-3),
-    "clip": Recipe(3000, lr=4e-3, hints=False),
+    "clip": Recipe(3000, lr=4e-3, hints=0.5),
     "mixer": Recipe(1200),
-} | dict.fromkeys(("vit_tiny", "vit_small", "vit_medium"), Recipe(2500))
+} | dict.fromkeys(("vit_tiny", "vit_small", "vit_medium"), Recipe(1500))
 TEACHER = "vit"
 """The model that the others get hints from."""
 
@@ -102,7 +103,7 @@ def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.M
     if name != TEACHER:
         inherit(model, MODELS[TEACHER]())
     loss_of = _LOSSES.get(name, losses.multilabel)
-    pool = _pool(min(recipe.canvases, steps * batch), name == "clip", recipe.hints)
+    pool = _pool(min(recipe.canvases, steps * batch), name == "clip", recipe.hints > 0)
     taught = nn.ModuleDict({"model": model})
     if recipe.hints:
         taught["adapters"] = Adapters(width(model), pool.hints.shape[-1])
@@ -120,7 +121,7 @@ def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.M
         for step, picked in enumerate(torch.split(order[: steps * batch], batch), 1):
             canvases = pool.at(picked)
             task_loss = loss = loss_of(model, canvases)
-            if recipe.hints:
+            if step <= recipe.hints * steps:
                 loss = task_loss + taught["adapters"](tokens.found, canvases.hints)
             taught.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
@@ -206,7 +207,7 @@ def _train_and_write(name: str, steps: int, seed: int, out: Path, results: Path 
     recipe = RECIPES[name]
     seen = steps * recipe.batch
     different = min(recipe.canvases, seen)
-    _pool(different, name == "clip", recipe.hints)  # made once for all models: not a part of any one's time
+    _pool(different, name == "clip", recipe.hints > 0)  # made once for all models: not a part of any one's time
     start = time.process_time()
     model = train(name, steps, seed)
     seconds = time.process_time() - start

@@ -96,6 +96,12 @@ def trace(
     except ExportError:
         raise
     except Exception as error:
+        fixed = sorted(set(re.findall(r"You marked (\w+) as dynamic but your code specialized", str(error))))
+        if fixed:
+            raise ExportError(
+                f"the size of {', '.join(fixed)} is free in the model, but not in its attribution: the backward of one "
+                "of its ops fixes it. Convert the model with that size fixed: dynamic_shapes of fxgrad.convert."
+            ) from error
         raise ExportError(f"forward and attribution cannot be traced into one graph: {one_line(error)}") from error
     return Traced(program, places, tuple(examples), tuple(names), axes)
 

@@ -107,6 +107,9 @@ def test_pt2_gives_what_autograd_gives_in_float64(tmp_path: Path) -> None:
     assert described["outputs"] == ["logits", "attribution", "completeness_error"]
     extra = {"explainer.json": ""}
     program = torch.export.load(tmp_path / "e.pt2", extra_files=extra)
+    # The sources cost no second forward: what multiplies with a weight is a layer, or its backward.
+    targets = [node.target for node in program.graph.nodes]
+    assert targets.count(torch.ops.aten.addmm.default) == 4 and targets.count(torch.ops.aten.convolution.default) == 2
     assert json.loads(extra["explainer.json"])["policy"] == "libragrad"
     assert set(program.state_dict) <= set(model.state_dict())
 

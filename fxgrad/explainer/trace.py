@@ -25,6 +25,7 @@ from fxgrad.errors import ExportError, one_line
 from fxgrad.explainer.attention import with_plain_attention
 from fxgrad.explainer.items import Items, batch_axis
 from fxgrad.explainer.settings import Settings
+from fxgrad.explainer.simplify import simplify
 from fxgrad.lookup import placeholders_of
 from fxgrad.module import ConvertedModule
 from fxgrad.places import Place, place_of
@@ -92,6 +93,7 @@ def trace(
 
     try:
         graph = _traced(explain, converted.state, examples, axes, decompositions or {})
+        simplify(graph.graph)
         program, places = _exported(graph, converted, examples, axes)
     except ExportError:
         raise

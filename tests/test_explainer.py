@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import subprocess
 import sys
@@ -106,6 +107,9 @@ def test_pt2_gives_what_autograd_gives_in_float64(tmp_path: Path) -> None:
     assert described["outputs"] == ["logits", "attribution", "completeness_error"]
     extra = {"explainer.json": ""}
     program = torch.export.load(tmp_path / "e.pt2", extra_files=extra)
+    # The sources cost no second forward: what multiplies with a weight is a layer, or its backward.
+    targets = [node.target for node in program.graph.nodes]
+    assert targets.count(torch.ops.aten.addmm.default) == 4 and targets.count(torch.ops.aten.convolution.default) == 2
     assert json.loads(extra["explainer.json"])["policy"] == "libragrad"
     assert set(program.state_dict) <= set(model.state_dict())
 
@@ -264,3 +268,47 @@ def test_an_op_that_onnx_lacks_is_named_with_its_place(tmp_path: Path) -> None:
     assert first == "ONNX has no form of prims.bessel_i0.default:"
     assert "test_explainer.py:" in place and "torch.special.i0(x)" in place
     assert advice.endswith("export to .pt2 or .aoti, which take every op.")
+
+
+def test_aoti_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling takes minutes, so `make export-table` does it; here, that PyTorch still has it, and how it fails."""
+    inductor = importlib.import_module("torch._inductor")
+    assert callable(inductor.aoti_compile_and_package) and callable(inductor.aoti_load_package)
+    x = torch.randn(2, 4)
+    libra = fxgrad.convert(nn.Linear(4, 3).eval(), (x,))
+
+    def no_compiler(*args: Any, **kwargs: Any) -> str:
+        raise RuntimeError("g++ not found")
+
+    monkeypatch.setattr(inductor, "aoti_compile_and_package", no_compiler)
+    with pytest.raises(
+        ExportError, match=r"cannot compile the explainer: RuntimeError: g\+\+ not found. It needs a C\+\+"
+    ):
+        fxgrad.export_explainer(libra, (x,), tmp_path / "e.aoti")
+    monkeypatch.delattr(inductor, "aoti_compile_and_package")
+    with pytest.raises(ExportError, match=r"this PyTorch has no AOTInductor packages. Export to .pt2 or .onnx."):
+        fxgrad.export_explainer(libra, (x,), tmp_path / "e.aoti")
+
+
+def test_a_recurrent_layer_is_explained_at_one_batch_without_an_error(tmp_path: Path) -> None:
+    x = torch.randn(2, 5, 4)
+
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.rnn = nn.GRU(4, 6, batch_first=True)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.rnn(x)[0][:, -1]
+
+    libra = fxgrad.convert(Last().eval(), (x,))
+    with pytest.raises(ExportError, match=r"constants of aten.gru.input at rnn, .* Pass completeness=False."):
+        fxgrad.export_explainer(libra, (x,), tmp_path / "e.pt2")
+    with pytest.raises(ExportError, match=r"the size of batch is free in the model, but not in its attribution"):
+        fxgrad.export_explainer(libra, (x,), tmp_path / "e.pt2", completeness=False)
+    libra = fxgrad.convert(Last().eval(), (x,), dynamic_shapes=(None,))
+    fxgrad.export_explainer(libra, (x,), tmp_path / "e.pt2", completeness=False)
+    target = torch.tensor([5, 0])
+    logits, attribution = load(tmp_path / "e.pt2")(x, target)
+    wanted = by_autograd(libra, x, target)
+    assert relative(logits, wanted[0]) < 1e-5 and relative(attribution, wanted[1]) < 1e-5

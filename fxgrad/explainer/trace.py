@@ -25,6 +25,7 @@ from fxgrad.errors import ExportError, one_line
 from fxgrad.explainer.attention import with_plain_attention
 from fxgrad.explainer.items import Items, batch_axis
 from fxgrad.explainer.settings import Settings
+from fxgrad.explainer.simplify import simplify
 from fxgrad.lookup import placeholders_of
 from fxgrad.module import ConvertedModule
 from fxgrad.places import Place, place_of
@@ -92,10 +93,17 @@ def trace(
 
     try:
         graph = _traced(explain, converted.state, examples, axes, decompositions or {})
+        simplify(graph.graph)
         program, places = _exported(graph, converted, examples, axes)
     except ExportError:
         raise
     except Exception as error:
+        fixed = sorted(set(re.findall(r"You marked (\w+) as dynamic but your code specialized", str(error))))
+        if fixed:
+            raise ExportError(
+                f"the size of {', '.join(fixed)} is free in the model, but not in its attribution: the backward of one "
+                "of its ops fixes it. Convert the model with that size fixed: dynamic_shapes of fxgrad.convert."
+            ) from error
         raise ExportError(f"forward and attribution cannot be traced into one graph: {one_line(error)}") from error
     return Traced(program, places, tuple(examples), tuple(names), axes)
 

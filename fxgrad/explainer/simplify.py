@@ -1,0 +1,111 @@
+"""What is known ahead of a traced program's run, so that it need not be computed.
+
+A source is what an affine op gives where its carrier is 0 (`fxgrad.sources`). As traced, that is a second product
+with every weight; of these only the bias is left.
+"""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import is_concrete_int, statically_known_true
+
+aten = torch.ops.aten
+MOVES = {
+    aten.view.default,
+    aten._unsafe_view.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.expand.default,
+    aten.unsqueeze.default,
+    aten.detach.default,
+    aten.clone.default,
+    aten.alias.default,
+}
+"""Ops that move elements, and change none."""
+LINEAR = MOVES | {aten.mm.default, aten.bmm.default}
+"""Ops that are 0 where their first operand is."""
+
+
+def simplify(graph: fx.Graph) -> None:
+    """Replace, in place, affine ops of zeros by their biases, and drop the guard against 0 * infinity beside these.
+
+    Args:
+        graph: of ATen ops, as make_fx traces it.
+
+    Example:
+        >>> from torch.fx.experimental.proxy_tensor import make_fx
+        >>> def offset(x, weight, bias):
+        ...     return torch.addmm(bias, torch.zeros_like(x), weight)
+        >>> traced = make_fx(offset)(torch.ones(2, 3), torch.ones(3, 4), torch.arange(4.0))
+        >>> simplify(traced.graph)
+        >>> [node.name for node in traced.graph.nodes if node.op == "call_function"]
+        ['expand_default']
+    """
+    zeros: set[fx.Node] = set()
+    biases: set[fx.Node] = set()
+    for node in list(graph.nodes):
+        first = node.args[0] if node.args else None
+        if node.target is aten.zeros_like.default or (node.target in LINEAR and first in zeros):
+            if not any(_in_place(user) for user in node.users):
+                zeros.add(node)
+        elif node.target in MOVES and first in biases:
+            biases.add(node)
+        elif node.target is aten.where.self and _guarded(node) in biases:
+            node.replace_all_uses_with(node.args[2])
+        elif (found := _bias(node, zeros)) is not None:
+            with graph.inserting_before(node):
+                expanded = _expanded(graph, node, *found)
+            if expanded is not None and node.target is not aten.add.Tensor:  # which may add a mask
+                biases.add(expanded)
+    graph.eliminate_dead_code()
+
+
+def _in_place(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+
+
+def _bias(node: fx.Node, zeros: set[fx.Node]) -> tuple[fx.Node, fx.Node, int] | None:
+    """Of an affine op of zeros: the zeros, the bias, and the axis of its result that it lies along; else None."""
+    args = node.args
+    if node.target is aten.addmm.default and args[1] in zeros and not node.kwargs:
+        return args[1], args[0], -1  # type: ignore[return-value]
+    if node.target is aten.add.Tensor and args[0] in zeros and isinstance(args[1], fx.Node) and not node.kwargs:
+        return args[0], args[1], -1  # type: ignore[return-value]
+    if node.target is aten.convolution.default and args[0] in zeros and args[2] is not None:
+        return args[0], args[2], 1  # type: ignore[return-value]
+    if node.target is operator.getitem and args[1] == 0:
+        norm: Any = args[0]
+        if norm.target is aten.native_layer_norm.default and norm.args[0] in zeros and norm.args[3] is not None:
+            return norm.args[0], norm.args[3], -1
+    return None
+
+
+def _expanded(graph: fx.Graph, node: fx.Node, zero: fx.Node, bias: fx.Node, axis: int) -> fx.Node | None:
+    """The bias in the shape of a node, which it replaces; None where a free size is not the zeros' own."""
+    shape, known = node.meta["val"].shape, zero.meta["val"].shape
+    sizes: list[Any] = []
+    for i, size in enumerate(shape):
+        if not is_concrete_int(size):
+            if i >= len(known) or not statically_known_true(size == known[i]):
+                return None
+            size = graph.call_function(aten.sym_size.int, (zero, i))
+        sizes.append(size)
+    if axis == 1:
+        bias = graph.call_function(aten.view.default, (bias, [-1] + [1] * (len(sizes) - 2)))
+    expanded = graph.call_function(aten.expand.default, (bias, sizes))
+    node.replace_all_uses_with(expanded)
+    return expanded
+
+
+def _guarded(node: fx.Node) -> Any:
+    """b of where(g == 0, 0, g * b)."""
+    condition, _, product = node.args
+    if not isinstance(condition, fx.Node) or not isinstance(product, fx.Node):
+        return None
+    if condition.target is not aten.eq.Scalar or product.target is not aten.mul.Tensor:
+        return None
+    return product.args[1] if product.args[0] is condition.args[0] else None

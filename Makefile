@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,docs)
 
-.PHONY: demo test lint completeness export-table zoo fuzz bench evaluate web docs clean
+.PHONY: demo train test lint completeness export-table zoo fuzz bench evaluate web docs clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -13,6 +13,9 @@ BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,docs)
 
 demo: .venv/ready  ## convert, check and explain the trained digits model; then convert ViT-B
 	$(BIN)/python -m fxgrad.demo --out demo-out
+
+train: .venv/ready  ## half an hour on a quiet core: the demo's models, eight architectures; write docs/models.md
+	$(BIN)/python -m fxgrad.demo.train all --results docs/models.json
 
 test: .venv/ready lint  ## everything CI runs
 	$(BIN)/python -m pytest -n 2 --dist worksteal

@@ -148,7 +148,7 @@ def load_model(
         model, names = _from_factory(source, name)
         weights = "the factory's own"
     if checkpoint:
-        _load_checkpoint(model, Path(checkpoint))
+        load_checkpoint(model, checkpoint)
         weights = str(checkpoint)
     cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     cfg = dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
@@ -264,7 +264,17 @@ def _from_factory(source: str, name: str) -> tuple[nn.Module, Sequence[str] | No
     return model, getattr(module, "CLASS_NAMES", None)
 
 
-def _load_checkpoint(model: nn.Module, path: Path) -> None:
+def load_checkpoint(model: nn.Module, path: str | Path) -> None:
+    """Put the weights of a .safetensors file into a model; its keys and shapes must be exactly the model's.
+
+    Raises:
+        CaptureError: the file cannot be read, or does not fit.
+
+    Example:
+        >>> load_checkpoint(nn.Linear(2, 2), "absent.safetensors")
+        Traceback (most recent call last):
+        fxgrad.errors.CaptureError: checkpoint absent.safetensors cannot be read as safetensors: ...
+    """
     try:
         state = safetensors.torch.load_file(path)
     except Exception as error:

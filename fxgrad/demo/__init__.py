@@ -5,7 +5,8 @@
     picture = canvas(7)                                     # image, labels, and each digit's own pixels
     logits = digits_vit()(preprocess(picture.image))        # trained on other scans than this picture's
 
-Needs the packages timm, scikit-learn and safetensors. `python -m fxgrad.demo.train` makes the weights anew.
+`fxgrad.demo.models` has eight architectures, CLIP with a text tower among them; `python -m fxgrad.demo.train NAME`
+makes a model's weights anew. Needs the packages timm, scikit-learn and safetensors.
 """
 
 from fxgrad.demo.canvas import SPLITS, Canvas, batches, canvas, split_scans

@@ -23,6 +23,13 @@ SIZES = (14, 22)
 INK = 0.3
 """An enlarged scan's pixels above this brightness are the digit's own."""
 SPLITS = ("train", "heldout")
+COLOURS = {
+    "red": (1.0, 0.25, 0.2),
+    "green": (0.2, 0.9, 0.3),
+    "blue": (0.3, 0.45, 1.0),
+    "yellow": (1.0, 0.9, 0.2),
+}
+"""What a coloured canvas's ink is drawn in: red, green and blue."""
 
 _SPLIT_SEED = 0
 _HELDOUT_SHARE = 0.2
@@ -36,16 +43,18 @@ class Canvas:
     """One picture and the truth about it.
 
     Attributes:
-        image: float32 (1, 48, 48) in [0, 1]; ink is bright.
+        image: float32 (1, 48, 48) in [0, 1]; ink is bright. In colour (3, 48, 48).
         labels: the classes of the two digits, different from each other, in the order of ``masks``.
         masks: bool (2, 48, 48), the pixels of each digit; no pixel belongs to both.
         scans: index of each digit's scan in ``sklearn.datasets.load_digits()``.
+        colours: names of the digits' colours, such as ``("red", "red")``; empty on a grey canvas.
     """
 
     image: Floats
     labels: tuple[int, int]
     masks: Bools
     scans: tuple[int, int]
+    colours: tuple[str, ...] = ()
 
     @property
     def target(self) -> Floats:
@@ -55,12 +64,13 @@ class Canvas:
         return target
 
 
-def canvas(seed: int, split: str = "heldout") -> Canvas:
+def canvas(seed: int, split: str = "heldout", *, colours: bool = False) -> Canvas:
     """The canvas with this number; the same arguments give the same canvas.
 
     Args:
         seed: any integer from 0 on.
         split: "train" or "heldout"; the two share no scan, not even in the clutter.
+        colours: draw every digit and every piece of clutter in one of `COLOURS`; all else stays as it is.
 
     Raises:
         ValueError: ``split`` is neither, or ``seed`` is negative.
@@ -71,11 +81,15 @@ def canvas(seed: int, split: str = "heldout") -> Canvas:
         ((1, 48, 48), dtype('float32'), (2, 48, 48))
         >>> int(c.target.sum())
         2
+        >>> canvas(7, colours=True).colours
+        ('blue', 'yellow')
     """
     scans = split_scans(split)
     if seed < 0:
         raise ValueError(f"seed must be 0 or more, got {seed}")
-    return _compose(np.random.default_rng([seed, SPLITS.index(split)]), scans)
+    stream = [seed, SPLITS.index(split)]
+    paint = np.random.default_rng([*stream, 2]) if colours else None
+    return _compose(np.random.default_rng(stream), scans, paint)
 
 
 def batches(size: int, seed: int = 0, split: str = "train") -> Iterator[tuple[Floats, Floats]]:
@@ -127,24 +141,37 @@ def split_scans(split: str) -> NDArray[np.intp]:
     return indices
 
 
-def _compose(rng: np.random.Generator, scans: NDArray[np.intp]) -> Canvas:
-    """Draw two digits and clutter from ``scans``."""
+def _compose(rng: np.random.Generator, scans: NDArray[np.intp], paint: np.random.Generator | None = None) -> Canvas:
+    """Draw two digits and clutter from ``scans``, in colours that ``paint`` picks."""
     labels = rng.choice(10, 2, replace=False)
     chosen = [_pick(rng, scans[_classes()[scans] == label]) for label in labels]
     sizes = rng.integers(SIZES[0], SIZES[1], 2, endpoint=True)
-    image = _strokes(rng)
+    colours = () if paint is None else tuple(paint.choice(list(COLOURS), 2).tolist())
+    image = np.repeat(_strokes(rng)[None], 3 if colours else 1, 0)
     masks = np.zeros((2, SIDE, SIDE), np.bool_)
     taken = np.zeros((SIDE, SIDE), np.bool_)
-    for mask, scan, size, (top, left) in zip(masks, chosen, sizes, _corners(rng, sizes), strict=True):
+    inks = [_ink(name) for name in colours] or [_ink(None)] * 2
+    for ink, mask, scan, size, (top, left) in zip(inks, masks, chosen, sizes, _corners(rng, sizes), strict=True):
         box = np.s_[top : top + size, left : left + size]
         digit = _enlarged(int(size))[scan]
-        image[box] = np.maximum(image[box], digit)
+        _draw(image, box, ink * digit)
         mask[box] = digit > INK
         taken[box] = True
-    _fragments(rng, scans, image, taken)
-    image += rng.normal(0, 0.04, image.shape).astype(np.float32)
+    _fragments(rng, scans, image, taken, paint)
+    image += rng.normal(0, 0.04, (SIDE, SIDE)).astype(np.float32)
     first, second = labels.tolist()
-    return Canvas(image.clip(0, 1)[None], (first, second), masks, (chosen[0], chosen[1]))
+    return Canvas(image.clip(0, 1), (first, second), masks, (chosen[0], chosen[1]), colours)
+
+
+def _ink(colour: str | None) -> Floats:
+    """What a grey picture is multiplied by to be in this colour: (3, 1, 1), or (1, 1, 1) to leave it grey."""
+    return np.array(COLOURS[colour] if colour else [1], np.float32)[:, None, None]
+
+
+def _draw(image: Floats, box: tuple[slice, slice], drawn: Floats) -> None:
+    """Put something into a box of an image; the brighter one shows."""
+    shown = image[:, box[0], box[1]]
+    np.maximum(shown, drawn, out=shown)
 
 
 def _corners(rng: np.random.Generator, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -173,7 +200,9 @@ def _strokes(rng: np.random.Generator) -> Floats:
     return image
 
 
-def _fragments(rng: np.random.Generator, scans: NDArray[np.intp], image: Floats, taken: Bools) -> None:
+def _fragments(
+    rng: np.random.Generator, scans: NDArray[np.intp], image: Floats, taken: Bools, paint: np.random.Generator | None
+) -> None:
     """Paste pieces of other scans, as bright as digits, wherever they fall clear of ``taken``."""
     for _ in range(rng.integers(3, 9)):
         size = int(rng.integers(SIZES[0], SIZES[1], endpoint=True))
@@ -183,7 +212,7 @@ def _fragments(rng: np.random.Generator, scans: NDArray[np.intp], image: Floats,
         box = np.s_[top : top + side, left : left + side]
         if not taken[box].any():
             piece = _enlarged(size)[_pick(rng, scans), y : y + side, x : x + side]
-            image[box] = np.maximum(image[box], piece)
+            _draw(image, box, _ink(None if paint is None else paint.choice(list(COLOURS))) * piece)
 
 
 def _pick(rng: np.random.Generator, scans: NDArray[np.intp]) -> int:

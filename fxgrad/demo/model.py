@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
-from typing import Any
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
-import safetensors.torch
 import torch
 from numpy.typing import NDArray
 from timm.models import VisionTransformer
+from torch import nn
+
+from fxgrad.errors import CaptureError
+from fxgrad.models import load_checkpoint
+
+Model = TypeVar("Model", bound=nn.Module)
 
 CLASS_NAMES = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-WEIGHTS = "digits_vit.safetensors"
-"""The trained weights' file name, next to this module."""
 
-_CFG: dict[str, Any] = {
-    "architecture": "digits_vit",
-    "file": WEIGHTS,
+CFG: dict[str, Any] = {
     "license": "mit",
     "input_size": (1, 48, 48),
     "fixed_input_size": True,
@@ -27,9 +29,8 @@ _CFG: dict[str, Any] = {
     "std": (0.5,),
     "num_classes": len(CLASS_NAMES),
     "label_names": CLASS_NAMES,
-    "first_conv": "patch_embed.proj",
-    "classifier": "head",
 }
+"""What timm's tools read of a model on grey canvases."""
 
 
 def digits_vit(weights: bool = True) -> VisionTransformer:
@@ -41,8 +42,7 @@ def digits_vit(weights: bool = True) -> VisionTransformer:
         weights: load the shipped weights; without, the model keeps its random initialisation.
 
     Raises:
-        FileNotFoundError: the weights' file is missing; the message names the command that makes it.
-        RuntimeError: the weights' file does not fit this model.
+        CaptureError: the weights are missing, with the command that makes them, or do not fit this model.
 
     Example:
         >>> from fxgrad.demo.canvas import canvas
@@ -59,11 +59,43 @@ def digits_vit(weights: bool = True) -> VisionTransformer:
         depth=4,
         num_heads=4,
     )
+    return ready(model, "vit", weights)
+
+
+def checkpoint(name: str) -> Path:
+    """Where the weights of the demo's model of this name are kept, whether or not they are there.
+
+    Example:
+        >>> checkpoint("vit").name
+        'digits_vit.safetensors'
+    """
+    return Path(__file__).with_name(f"digits_{name}.safetensors")
+
+
+def ready(model: Model, name: str, weights: bool, cfg: Mapping[str, Any] = CFG) -> Model:
+    """A model of the demo as its factory hands it out: in eval mode, with its preprocessing, trained or not.
+
+    Args:
+        model: as built.
+        name: of its factory.
+        weights: load its checkpoint; without, the model keeps its random initialisation.
+        cfg: what timm's tools read of it.
+
+    Raises:
+        CaptureError: the checkpoint is missing, with the command that makes it, or does not fit the model.
+
+    Example:
+        >>> ready(nn.Linear(2, 2), "linear", weights=False).pretrained_cfg["input_size"]
+        (1, 48, 48)
+    """
+    path = checkpoint(name)
     # timm hangs both names on every model that it builds, and its tools read either.
-    cfg = dict(_CFG)
-    vars(model).update(pretrained_cfg=cfg, default_cfg=cfg)
+    own = {"architecture": f"digits_{name}", "file": path.name, **cfg}
+    vars(model).update(pretrained_cfg=own, default_cfg=own)
     if weights:
-        model.load_state_dict(safetensors.torch.load(_read_weights()), strict=True)
+        if not path.is_file():
+            raise CaptureError(f"{path} is missing: `python -m fxgrad.demo.train {name}` makes it in minutes.")
+        load_checkpoint(model, path)
     return model.eval()
 
 
@@ -71,10 +103,10 @@ def preprocess(images: NDArray[np.float32]) -> torch.Tensor:
     """What the model was trained on: pixels from [0, 1] to [-1, 1], in a batch.
 
     Args:
-        images: float32, (1, 48, 48) for one or (N, 1, 48, 48) for many, in [0, 1].
+        images: float32, (1, 48, 48) for one or (N, 1, 48, 48) for many, in [0, 1]; with 3 channels in colour.
 
     Returns:
-        float32 (N, 1, 48, 48); N is 1 for a single image.
+        float32 (N, 1, 48, 48), or (N, 3, 48, 48); N is 1 for a single image.
 
     Raises:
         ValueError: another shape.
@@ -83,14 +115,12 @@ def preprocess(images: NDArray[np.float32]) -> torch.Tensor:
         >>> preprocess(np.ones((1, 48, 48), np.float32)).shape
         torch.Size([1, 1, 48, 48])
     """
-    if images.ndim not in (3, 4) or images.shape[-3:] != _CFG["input_size"]:
-        raise ValueError(f"expected images of shape (1, 48, 48) or (N, 1, 48, 48), got {images.shape}")
-    mean, std = (torch.tensor(_CFG[key]).view(-1, 1, 1) for key in ("mean", "std"))
+    channels = images.shape[-3] if images.ndim in (3, 4) else 0
+    if channels not in (1, 3) or images.shape[-2:] != CFG["input_size"][1:]:
+        raise ValueError(
+            f"expected images of shape (C, 48, 48) or (N, C, 48, 48), with 1 or 3 channels, got {images.shape}"
+        )
+    mean: float
+    std: float
+    (mean,), (std,) = CFG["mean"], CFG["std"]
     return (torch.from_numpy(images).reshape(-1, *images.shape[-3:]) - mean) / std
-
-
-def _read_weights() -> bytes:
-    path = files(__package__) / WEIGHTS
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: `python -m fxgrad.demo.train` makes it in minutes")
-    return path.read_bytes()

@@ -1,14 +1,15 @@
-"""Train the demo's model and write its weights: ``python -m fxgrad.demo.train``.
+"""Train the demo's models and write their weights: ``python -m fxgrad.demo.train NAME``, or ``all``.
 
-It takes two cores. Where other programs use them too, set OMP_WAIT_POLICY=passive: the same weights, many
-times sooner, because a thread that waits for its twin does not spin.
+One thread, and minutes for each on a core of its own.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 
 import click
@@ -17,141 +18,218 @@ import safetensors.torch
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from timm.models import VisionTransformer
-from torch import nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch import Tensor, nn
 
-from fxgrad.demo.canvas import batches, canvas
-from fxgrad.demo.model import WEIGHTS, digits_vit, preprocess
+from fxgrad.demo import losses
+from fxgrad.demo.canvas import COLOURS, canvas
+from fxgrad.demo.hints import Adapters, Tokens, hints, inherit, width
+from fxgrad.demo.model import checkpoint
+from fxgrad.demo.models import MODELS
+from fxgrad.demo.muon import Muon
+from fxgrad.demo.results import measure, record
+from fxgrad.demo.score import evaluate
 
-STEPS = 4000
+__all__ = ["RECIPES", "SEED", "Recipe", "evaluate", "main", "train"]
+
 SEED = 0
 HELDOUT_CANVASES = 2000
 
-_BATCH = 64
-_WARMUP = 200
-_THREADS = 2
-
 
 @dataclass(frozen=True)
-class Score:
-    """How well a model reads canvases; every number is a share, from 0 to 1.
+class Recipe:
+    """How a model is trained.
 
     Attributes:
-        accuracy: labels that are right, of all ten per canvas; naming no digit at all scores 0.8.
-        recall: digits shown that are named.
-        exact_match: canvases with all ten labels right.
+        steps: batches.
+        batch: canvases in one.
+        canvases: how many there are before they come again.
+        lr: of Muon; AdamW's is two thirds.
+        hints: the share of the steps with hints from the teacher. CLIP must do without in the end: the teacher knows no
+            colours.
     """
 
-    accuracy: float
-    recall: float
-    exact_match: float
+    steps: int
+    batch: int = 32
+    canvases: int = 20000
+    lr: float = 6e-3
+    hints: float = 1.0
 
 
-def train(steps: int = STEPS, seed: int = SEED) -> VisionTransformer:
-    """A model trained from scratch on fresh canvases, in eval mode.
+RECIPES = {
+    "vit": Recipe(4000, 64, 256000, hints=0.0),
+    "deit3": Recipe(500, lr=2e-3),
+    "beit2": Recipe(800, lr=2e-3),
+    "eva02": Recipe(1200, lr=4e-3),
+    "flexivit": Recipe(800, lr=2e-3),
+    "siglip": Recipe(600, lr=2e-3),
+    "clip": Recipe(3000, lr=4e-3, hints=0.5),
+    "mixer": Recipe(1200),
+} | dict.fromkeys(("vit_tiny", "vit_small", "vit_medium"), Recipe(1500))
+TEACHER = "vit"
+"""The model that the others get hints from."""
 
+_CHUNK = 250
+_WARMUP = 50
+_THREADS = 1
+_LOSSES: dict[str, Callable[..., Tensor]] = {"clip": losses.contrastive, "flexivit": losses.flexible}
+
+
+def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.Module:
+    """A model trained on the train split's canvases, in eval mode, its weights rounded to float16.
+
+    The teacher is trained from scratch, the others with what it has to give.
     Seeds torch's global generator; on one machine the same arguments give the same weights.
 
     Args:
-        steps: batches of 64 canvases, at least 1.
-        seed: for the initial weights and the canvases, at least 0.
+        name: one of `fxgrad.demo.models.MODELS`.
+        steps: batches of canvases, at least 1; by default the recipe's.
+        seed: for the initial weights and the order of the canvases, at least 0.
 
     Raises:
-        ValueError: ``steps`` or ``seed`` is too small.
+        ValueError: ``steps`` or ``seed`` is too small, or there is no such model.
 
     Example:
-        >>> train(steps=1).training
+        >>> train("vit_tiny", steps=1).training
         False
     """
+    if name not in MODELS:
+        raise ValueError(f"unknown model {name!r}: use one of {', '.join(MODELS)}")
+    recipe = RECIPES[name]
+    steps, batch = recipe.steps if steps is None else steps, recipe.batch
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
     torch.manual_seed(seed)
-    model = digits_vit(weights=False).train()
-    optimizers = _optimizers(model)
+    model = MODELS[name](weights=False).train()
+    if name != TEACHER:
+        inherit(model, MODELS[TEACHER]())
+    loss_of = _LOSSES.get(name, losses.multilabel)
+    pool = _pool(min(recipe.canvases, steps * batch), name == "clip", recipe.hints > 0)
+    taught = nn.ModuleDict({"model": model})
+    if recipe.hints:
+        taught["adapters"] = Adapters(width(model), pool.hints.shape[-1])
+    optimizers = _optimizers(taught, recipe.lr)
     schedules = [
         torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: min((step + 1) / _WARMUP, (1 + math.cos(math.pi * step / steps)) / 2)
         )
         for optimizer in optimizers
     ]
-    with Progress(console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("training", total=steps)
-        for _, (images, targets) in zip(range(steps), batches(_BATCH, seed), strict=False):
-            loss = binary_cross_entropy_with_logits(model(preprocess(images)), torch.from_numpy(targets))
-            model.zero_grad()
+    order = torch.cat([torch.randperm(len(pool)) for _ in range(math.ceil(steps * batch / len(pool)))])
+    seen = 0.0
+    with Progress(console=Console(stderr=True), transient=True) as progress, Tokens(model) as tokens:
+        task = progress.add_task(name, total=steps)
+        for step, picked in enumerate(torch.split(order[: steps * batch], batch), 1):
+            canvases = pool.at(picked)
+            task_loss = loss = loss_of(model, canvases)
+            if step <= recipe.hints * steps:
+                loss = task_loss + taught["adapters"](tokens.found, canvases.hints)
+            taught.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            nn.utils.clip_grad_norm_(taught.parameters(), 1.0)
             for optimizer, schedule in zip(optimizers, schedules, strict=True):
                 optimizer.step()
                 schedule.step()
-            progress.update(task, advance=1, description=f"loss {loss.item():.3f}")
+            seen += task_loss.item()
+            progress.update(task, advance=1)
+            if step % 250 == 0:
+                progress.console.print(f"{name}, step {step}: loss {seen / 250:.3f}")
+                seen = 0.0
+    for tensor in model.state_dict().values():
+        tensor.copy_(tensor.half())
     return model.eval()
 
 
-@torch.no_grad()
-def evaluate(model: nn.Module, count: int = HELDOUT_CANVASES, split: str = "heldout") -> Score:
-    """Score a model on canvases 0 to ``count - 1`` of a split; a logit above zero names a digit.
-
-    Args:
-        model: preprocessed float32 (N, 1, 48, 48) in, logits (N, 10) out.
-        count: how many canvases, at least 1.
-        split: "heldout" or "train".
-
-    Raises:
-        ValueError: ``split`` is neither, or ``count`` is below 1.
-
-    Example:
-        >>> evaluate(digits_vit(), count=50).accuracy > 0.9
-        True
-    """
-    if count < 1:
-        raise ValueError(f"count must be 1 or more, got {count}")
-    truth, named = [], []
-    for start in range(0, count, 250):
-        canvases = [canvas(seed, split) for seed in range(start, min(start + 250, count))]
-        truth.append(np.stack([c.target for c in canvases]) > 0)
-        named.append(model(preprocess(np.stack([c.image for c in canvases]))).numpy() > 0)
-    shown, said = np.concatenate(truth), np.concatenate(named)
-    right = shown == said
-    return Score(float(right.mean()), float(said[shown].mean()), float(right.all(axis=1).mean()))
+def _pool(count: int, colours: bool, taught: bool) -> losses.Batch:
+    """Canvases 0 to ``count - 1`` of the train split, with the teacher's hints if they are for a pupil."""
+    chunks = [_chunk(i, colours, taught) for i in range(math.ceil(count / _CHUNK))]
+    columns = ([getattr(chunk, field.name) for chunk in chunks] for field in fields(losses.Batch))
+    return losses.Batch(*(torch.cat(column)[:count] for column in columns))
 
 
-def _optimizers(model: VisionTransformer) -> list[torch.optim.Optimizer]:
+@cache
+def _chunk(index: int, colours: bool, taught: bool) -> losses.Batch:
+    """Some of the canvases, kept for the next model."""
+    names = list(COLOURS)
+    canvases = [canvas(index * _CHUNK + i, "train", colours=colours) for i in range(_CHUNK)]
+    pixels = torch.from_numpy(np.stack([(c.image * 255).round().astype(np.uint8) for c in canvases]))
+    labels = torch.tensor([c.labels for c in canvases])
+    inks = torch.tensor([[names.index(name) for name in c.colours] for c in canvases])
+    return losses.Batch(pixels, labels, inks, hints(MODELS[TEACHER](), pixels) if taught else torch.empty(_CHUNK, 0))
+
+
+def _optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for all else: AdamW alone needs more than twice the steps."""
-    matrices = [p for p in model.blocks.parameters() if p.ndim == 2]
-    rest = [p for p in model.parameters() if all(p is not matrix for matrix in matrices)]
-    return [
-        torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(rest, lr=2e-3, weight_decay=0.0),
-    ]
+    matrices: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        is_matrix = "blocks." in name and name.endswith("weight") and parameter.ndim == 2
+        (matrices if is_matrix else rest).append(parameter)
+    return [Muon(matrices, lr=lr, weight_decay=0.05), torch.optim.AdamW(rest, lr=lr / 1.5, weight_decay=0.0)]
 
 
 @click.command()
-@click.option("--steps", type=click.IntRange(min=1), default=STEPS, show_default=True, help="Batches of 64.")
+@click.argument("names", nargs=-1, metavar="[NAME...|all]")
+@click.option("--steps", type=click.IntRange(min=1), help="Batches; by default each model's own number.")
 @click.option("--seed", type=click.IntRange(min=0), default=SEED, show_default=True)
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
-    default=Path(__file__).with_name(WEIGHTS),
-    help="Where to write the weights; by default the file that digits_vit() loads.",
+    help="Where to write the weights of one model; by default the file that its factory loads.",
 )
-def main(steps: int, seed: int, out: Path) -> None:
-    """Train the demo's model, score it on held-out scans, write its weights."""
-    if not out.parent.is_dir():
-        # Better now than after the training.
-        raise click.BadParameter(f"there is no directory {out.parent}", param_hint="--out")
+@click.option(
+    "--results",
+    type=click.Path(dir_okay=False, path_type=Path),
+    help="A JSON file to add what was measured to; the page beside it, of the same name, is written anew.",
+)
+def main(names: Sequence[str], steps: int | None, seed: int, out: Path | None, results: Path | None) -> None:
+    """Train models of the demo, score them on held-out scans, write their weights.
+
+    NAME is vit by default.
+    """
+    names = list(MODELS) if "all" in names else names or ["vit"]
+    unknown = [name for name in names if name not in MODELS]
+    if unknown:
+        raise click.BadParameter(f"there is no model {unknown[0]}: use all, {', '.join(MODELS)}", param_hint="NAME")
+    if out and len(names) > 1:
+        raise click.BadParameter("it is for one model; leave it out", param_hint="--out")
+    for path in filter(None, (out, results)):
+        if not path.parent.is_dir():
+            # Better now than after the training.
+            raise click.BadParameter(
+                f"there is no directory {path.parent}", param_hint=f"--{'out' if path is out else 'results'}"
+            )
     torch.set_num_threads(_THREADS)
-    start = time.perf_counter()
-    model = train(steps, seed)
-    seconds = time.perf_counter() - start
+    for name in names:
+        _train_and_write(name, steps or RECIPES[name].steps, seed, out or checkpoint(name), results)
+
+
+def _train_and_write(name: str, steps: int, seed: int, out: Path, results: Path | None) -> None:
+    recipe = RECIPES[name]
+    seen = steps * recipe.batch
+    different = min(recipe.canvases, seen)
+    _pool(different, name == "clip", recipe.hints > 0)  # made once for all models: not a part of any one's time
+    start = time.process_time()
+    model = train(name, steps, seed)
+    seconds = time.process_time() - start
     score = evaluate(model, HELDOUT_CANVASES)
     facts = {"steps": steps, "seed": seed, "heldout_canvases": HELDOUT_CANVASES, **asdict(score)}
-    safetensors.torch.save_file(model.state_dict(), out, {key: str(value) for key, value in facts.items()})
-    click.echo(f"{steps} steps in {seconds:.0f} s; on {HELDOUT_CANVASES} canvases of held-out scans:")
-    click.echo(f"per-label accuracy {score.accuracy:.2%} (naming nothing scores 80%)")
-    click.echo(f"recall {score.recall:.2%}, exact match {score.exact_match:.2%}")
+    halves = {key: tensor.half() for key, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(halves, out, {key: str(value) for key, value in facts.items()})
+    click.echo(f"{name}: {steps} steps in {seconds:.0f} s; on {HELDOUT_CANVASES} canvases of held-out scans:")
+    click.echo(f"both digits found {score.both:.2%}")
+    if name != "clip":  # whose similarities have no threshold
+        click.echo(f"per-label accuracy {score.accuracy:.2%} (naming nothing scores 80%)")
+        click.echo(f"recall {score.recall:.2%}, exact match {score.exact_match:.2%}")
     click.echo(f"wrote {out} ({out.stat().st_size:,} bytes)")
+    if results:
+        fresh, teacher = MODELS[name](weights=False), MODELS[TEACHER](weights=False)
+        cost = {
+            "inherited": 0.0 if name == TEACHER else inherit(fresh, teacher),
+            "canvases": seen,
+            "epochs": seen / different,
+            "seconds": round(seconds),
+        }
+        record(results, name, {**facts, **cost, **measure(model)})
 
 
 if __name__ == "__main__":

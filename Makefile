@@ -29,7 +29,7 @@ completeness: .venv/ready  ## measure every architecture, write docs/completenes
 	$(BIN)/python bench/architectures.py --out docs/completeness.md
 
 export-table: .venv/ready  ## export and run the explainer of every architecture, write docs/export-table.md
-	$(BIN)/python bench/export_table.py --targets pt2,onnx,aoti --out docs/export-table.md
+	$(BIN)/python bench/export_table.py --targets saved,pt2,onnx,aoti --out docs/export-table.md
 
 zoo: .venv/ready  ## hours: put the zoo through the pass, resuming docs/zoo/*.csv; write docs/architectures.md
 	for suite in timm-families torchvision transformers timm; do \

@@ -2,15 +2,14 @@
 
     python bench/export_table.py [--out docs/export-table.md] [--targets pt2,onnx,aoti,saved] [NAME ...]
 
-Small models of each architecture with random weights, no bias at 0 and no norm at 1. Each is exported at batch 2 and
-run at batch 3. Errors are of the attribution, relative to its largest value: .pt2 and AOTInductor in float64 beside
-eager fxgrad in float64, ONNX in float32 beside eager fxgrad in float32.
+What the columns are: the page itself, or `_PAGE` below.
 """
 
 from __future__ import annotations
 
 import argparse
 import platform
+import sys
 import tempfile
 from collections.abc import Callable
 from importlib import metadata
@@ -23,7 +22,9 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 import fxgrad
+from bench.saved import saves_and_loads
 from fxgrad.errors import FxgradError, first_line
 from fxgrad.explainer.run import OnnxExplainer
 from fxgrad.models import randomize
@@ -88,12 +89,12 @@ def eager(libra: fxgrad.ConvertedModule, x: Tensor, target: Tensor) -> Tensor:
 
 
 def measure(build: Callable[[], Example], targets: list[str]) -> dict[str, str]:
-    """Target -> its error, or the error's first line."""
+    """Column -> its cell: the size of the weights, and for each target what was measured, or the error's first line."""
     torch.manual_seed(0)
     model, inputs = build()
     model = model.eval().requires_grad_(False)
     randomize(model)
-    found = {}
+    found = {"weights": f"{weights(model):.2f} MB"}
     for name in targets:
         try:
             found[name] = _measured(model, inputs, name)
@@ -102,8 +103,13 @@ def measure(build: Callable[[], Example], targets: list[str]) -> dict[str, str]:
     return found
 
 
+def weights(model: nn.Module) -> float:
+    """Megabytes of the parameters, in float32."""
+    return sum(p.numel() for p in model.parameters()) * 4 / 1e6
+
+
 def _measured(model: nn.Module, inputs: Callable[[int], Tensor], name: str) -> str:
-    dtype = torch.float32 if name == "onnx" else torch.float64
+    dtype = torch.float64 if name in ("pt2", "aoti") else torch.float32
     model = model.to(dtype)
 
     def given(batch: int) -> Tensor:
@@ -111,9 +117,8 @@ def _measured(model: nn.Module, inputs: Callable[[int], Tensor], name: str) -> s
         return x.to(dtype) if x.is_floating_point() else x
 
     if name == "saved":
-        from saved import saves_and_loads
-
-        return str(saves_and_loads(model, (given(2),)))
+        saved = saves_and_loads(model, (given(2),))
+        return f"{'identical' if saved.identical else f'DIFFERS: {saved}'}, {saved.megabytes:.2f} MB"
     libra = fxgrad.convert(model, (given(2),))
     with torch.no_grad():
         outputs = libra(given(2))
@@ -124,22 +129,41 @@ def _measured(model: nn.Module, inputs: Callable[[int], Tensor], name: str) -> s
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / f"explainer.{name}"
         fxgrad.export_explainer(libra, (given(2),), file)
-        if name == "onnx":
-            attribution, error = (
-                torch.from_numpy(np.asarray(v))
-                for k, v in OnnxExplainer(file)(x.numpy(), target.numpy()).items()
-                if k != "logits"
-            )
-        else:
-            if name == "pt2":
-                explainer = torch.export.load(file).module()
-            else:
-                with file.open("rb") as opened:
-                    explainer = torch._inductor.aoti_load_package(opened)
-            _, attribution, error = explainer(x, target)
+        megabytes = file.stat().st_size / 1e6
+        attribution, error = _run(file, x, target)
     wanted = eager(libra, x, target)
     off = float((attribution - wanted).abs().max() / wanted.abs().max())
-    return f"{off:.0e}{'' if off <= BARS[name] else ' MISSED'} ({float(error.max()):.0e})"
+    too_big = megabytes > 1.1 * weights(model) * (dtype.itemsize / 4) + 5
+    missed = " MISSED" * (not off <= BARS[name]) + " TOO BIG" * too_big
+    return f"{off:.0e} ({float(error.max()):.0e}), {megabytes:.2f} MB{missed}"
+
+
+def _run(file: Path, x: Tensor, target: Tensor) -> list[Tensor]:
+    """Attribution and completeness error of an explainer, by what its users run it with."""
+    if file.suffix == ".onnx":
+        found = OnnxExplainer(file)(x.numpy(), target.numpy())
+        return [torch.from_numpy(np.asarray(v)) for k, v in found.items() if k != "logits"]
+    if file.suffix == ".pt2":
+        return list(torch.export.load(file).module()(x, target))[1:]
+    with file.open("rb") as opened:
+        return list(torch._inductor.aoti_load_package(opened)(x, target))[1:]
+
+
+_PAGE = """# Which export works for which model
+
+Small models of each architecture, random weights, no bias at 0 and no norm at 1; exported at batch 2, run at batch 3.
+
+- *saved*: `fxgrad.save`, then `fxgrad.load`: outputs, gradients, every node's rule and the plain program of
+  `torch.export.load` are those of what was saved, bit for bit, at batch 2 and 3 (float32).
+- *pt2*, *onnx*, *aoti*: an explainer. The largest error of its attribution beside eager fxgrad's, relative to its
+  largest value: .pt2 and AOTInductor in float64 (bar: 1e-12), ONNX in onnxruntime and float32 (bar: 1e-4). In brackets
+  the largest completeness error that the explainer itself puts out. Then the file's size; the bar is 1.1 times the
+  weights, which are twice as large in float64, and 5 MB.
+
+{table}
+
+Written by `make export-table` with {versions}, {machine}.
+"""
 
 
 def main() -> None:
@@ -149,26 +173,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     targets = options.targets.split(",")
-    header = f"{'model':12}" + "".join(f"{name:26}" for name in targets)
-    print(header)
+    columns = ["weights", *targets]
     rows = []
     for name in options.models or MODELS:
         found = measure(MODELS[name], targets)
-        rows.append(f"{name:12}" + "".join(f"{found[t]:26}" for t in targets))
-        print(rows[-1], flush=True)
+        rows.append([name, *(found[column] for column in columns)])
+        print("  ".join(rows[-1]), flush=True)
     if options.out:
-        versions = ", ".join(
-            f"{p} {metadata.version(p)}" for p in ("torch", "onnx", "onnxruntime", "timm", "transformers")
+        packages = ("torch", "onnx", "onnxruntime", "timm", "transformers")
+        lines = [["model", *columns], ["---"] * (len(columns) + 1), *rows]
+        page = _PAGE.format(
+            table="\n".join("| " + " | ".join(line) + " |" for line in lines),
+            versions=", ".join(f"{p} {metadata.version(p)}" for p in packages),
+            machine=platform.machine(),
         )
-        table = "\n".join(["```text", header, *(row.rstrip() for row in rows), "```"])
-        options.out.write_text(
-            "# Which explainer works for which model\n\n"
-            "Small models of each architecture, exported at batch 2, run at batch 3. Numbers are the largest error of "
-            "the attribution beside eager fxgrad's, relative to its largest value: .pt2 and AOTInductor in float64, "
-            "ONNX (onnxruntime) in float32. In brackets the largest completeness error that the explainer itself "
-            f"puts out. Bars: 1e-12, and 1e-4 for ONNX.\n\nWritten by `make export-table` with {versions}, "
-            f"{platform.machine()}.\n\n{table}\n"
-        )
+        options.out.write_text(page, "utf-8")
 
 
 if __name__ == "__main__":

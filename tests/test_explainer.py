@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -270,10 +271,28 @@ def test_an_op_that_onnx_lacks_is_named_with_its_place(tmp_path: Path) -> None:
     assert advice.endswith("export to .pt2 or .aoti, which take every op.")
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="AOTInductor needs a C++ compiler")
+def test_an_aoti_package_runs_at_another_batch(tmp_path: Path) -> None:
+    libra = fxgrad.convert(
+        nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3)).double().eval(), (torch.randn(2, 4).double(),)
+    )
+    file = tmp_path / "e.aoti"
+    fxgrad.export_explainer(libra, (torch.randn(2, 4).double(),), file)
+    x, target = torch.randn(7, 4).double(), torch.arange(7) % 3
+    with file.open("rb") as opened:
+        package = torch._inductor.aoti_load_package(opened)
+    assert package.get_metadata()["policy"] == "libragrad"
+    logits, attribution, error = package(x, target)
+    leaf = x.requires_grad_()
+    wanted = libra(leaf)
+    (gradient,) = torch.autograd.grad(wanted.gather(1, target[:, None]).sum(), leaf)
+    torch.testing.assert_close(logits, wanted.detach(), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(attribution, (x * gradient).detach(), rtol=1e-12, atol=1e-12)
+    assert error.max() < 1e-10
+
+
 def test_aoti_says_what_it_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Compiling takes minutes, so `make export-table` does it; here, that PyTorch still has it, and how it fails."""
     inductor = importlib.import_module("torch._inductor")
-    assert callable(inductor.aoti_compile_and_package) and callable(inductor.aoti_load_package)
     x = torch.randn(2, 4)
     libra = fxgrad.convert(nn.Linear(4, 3).eval(), (x,))
 

@@ -26,6 +26,7 @@ def save_pt2(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
 
     Its metadata is a JSON object in the extra file `explainer.json`.
     """
+    traced.program.example_inputs = None  # zeros, which the file would carry along
     torch.export.save(traced.program, path, extra_files={EXTRA: json.dumps(dict(metadata), indent=1)})
 
 

@@ -18,18 +18,16 @@ from torch.export import Dim, ExportedProgram
 from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
-from torch.utils import _pytree as pytree
 
 from fxgrad.capture import without_fast_path
 from fxgrad.errors import ExportError, one_line
 from fxgrad.explainer.attention import with_plain_attention
-from fxgrad.explainer.items import Items, batch_axis
+from fxgrad.explainer.compute import Explanation, identifier
 from fxgrad.explainer.settings import Settings
 from fxgrad.explainer.simplify import simplify
 from fxgrad.lookup import placeholders_of
 from fxgrad.module import ConvertedModule
 from fxgrad.places import Place, place_of
-from fxgrad.sources import Contributions, Recording, has_offset
 
 
 @dataclass(frozen=True)
@@ -71,23 +69,20 @@ def trace(
         ExportError: the model's outputs hold no logits, or tracing failed.
     """
     captured = converted.classified.captured
-    tensors = {_name(i.name): v.detach() for i, v in zip(captured.inputs, leaves) if i.dtype is not None}
+    tensors = {identifier(i.name): v.detach() for i, v in zip(captured.inputs, leaves) if i.dtype is not None}
     sizes = _Sizes(converted, tensors)
     examples = {name: sizes.example(name, tensor) for name, tensor in tensors.items()}
     batch, axis = sizes.batch(examples)
-    at = _logits_at(converted, settings.output)
-    rank = captured.graph.output_node().args[0][at].meta["val"].dim() - 1  # type: ignore[union-attr, index]
+    explanation = Explanation(with_plain_attention(converted), settings)
+    rank = explanation.rank
     shape = [n for n in (batch, settings.targets, rank if rank > 1 else None) if n is not None]
     examples["target"] = torch.zeros(shape, dtype=torch.long)
     axes = {**sizes.names, "target": {0: axis} if axis else {}}
-
     names: list[str] = []
-
-    run = _Run(with_plain_attention(converted), settings, at)
 
     def explain(state: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
         given = {f"converted.{path}": tensor for path, tensor in zip(captured.state, state)}
-        outputs: dict[str, Tensor] = torch.func.functional_call(run, given, (inputs,))
+        outputs: dict[str, Tensor] = torch.func.functional_call(explanation, given, (inputs,))
         names[:] = list(outputs)
         return list(outputs.values())
 
@@ -106,11 +101,6 @@ def trace(
             ) from error
         raise ExportError(f"forward and attribution cannot be traced into one graph: {one_line(error)}") from error
     return Traced(program, places, tuple(examples), tuple(names), axes)
-
-
-def _name(name: str) -> str:
-    """An input's name as an identifier."""
-    return re.sub(r"\W+", "_", name).strip("_")
 
 
 class _Sizes:
@@ -154,114 +144,6 @@ class _Sizes:
         return 1, None
 
 
-def _logits_at(converted: ConvertedModule, wanted: str | None) -> int:
-    """Which of the flattened outputs holds the logits: the one called as wanted, the only one, or `logits`.
-
-    Raises:
-        ExportError: none does.
-    """
-    captured = converted.classified.captured
-    values = [getattr(n, "meta", {}).get("val") for n in captured.graph.output_node().args[0]]  # type: ignore[union-attr]
-    tree = pytree.tree_unflatten(list(range(len(values))), captured.out_spec)
-    named: dict[str, int] = {
-        re.sub(r"[\[\]'.]+", ".", pytree.keystr(path)).strip(".") or "output": at
-        for path, at in pytree.tree_flatten_with_path(tree)[0]
-        if isinstance(values[at], Tensor) and values[at].is_floating_point() and values[at].dim() > 1
-    }
-    if wanted is None:
-        wanted = next(iter(named)) if len(named) == 1 else "logits"
-    if wanted not in named:
-        raise ExportError(
-            f"the model has no output {wanted!r} of floating dtype, shaped (batch, classes) or with more axes; it has "
-            f"{', '.join(named) or 'none'}. Name the one to explain: output=..."
-        )
-    return named[wanted]
-
-
-class _Run(nn.Module):
-    """What is traced, as a module whose tensors can be replaced for a call."""
-
-    def __init__(self, converted: ConvertedModule, settings: Settings, at: int) -> None:
-        super().__init__()
-        self.converted, self.settings, self.at = converted, settings, at
-        self.places = _places(converted) if settings.completeness else {}
-
-    def forward(self, inputs: list[Tensor]) -> dict[str, Tensor]:
-        """Name of each output -> its value."""
-        return _explain(self.converted, self.settings, self.at, self.places, inputs)
-
-
-def _explain(
-    converted: ConvertedModule, settings: Settings, at: int, places: Mapping[str, Items | None], inputs: list[Tensor]
-) -> dict[str, Tensor]:
-    captured = converted.classified.captured
-    *given, target = inputs
-    values = iter(given)
-    entries: list[Any] = [i.constant if i.dtype is None else next(values) for i in captured.inputs]
-    if converted.lookup:
-        entries += converted.lookup(*converted.state, *entries)
-    run = Recording(converted, entries, sources=settings.completeness)
-    logits = run.outputs[at]
-    found: dict[str, list[Tensor]] = {}
-    for own in [target] if settings.targets is None else target.unbind(1):
-        one_hot = _one_hot(own, logits)
-        parts = run.back([one_hot if i == at else None for i in range(len(run.outputs))], last=False)
-        for name, value in parts.inputs.items():
-            called = "attribution" if len(parts.inputs) == 1 else f"attribution_{_name(name)}"
-            tokens = name in {i.name for i in captured.embedded}
-            attribution = settings.attribution(value, parts.gradients[name], tokens=tokens)
-            found.setdefault(called, []).append(attribution)
-        if settings.completeness:
-            found.setdefault("completeness_error", []).append(_completeness_error(parts, places, logits, one_hot))
-    stacked = {name: part[0] if settings.targets is None else torch.stack(part, 1) for name, part in found.items()}
-    return {"logits": logits, **stacked}
-
-
-def _completeness_error(
-    parts: Contributions, places: Mapping[str, Items | None], logits: Tensor, one_hot: Tensor
-) -> Tensor:
-    """|y - inputs - sources| / |y| of every item, (batch,): FullGrad's eq. 1, item by item."""
-    batch = logits.shape[0]
-    y = (logits * one_hot).reshape(batch, -1).sum(1)
-    kept = y
-    for name, value in parts.inputs.items():
-        kept = kept - (value * parts.gradients[name]).reshape(batch, -1).sum(1).to(y.dtype)
-    for node, tensors in parts.sources.items():
-        for tensor in tensors:
-            axis, ahead = places[node] or (0, 1)
-            kept = kept - tensor.movedim(axis, 0).reshape(ahead, batch, -1).sum((0, 2)).to(y.dtype)
-    return kept.abs() / y.abs().clamp(min=torch.finfo(y.dtype).tiny)
-
-
-def _places(converted: ConvertedModule) -> dict[str, Items | None]:
-    """Of every node whose constants contribute: where the items of the batch are in its value.
-
-    Raises:
-        ExportError: they cannot be told apart.
-    """
-    captured, decisions = converted.classified.captured, converted.classified.decisions
-    entries = placeholders_of(captured.graph)[len(captured.state) :]
-    batch = next(p.meta["val"].shape[0] for p in entries if isinstance(p.meta.get("val"), Tensor))
-    found = {node.name: batch_axis(node, batch) for node in captured.graph.nodes}
-    for name, decision in decisions.items():
-        if has_offset(decision) and (found[name] is None or decision.vjp == "twin"):
-            raise ExportError(
-                f"what the constants of {decision.op} at {decision.place} contribute cannot be told apart by items of "
-                "the batch. Pass completeness=False."
-            )
-    return found
-
-
-def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
-    """1 at the target, in the logits' shape; by scatter, which refuses what is out of range."""
-    target = target if logits.dim() > 2 else target.unsqueeze(-1)
-    total = logits.new_ones(logits.shape[0])
-    for axis, size in enumerate(logits.shape[1:]):
-        hot = logits.new_zeros(target.shape[0], size).scatter(-1, target[:, axis : axis + 1], 1.0)
-        total = total.unsqueeze(-1) * hot.reshape(-1, *[1] * axis, size)
-    return total
-
-
 def _traced(
     explain: Callable[..., list[Tensor]],
     state: Sequence[Tensor],
@@ -300,7 +182,6 @@ def _exported(
     module = _with_names(graph.graph, converted, list(examples))
     with torch.no_grad():
         program = torch.export.export(module, tuple(examples.values()), strict=False, dynamic_shapes=_shapes(axes))
-    program.example_inputs = None  # zeros, which a file would carry along
     return program, {node.name: _origin(node) for node in module.graph.nodes if node.op == "call_function"}
 
 

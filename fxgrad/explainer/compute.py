@@ -1,0 +1,151 @@
+"""What an explainer computes: logits, the attribution of each target, and how complete it is."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fxgrad.errors import ExportError
+from fxgrad.explainer.items import Items, batch_axis
+from fxgrad.explainer.settings import Settings
+from fxgrad.lookup import placeholders_of
+from fxgrad.module import ConvertedModule
+from fxgrad.sources import Contributions, Recording, has_offset
+
+
+class Explanation(nn.Module):
+    """What is traced, as a module whose tensors can be replaced for a call.
+
+    Args:
+        converted: what `fxgrad.convert` returned.
+        settings: what to compute.
+
+    Attributes:
+        at: which of the model's flattened outputs holds the logits.
+        rank: how many axes the logits have beside the batch.
+
+    Raises:
+        ExportError: no output holds logits, or the items of a batch cannot be told apart in a constant's contribution.
+    """
+
+    def __init__(self, converted: ConvertedModule, settings: Settings) -> None:
+        super().__init__()
+        self.converted, self.settings = converted, settings
+        self.at = _logits_at(converted, settings.output)
+        self.rank = _outputs(converted)[self.at].dim() - 1
+        self._places = _places(converted) if settings.completeness else {}
+
+    def forward(self, inputs: list[Tensor]) -> dict[str, Tensor]:
+        """Name of each output -> its value, from the model's tensor inputs and the targets after them."""
+        captured, settings = self.converted.classified.captured, self.settings
+        *given, target = inputs
+        values = iter(given)
+        entries: list[Any] = [i.constant if i.dtype is None else next(values) for i in captured.inputs]
+        if self.converted.lookup:
+            entries += self.converted.lookup(*self.converted.state, *entries)
+        run = Recording(self.converted, entries, sources=settings.completeness)
+        logits = run.outputs[self.at]
+        found: dict[str, list[Tensor]] = {}
+        for own in [target] if settings.targets is None else target.unbind(1):
+            one_hot = _one_hot(own, logits)
+            parts = run.back([one_hot if i == self.at else None for i in range(len(run.outputs))], last=False)
+            for name, value in parts.inputs.items():
+                called = "attribution" if len(parts.inputs) == 1 else f"attribution_{identifier(name)}"
+                tokens = name in {i.name for i in captured.embedded}
+                attribution = settings.attribution(value, parts.gradients[name], tokens=tokens)
+                found.setdefault(called, []).append(attribution)
+            if settings.completeness:
+                error = _completeness_error(parts, self._places, logits, one_hot)
+                found.setdefault("completeness_error", []).append(error)
+        stacked = {name: part[0] if settings.targets is None else torch.stack(part, 1) for name, part in found.items()}
+        return {"logits": logits, **stacked}
+
+
+def identifier(name: str) -> str:
+    """An input's name as an identifier.
+
+    Example:
+        >>> identifier("batch['ids']")
+        'batch_ids'
+    """
+    return re.sub(r"\W+", "_", name).strip("_")
+
+
+def _logits_at(converted: ConvertedModule, wanted: str | None) -> int:
+    """Which of the flattened outputs holds the logits: the one called as wanted, the only one, or `logits`.
+
+    Raises:
+        ExportError: none does.
+    """
+    captured = converted.classified.captured
+    values = _outputs(converted)
+    tree = pytree.tree_unflatten(list(range(len(values))), captured.out_spec)
+    named: dict[str, int] = {
+        re.sub(r"[\[\]'.]+", ".", pytree.keystr(path)).strip(".") or "output": at
+        for path, at in pytree.tree_flatten_with_path(tree)[0]
+        if isinstance(values[at], Tensor) and values[at].is_floating_point() and values[at].dim() > 1
+    }
+    if wanted is None:
+        wanted = next(iter(named)) if len(named) == 1 else "logits"
+    if wanted not in named:
+        raise ExportError(
+            f"the model has no output {wanted!r} of floating dtype, shaped (batch, classes) or with more axes; it has "
+            f"{', '.join(named) or 'none'}. Name the one to explain: output=..."
+        )
+    return named[wanted]
+
+
+def _outputs(converted: ConvertedModule) -> list[Any]:
+    """The model's flattened outputs, as tensors without data."""
+    outputs: Any = converted.classified.captured.graph.output_node().args[0]
+    return [getattr(node, "meta", {}).get("val") for node in outputs]
+
+
+def _completeness_error(
+    parts: Contributions, places: Mapping[str, Items | None], logits: Tensor, one_hot: Tensor
+) -> Tensor:
+    """|y - inputs - sources| / |y| of every item, (batch,): FullGrad's eq. 1, item by item."""
+    batch = logits.shape[0]
+    y = (logits * one_hot).reshape(batch, -1).sum(1)
+    kept = y
+    for name, value in parts.inputs.items():
+        kept = kept - (value * parts.gradients[name]).reshape(batch, -1).sum(1).to(y.dtype)
+    for node, tensors in parts.sources.items():
+        for tensor in tensors:
+            axis, ahead = places[node] or (0, 1)
+            kept = kept - tensor.movedim(axis, 0).reshape(ahead, batch, -1).sum((0, 2)).to(y.dtype)
+    return kept.abs() / y.abs().clamp(min=torch.finfo(y.dtype).tiny)
+
+
+def _places(converted: ConvertedModule) -> dict[str, Items | None]:
+    """Of every node whose constants contribute: where the items of the batch are in its value.
+
+    Raises:
+        ExportError: they cannot be told apart.
+    """
+    captured, decisions = converted.classified.captured, converted.classified.decisions
+    entries = placeholders_of(captured.graph)[len(captured.state) :]
+    batch = next(p.meta["val"].shape[0] for p in entries if isinstance(p.meta.get("val"), Tensor))
+    found = {node.name: batch_axis(node, batch) for node in captured.graph.nodes}
+    for name, decision in decisions.items():
+        if has_offset(decision) and (found[name] is None or decision.vjp == "twin"):
+            raise ExportError(
+                f"what the constants of {decision.op} at {decision.place} contribute cannot be told apart by items of "
+                "the batch. Pass completeness=False."
+            )
+    return found
+
+
+def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
+    """1 at the target, in the logits' shape; by scatter, which refuses what is out of range."""
+    target = target if logits.dim() > 2 else target.unsqueeze(-1)
+    total = logits.new_ones(logits.shape[0])
+    for axis, size in enumerate(logits.shape[1:]):
+        hot = logits.new_zeros(target.shape[0], size).scatter(-1, target[:, axis : axis + 1], 1.0)
+        total = total.unsqueeze(-1) * hot.reshape(-1, *[1] * axis, size)
+    return total

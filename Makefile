@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,docs)
 
-.PHONY: demo train test lint completeness export-table zoo fuzz bench evaluate web docs clean
+.PHONY: demo train test lint completeness export-table zoo fuzz bench evaluate gallery web docs clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -51,6 +51,9 @@ evaluate: .venv/ready  ## under ten minutes a model on two cores: every method a
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m fxgrad evaluate $(EVALUATED) \
 		--option integrated_gradients.n_steps=20 --option smoothgrad.samples=10 \
 		--store build/evaluation --out docs/results.md
+
+gallery: .venv/ready  ## pictures of every method; write docs/gallery.md
+	$(BIN)/python docs/gallery.py
 
 web: .venv/ready  ## the demo's explainer as a static page, in build/web; needs npm
 	$(BIN)/python docs/web/build.py build/web

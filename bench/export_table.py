@@ -160,6 +160,9 @@ Small models of each architecture, random weights, no bias at 0 and no norm at 1
   the largest completeness error that the explainer itself puts out. Then the file's size; the bar is 1.1 times the
   weights, which are twice as large in float64, and 5 MB.
 
+Llama computes its norms and rotary positions in float32 in a float64 model, too; those a compiler rounds in another
+order.
+
 {table}
 
 Written by `make export-table` with {versions}, {machine}.

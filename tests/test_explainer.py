@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 import fxgrad
 from fxgrad import ExportError, InputError
-from fxgrad.explainer.attention import plain_attention
 from fxgrad.explainer.decompositions import DECOMPOSITIONS
+from fxgrad.explainer.plain import plain_attention
 from fxgrad.explainer.run import OnnxExplainer
 from fxgrad.models import randomize
 
@@ -240,6 +240,31 @@ def test_decompositions(op: Any) -> None:
 class Odd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return torch.special.i0(x).flatten(1) * x.flatten(1)
+
+
+class Narrowing(nn.Module):
+    """Ends as ConvNeXt does: pictures with their channels last in memory, averaged to one pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm, self.head = nn.Conv2d(3, 6, 4, 4), nn.LayerNorm(6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.stem(x).permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        return self.head(self.norm(F.adaptive_avg_pool2d(y, 1).permute(0, 2, 3, 1)).flatten(1))
+
+
+def test_a_global_mean_in_onnx(tmp_path: Path) -> None:
+    model = Narrowing().eval()
+    randomize(model)
+    libra = fxgrad.convert(model, (torch.randn(2, 3, 16, 16),))
+    fxgrad.export_explainer(libra, (torch.randn(2, 3, 16, 16),), tmp_path / "e.onnx")
+    x, target = torch.randn(3, 3, 16, 16), torch.tensor([2, 0, 1])
+    found = OnnxExplainer(tmp_path / "e.onnx")(x.numpy(), target.numpy())
+    leaf = x.requires_grad_()
+    (gradient,) = torch.autograd.grad(libra(leaf).gather(1, target[:, None]).sum(), leaf)
+    wanted = (x * gradient).sum(1).detach().numpy()
+    np.testing.assert_allclose(found["attribution"], wanted, rtol=0, atol=1e-5 * np.abs(wanted).max())
 
 
 def test_refusals(tmp_path: Path) -> None:

@@ -93,16 +93,23 @@ def at_patch_size(model: VisionTransformer, images: Tensor, side: int) -> Tensor
 
 
 def contrastive(model: DigitsClip, batch: Batch) -> Tensor:
-    """Pictures and captions find each other in the batch: cross-entropy both ways, shared by all that is true.
+    """Pictures and texts: which are true of which, each pair a question of its own.
 
-    Source: Radford et al., arXiv:2103.00020; several true ones as in UniCL (Yang et al., arXiv:2204.03610), eq. 3.
+    The texts are one drawn for every picture, and every single thing: "a seven", "a red seven".
+
+    Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, arXiv:2303.15343, section 3.2.
     """
     texts, truth = captions(batch)
-    logits = model(batch.images, torch.cat([model.tokenize(text) for text in texts]))
-    return (
-        F.cross_entropy(logits, truth / truth.sum(1, keepdim=True))
-        + F.cross_entropy(logits.mT, truth.mT / truth.mT.sum(1, keepdim=True))
-    ) / 2
+    digits, colours = range(len(CLASS_NAMES)), range(len(COLOURS))
+    single = [describe([d], [c]) for c in (-1, *colours) for d in digits]
+    coloured = torch.zeros(len(batch), len(colours), len(digits))
+    coloured[torch.arange(len(batch))[:, None], batch.colours, batch.labels] = 1.0
+    logits = model(batch.images, torch.cat([model.tokenize(text) for text in [*texts, *single]]))
+    parts = zip(
+        logits.split((len(texts), len(digits), len(colours) * len(digits)), 1),
+        (truth, batch.targets, coloured.flatten(1)),
+    )
+    return torch.stack([F.binary_cross_entropy_with_logits(own, wanted) for own, wanted in parts]).sum()
 
 
 def captions(batch: Batch) -> tuple[list[str], Tensor]:

@@ -31,8 +31,7 @@ gets hints for the first half only, as `vit` knows no colours.
 {table}
 
 - *Both digits*: held-out canvases ({count} of them, of scans that training never saw) whose two largest logits are
-  those of the two digits shown. *Exact*: all ten labels right, where a logit above 0 names a digit; CLIP's similarities
-  have no such threshold.
+  those of the two digits shown. *Exact*: all ten labels right, where a logit above 0 names a digit.
 - *Canvases*: seen in training; *epochs*: times over the same ones. *Seconds*: processor time of one thread, on a
   machine shared with others.
 - *Completeness error*: |logit - attributions - sources| over |logit|, in float32, of the logit of each digit shown on
@@ -105,13 +104,13 @@ def page(results: dict[str, dict[str, Any]]) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     for name in (n for n in MODELS if n in results):
         f = results[name]
-        seconds, exact = f.get("seconds"), "" if name == "clip" else f"{f['exact_match']:.1%}"
+        seconds = f.get("seconds")
         cells = [
             name,
             f"{f['parameters']:,}",
             f"{f['inherited']:.1%}",
             f"{f['both']:.1%}",
-            exact,
+            f"{f['exact_match']:.1%}",
             f"{f['canvases']:,}",
             f"{f['epochs']:.1f}",
         ]

@@ -21,8 +21,8 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from fxgrad.capture import without_fast_path
 from fxgrad.errors import ExportError, one_line
-from fxgrad.explainer.attention import with_plain_attention
 from fxgrad.explainer.compute import Explanation, identifier
+from fxgrad.explainer.plain import with_plain_ops
 from fxgrad.explainer.settings import Settings
 from fxgrad.explainer.simplify import simplify
 from fxgrad.lookup import placeholders_of
@@ -73,7 +73,7 @@ def trace(
     sizes = _Sizes(converted, tensors)
     examples = {name: sizes.example(name, tensor) for name, tensor in tensors.items()}
     batch, axis = sizes.batch(examples)
-    explanation = Explanation(with_plain_attention(converted), settings)
+    explanation = Explanation(with_plain_ops(converted), settings)
     rank = explanation.rank
     shape = [n for n in (batch, settings.targets, rank if rank > 1 else None) if n is not None]
     examples["target"] = torch.zeros(shape, dtype=torch.long)

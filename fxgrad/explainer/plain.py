@@ -1,9 +1,13 @@
-"""Attention spelled out, for runtimes without a fused kernel: matrix products and a softmax, kept for the backward."""
+"""Ops spelled out for runtimes without PyTorch's kernels.
+
+Attention is matrix products and a softmax, kept for the backward; the global mean of a picture is a mean.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -57,36 +61,44 @@ def _repeated(x: Tensor, heads: int) -> Tensor:
     return x.unsqueeze(-3).expand(*x.shape[:-2], groups, *x.shape[-2:]).flatten(-4, -3)
 
 
-def weighted_attention(weights: tuple[Any, ...], *args: Any, **kwargs: Any) -> Tensor:
-    """Attention whose operands' cotangents are scaled, as `fxgrad.ops.weighted` does it."""
-    return weighted(plain_attention, weights, *args, **kwargs)  # type: ignore[no-any-return]
-
-
-def held_attention(query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Attention whose weights are held, as `fxgrad.ops.value_only` does it."""
+def held_attention(_op: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Attention whose weights are held, as `fxgrad.ops.value_only` does it, which is given the op first."""
     return plain_attention(query.detach(), key.detach(), value, *args, **kwargs)
 
 
-def with_plain_attention(converted: ConvertedModule) -> ConvertedModule:
-    """The same module with its attention spelled out; held weights are not differentiated, as before.
+def plain_pool(x: Tensor, output_size: Sequence[int]) -> Tensor:
+    """`torch.nn.functional.adaptive_avg_pool2d`; to one pixel, without its kernel's choice of memory format.
+
+    Example:
+        >>> plain_pool(torch.arange(4.0).reshape(1, 1, 2, 2), [1, 1]).item()
+        1.5
+    """
+    return x.mean((-2, -1), keepdim=True) if list(output_size) == [1, 1] else POOL(x, output_size)
+
+
+POOL = torch.ops.aten.adaptive_avg_pool2d.default
+PLAIN: Mapping[Any, Callable[..., Tensor]] = {SDPA: plain_attention, POOL: plain_pool, value_only: held_attention}
+"""An op of converted programs -> its plain form."""
+
+
+def with_plain_ops(converted: ConvertedModule) -> ConvertedModule:
+    """The same module with its ops spelled out; held weights of attention are not differentiated, as before.
 
     Example:
         >>> import fxgrad
         >>> model = torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
         >>> x = torch.randn(2, 5, 8)
         >>> libra = fxgrad.convert(model, (x,))
-        >>> torch.allclose(with_plain_attention(libra)(x), libra(x), atol=1e-5)
+        >>> torch.allclose(with_plain_ops(libra)(x), libra(x), atol=1e-5)
         True
     """
     graph = fx.Graph()
     graph.output(graph.graph_copy(converted.graph, {}))
     for node in graph.nodes:
-        if node.target is value_only:
-            node.target, node.args = held_attention, node.args[1:]
-        elif node.target is weighted and node.args[0] is SDPA:
-            node.target, node.args = weighted_attention, node.args[1:]
-        elif node.target is SDPA:
-            node.target = plain_attention
+        if node.target is weighted:
+            node.args = (PLAIN.get(node.args[0], node.args[0]), *node.args[1:])
+        elif node.target in PLAIN:
+            node.target = PLAIN[node.target]
     program = fx.GraphModule(nn.Module(), graph, class_name="FxgradProgram")
     other = copy.copy(converted)
     object.__setattr__(other, "program", program)

@@ -45,12 +45,16 @@ bench: .venv/ready  ## half an hour on two quiet cores: speed and memory; write 
 		--benchmark-json $(BENCH_OUT)/benchmarks.json; status=$$?; \
 	$(BIN)/python bench/page.py $(BENCH_OUT)/benchmarks.json $(BENCH_OUT)/benchmarks.md && exit $$status
 
-EVALUATED ?= fxgrad.demo:digits_vit
+EVALUATED ?= vit deit3 beit2 eva02 flexivit siglip mixer clip vit_tiny vit_small vit_medium
+EVALUATE = OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m fxgrad evaluate \
+	--option integrated_gradients.n_steps=20 --option smoothgrad.samples=10
 
 evaluate: .venv/ready  ## under ten minutes a model on two cores: every method and policy on the digits; write docs/results.md
-	OMP_NUM_THREADS=1 $(BIN)/torchrun --standalone --nproc-per-node 2 -m fxgrad evaluate $(EVALUATED) \
-		--option integrated_gradients.n_steps=20 --option smoothgrad.samples=10 \
-		--store build/evaluation --out docs/results.md
+	$(if $(filter-out clip,$(EVALUATED)),$(EVALUATE) --store build/evaluation --out build/evaluation.md \
+		$(patsubst %,fxgrad.demo.models:%,$(filter-out clip,$(EVALUATED))))
+	$(if $(filter clip,$(EVALUATED)),$(EVALUATE) --store build/evaluation-colours --out build/evaluation-colours.md \
+		--data digits:heldout:colours fxgrad.demo.models:clip)
+	$(BIN)/fxgrad evaluate --summary --out docs/results.md $$(ls -d build/evaluation*/ | sed 's/^/--store /')
 
 gallery: .venv/ready  ## pictures of every method; write docs/gallery.md
 	$(BIN)/python docs/gallery.py

@@ -22,7 +22,7 @@ from fxgrad.cli import main
 from fxgrad.data import collate
 from fxgrad.errors import InputError
 from fxgrad.evaluate import METRICS, POLICIES, Plan, Results, Store, evaluate, read
-from fxgrad.evaluate.page import compare, page
+from fxgrad.evaluate.page import compare, pages
 from fxgrad.evaluate.run import _refuse_missing
 from fxgrad.models import load_model
 
@@ -159,7 +159,7 @@ def test_what_a_model_lacks_is_noted_with_the_reason(tmp_path: Path) -> None:
     assert list(results.values) == [("evaluated:flat", "gradient", "saliency")]
     ((key, reason),) = results.refused.items()
     assert key == ("evaluated:flat", "any", "rollout") and "rollout needs" in reason
-    text = page(results)
+    text = pages([results])["results.md"]
     assert f"- rollout (any): {reason}" in text
     assert "tokens replaced by the blurred picture (the model cannot run on fewer tokens: it has no attention)." in text
 
@@ -229,12 +229,28 @@ def test_the_page_says_who_wins() -> None:
         ("libragrad", "saliency"): 1,
         ("libragrad", "gradcam"): 0,
     }
-    lines = page(results).splitlines()
+    lines = pages([results])["results.md"].splitlines()
     assert "| iou | 1 / 1 / 0 |" in lines and "| deletion | 0 / 1 / 1 |" in lines  # less is better there
     assert "| method | gradient | libragrad | any |" in lines
     assert "| saliency | 0 [0, 0] | 0.5 [0.5, 0.5] ▼ |  |" in lines
-    both = {**values, **{("n", *key[1:]): value for key, value in values.items()}}
-    assert "| iou | 1 / 1 / 0 | 1 / 1 / 0 |" in page(Results(both, {}, {}, frozenset())).splitlines()
+
+
+def test_several_models_have_an_overview_and_a_page_each() -> None:
+    def run(model: str, better: float) -> Results:
+        column = lambda shift: {"average_precision": {str(i): 0.1 * (i % 3) + shift for i in range(20)}}  # noqa: E731
+        values = {(model, "gradient", "saliency"): column(0.0), (model, "libragrad", "saliency"): column(better)}
+        return Results(
+            {**values, (model, "any", "random"): column(0.0)}, {}, {"settings": {"data": model}}, frozenset()
+        )
+
+    found = pages([run("nets:one", 0.5), run("nets:two", 0.0)], "all")
+    assert list(found) == ["all.md", "all/one.md", "all/two.md"]
+    lines = found["all.md"].splitlines()
+    assert "| metric | [one](all/one.md) | [two](all/two.md) |" in lines
+    assert "| average_precision | 1 / 0 / 0 | 0 / 1 / 0 |" in lines
+    assert "| saliency | 0.095 → 0.595 ▲ | 0.095 → 0.095 |" in lines and "| random | 0.095 | 0.095 |" in lines
+    assert "data nets:one" in found["all.md"] and "data nets:two" in found["all.md"]
+    assert "data nets:two" not in found["all/one.md"] and "## nets:one" in found["all/one.md"]
 
 
 def test_command_line(tmp_path: Path) -> None:

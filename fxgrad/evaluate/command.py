@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from fxgrad.data import DATA
 from fxgrad.errors import InputError
-from fxgrad.evaluate.page import page
+from fxgrad.evaluate.page import pages
 from fxgrad.evaluate.plan import POLICIES, Plan
 from fxgrad.evaluate.run import Watch, evaluate
 from fxgrad.evaluate.store import read
@@ -53,8 +53,20 @@ _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module
 @click.option("--pretrained", is_flag=True, help="timm's weights, from the hub or its cache; random otherwise.")
 @click.option("--checkpoint", metavar="FILE", help="Weights: a .safetensors file that fits the model exactly.")
 @click.option("--input-size", nargs=3, type=click.IntRange(1), metavar="C H W", help="Size of one input.")
-@click.option("--store", default="evaluation", show_default=True, metavar="FOLDER", help="Results; resumed from there.")
-@click.option("--out", metavar="FILE", help="Write the tables there, instead of to stdout.")
+@click.option(
+    "--store",
+    "stores",
+    default=["evaluation"],
+    show_default=True,
+    multiple=True,
+    metavar="FOLDER",
+    help="Results; resumed from there. Several with --summary.",
+)
+@click.option(
+    "--out",
+    metavar="FILE.md",
+    help="Write the tables there, and those of each of several models in a folder beside it; instead of to stdout.",
+)
 @click.option("--summary", is_flag=True, help="Measure nothing: print the tables of --store.")
 def command(
     models: tuple[str, ...],
@@ -62,7 +74,7 @@ def command(
     all_pictures: bool,
     methods: tuple[str, ...],
     policies: tuple[str, ...],
-    store: str,
+    stores: tuple[str, ...],
     out: str | None,
     summary: bool,
     **options: Any,
@@ -79,8 +91,10 @@ def command(
       fxgrad evaluate timm:vit_base_patch16_224 --pretrained --data imagenet-s:/data/ImageNetS919 --dtype bfloat16
       torchrun --nproc-per-node 2 -m fxgrad evaluate fxgrad.demo:digits_vit --out results.md
     """
+    if len(stores) > 1 and not summary:
+        raise InputError("a run has one --store; several are for --summary.")
     if summary:
-        text = page(read(store))
+        runs = [read(store) for store in stores]
     else:
         plan = Plan(
             models,
@@ -90,18 +104,20 @@ def command(
             **options,
         )
         with _progress() as watch:
-            results = evaluate(plan, store, watch=watch)
+            runs = [evaluate(plan, stores[0], watch=watch)]
         if os.environ.get("RANK", "0") != "0":
             return
-        text = page(results)
     if out is None:
-        click.echo(text, nl=False)
+        click.echo("\n".join(pages(runs).values()), nl=False)
         return
-    try:
-        Path(out).write_text(text, "utf-8")
-    except OSError as error:
-        raise InputError(f"{out} cannot be written: {error.strerror}.") from error
-    click.echo(f"wrote {out}")
+    for name, text in pages(runs, Path(out).stem).items():
+        path = Path(out).parent / name if name != f"{Path(out).stem}.md" else Path(out)
+        try:
+            path.parent.mkdir(exist_ok=True)
+            path.write_text(text, "utf-8")
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+        click.echo(f"wrote {path}")
 
 
 @contextmanager

@@ -1,7 +1,11 @@
-"""The results as Markdown: methods x policies for every metric, with intervals, and who wins."""
+"""The results as Markdown: methods x policies for every metric, with intervals, and who wins.
+
+Of several models there is an overview, and a page each.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,6 +18,7 @@ from fxgrad.methods import METHODS
 from fxgrad.metrics import Interval, bootstrap, paired
 
 PLAIN = "gradient"
+BALANCED = "libragrad"
 SHOWN = ("srg_aopc", "average_precision", "completeness_relative")
 """One metric of each family is open to see; the others fold open."""
 
@@ -79,40 +84,88 @@ def compare(results: Results, model: str, metric: str) -> dict[tuple[str, str], 
     return {key: Compared(means[key], outcomes.get(key)) for key in table}
 
 
-def page(results: Results) -> str:
-    """The page as Markdown.
+Found = Mapping[tuple[str, str], Mapping[tuple[str, str], Compared]]
+"""(model, metric) -> (policy, method) -> value and outcome."""
+
+
+def pages(runs: Sequence[Results], stem: str = "results") -> dict[str, str]:
+    """The pages as Markdown.
 
     Args:
-        results: of `evaluate`, for one or several models.
+        runs: of `evaluate`, each with models of its own, such as one for each data set.
+        stem: name of the first page's file, without its ending.
+
+    Returns:
+        File name -> text: all of it, or where there are several models an overview, and a page for each in a folder.
 
     Example:
         >>> values = {("m", "gradient", "saliency"): {"iou": {"a": 0.5}}}
-        >>> print([line for line in page(Results(values, {}, {}, frozenset())).splitlines() if "saliency" in line][0])
-        | saliency | 0.5 [0.5, 0.5] |
+        >>> found = pages([Results(values, {}, {}, frozenset())])
+        >>> [line for line in found["results.md"].splitlines() if "saliency" in line]
+        ['| saliency | 0.5 [0.5, 0.5] |']
     """
-    models = sorted({model for model, _, _ in results.values})
-    found = {(model, metric): compare(results, model, metric) for model in models for metric in METRICS}
-    lines = ["# Evaluation", "", _settings(results), "", _LEGEND]
-    if len(models) > 1:
-        lines += _models(models, found)
-    for model in models:
-        lines += [f"## {model}", "", *_facts(results, model)]
-        lines += _wins(model, found)
-        for metric in METRICS:
-            if found[model, metric]:
-                lines += _metric(metric, found[model, metric])
-        lines += _refused(results, model)
+    of = {model: run for run in runs for model in sorted({model for model, *_ in run.values})}
+    found: Found = {(model, metric): compare(run, model, metric) for model, run in of.items() for metric in METRICS}
+    head = ["# Evaluation", "", *(_settings(run) + "\n" for run in runs), _LEGEND]
+    if len(of) < 2:
+        return {
+            f"{stem}.md": _text([*head, *(line for model, run in of.items() for line in _model(run, model, found))])
+        }
+    files = {model: f"{stem}/{re.sub(r'[^A-Za-z0-9]+', '-', _short(model))}.md" for model in of}
+    return {f"{stem}.md": _text([*head, *_overview(files, found)])} | {
+        file: _text([*head[:1], "", _settings(of[model]) + "\n", _LEGEND, *_model(of[model], model, found)])
+        for model, file in files.items()
+    }
+
+
+def _text(lines: Iterable[str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _models(models: Sequence[str], found: Mapping[tuple[str, str], Mapping[tuple[str, str], Compared]]) -> list[str]:
-    rows = [[metric, *(_record(found[model, metric], "libragrad") for model in models)] for metric in METRICS]
+def _short(model: str) -> str:
+    """A model's name without where it is from."""
+    return model.rpartition(":")[2]
+
+
+def _overview(files: Mapping[str, str], found: Found) -> list[str]:
+    """All models side by side: who wins, and one metric of each family."""
+    linked = [f"[{_short(model)}]({file})" for model, file in files.items()]
+    rows = [[metric, *(_record(found[model, metric], BALANCED) for model in files)] for metric in METRICS]
     rows = [row for row in rows if any(row[1:])]
-    heading = "## libragrad against the plain gradient: methods won / tied / lost"
-    return [heading, "", *_table(["metric", *models], rows), ""] if rows else []
+    lines = [f"## {BALANCED} against the plain gradient: methods won / tied / lost", ""]
+    lines += _table(["metric", *linked], rows) if rows else [", ".join(linked)]
+    for metric in SHOWN:
+        there = {method for model in files for policy, method in found[model, metric] if policy in (PLAIN, ANY)}
+        cells = [[method, *(_change(found[model, metric], method) for model in files)] for method in _methods(there)]
+        if cells:
+            title = f"### {metric} ({METRICS[metric]} is better): plain gradient → {BALANCED}"
+            lines += ["", title, "", *_table(["method", *map(_short, files)], cells)]
+    return lines
 
 
-def _wins(model: str, found: Mapping[tuple[str, str], Mapping[tuple[str, str], Compared]]) -> list[str]:
+def _change(cells: Mapping[tuple[str, str], Compared], method: str) -> str:
+    """A method's mean under the plain gradient and under the balanced one."""
+    policies = [policy for policy in (PLAIN, BALANCED, ANY) if (policy, method) in cells]
+    mark = str(cells[BALANCED, method]).partition("]")[2] if BALANCED in policies else ""
+    return " → ".join(_number(cells[policy, method].value.mean) for policy in policies) + mark
+
+
+def _model(results: Results, model: str, found: Found) -> list[str]:
+    """One model: every method under every policy, by every metric."""
+    lines = [f"## {model}", "", *_facts(results, model), *_wins(model, found)]
+    for metric in METRICS:
+        if found[model, metric]:
+            lines += _metric(metric, found[model, metric])
+    return lines + _refused(results, model)
+
+
+def _methods(there: Iterable[str]) -> list[str]:
+    """Names of methods in their own order, strangers last."""
+    there = set(there)
+    return [m for m in METHODS if m in there] + sorted(there - set(METHODS))
+
+
+def _wins(model: str, found: Found) -> list[str]:
     policies = [p for p in _policies(found[model, metric] for metric in METRICS) if p not in (PLAIN, ANY)]
     rows = [[metric, *(_record(found[model, metric], policy) for policy in policies)] for metric in METRICS]
     rows = [row for row in rows if any(row[1:])]
@@ -127,8 +180,7 @@ def _record(cells: Mapping[tuple[str, str], Compared], policy: str) -> str:
 
 def _metric(metric: str, cells: Mapping[tuple[str, str], Compared]) -> list[str]:
     policies = _policies([cells])
-    methods = [m for m in METHODS if any(m == method for _, method in cells)]
-    methods += sorted({method for _, method in cells} - set(methods))
+    methods = _methods(method for _, method in cells)
     rows = [[m, *(str(cells.get((policy, m), "")) for policy in policies)] for m in methods]
     body = ["", *_table(["method", *policies], rows), ""]
     title = f"{metric} ({METRICS[metric]} is better)"

@@ -93,7 +93,7 @@ class LoadedModel:
     @property
     def patch_size(self) -> int:
         """Side of the patches that the model cuts its input into; 1 where it does not say."""
-        size = getattr(getattr(self.model, "patch_embed", None), "patch_size", 1)
+        size: Any = next((part.patch_size for part in self.model.modules() if hasattr(part, "patch_size")), 1)
         return int(max(size) if isinstance(size, Sequence) else size)
 
     def prompted(self, *texts: str) -> LoadedModel:

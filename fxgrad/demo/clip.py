@@ -70,11 +70,6 @@ class DigitsClip(nn.Module):
             nn.init.normal_(embedding, std=0.02)
         self.register_buffer("prompts", torch.cat([self.tokenize(caption([name])) for name in CLASS_NAMES]), False)
 
-    @property
-    def patch_embed(self) -> nn.Module:
-        """The image tower's, which says how large the patches are."""
-        return self.visual.get_submodule("patch_embed")
-
     def tokenize(self, text: str) -> Tensor:
         """Ids of the words of a prompt, in any case, filled up: int64 (1, 8).
 

@@ -104,12 +104,10 @@ def contrastive(model: DigitsClip, batch: Batch) -> Tensor:
     single = [describe([d], [c]) for c in (-1, *colours) for d in digits]
     coloured = torch.zeros(len(batch), len(colours), len(digits))
     coloured[torch.arange(len(batch))[:, None], batch.colours, batch.labels] = 1.0
-    logits = model(batch.images, torch.cat([model.tokenize(text) for text in [*texts, *single]]))
-    parts = zip(
-        logits.split((len(texts), len(digits), len(colours) * len(digits)), 1),
-        (truth, batch.targets, coloured.flatten(1)),
+    truth = torch.cat([truth, batch.targets, coloured.flatten(1)], 1)
+    return F.binary_cross_entropy_with_logits(
+        model(batch.images, torch.cat([model.tokenize(text) for text in [*texts, *single]])), truth
     )
-    return torch.stack([F.binary_cross_entropy_with_logits(own, wanted) for own, wanted in parts]).sum()
 
 
 def captions(batch: Batch) -> tuple[list[str], Tensor]:

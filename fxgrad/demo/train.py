@@ -62,7 +62,7 @@ RECIPES = {
     "eva02": Recipe(1200, lr=4e-3),
     "flexivit": Recipe(800, lr=2e-3),
     "siglip": Recipe(600, lr=2e-3),
-    "clip": Recipe(1500, lr=4e-3, hints=0.5),
+    "clip": Recipe(3000, lr=4e-3, hints=0.3),
     "mixer": Recipe(1200),
     "vit_tiny": Recipe(8000, canvases=64000),
     "vit_small": Recipe(6000, canvases=64000),

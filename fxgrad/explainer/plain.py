@@ -1,6 +1,7 @@
 """Ops spelled out for runtimes without PyTorch's kernels.
 
-Attention is matrix products and a softmax, kept for the backward; the global mean of a picture is a mean.
+Attention is matrix products and a softmax, kept for the backward; the global mean of a picture is a mean, and
+padding puts constants beside the tensor, which leaves free sizes free (its kernel fixes them).
 """
 
 from __future__ import annotations
@@ -76,8 +77,39 @@ def plain_pool(x: Tensor, output_size: Sequence[int]) -> Tensor:
     return x.mean((-2, -1), keepdim=True) if list(output_size) == [1, 1] else POOL(x, output_size)
 
 
+def plain_pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    """`torch.nn.functional.pad`; by a constant, without its kernel. A negative width crops.
+
+    Example:
+        >>> plain_pad(torch.ones(2, 2), [1, 0, -1, 1])
+        tensor([[0., 1., 1.],
+                [0., 0., 0.]])
+    """
+    if mode != "constant":
+        return PAD(x, pad, mode, value)
+    for dim, (before, after) in enumerate(zip(pad[::2], pad[1::2]), start=1):
+        if before < 0 or after < 0:
+            x = x.narrow(-dim, max(-before, 0), x.shape[-dim] + min(before, 0) + min(after, 0))
+        shape = list(x.shape)
+        parts = [x]
+        if before > 0:
+            shape[-dim] = before
+            parts.insert(0, x.new_full(shape, value or 0))
+        if after > 0:
+            shape[-dim] = after
+            parts.append(x.new_full(shape, value or 0))
+        x = torch.cat(parts, -dim) if len(parts) > 1 else x
+    return x
+
+
+PAD = torch.ops.aten.pad.default
 POOL = torch.ops.aten.adaptive_avg_pool2d.default
-PLAIN: Mapping[Any, Callable[..., Tensor]] = {SDPA: plain_attention, POOL: plain_pool, value_only: held_attention}
+PLAIN: Mapping[Any, Callable[..., Tensor]] = {
+    SDPA: plain_attention,
+    PAD: plain_pad,
+    POOL: plain_pool,
+    value_only: held_attention,
+}
 """An op of converted programs -> its plain form."""
 
 

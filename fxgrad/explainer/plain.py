@@ -102,7 +102,7 @@ def plain_pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: floa
     return x
 
 
-PAD = torch.ops.aten.pad.default
+PAD: Callable[..., Tensor] = torch.ops.aten.pad.default
 POOL = torch.ops.aten.adaptive_avg_pool2d.default
 PLAIN: Mapping[Any, Callable[..., Tensor]] = {
     SDPA: plain_attention,

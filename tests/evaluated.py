@@ -81,7 +81,7 @@ def squares() -> Squares:
     return Squares()
 
 
-def plan(count: int = 6) -> Plan:
+def plan(count: int = 8) -> Plan:
     return Plan(
         (MODEL,), METHODS, ("gradient", "libragrad"), data=DATA, count=count, chunk=2, steps=3, input_size=(1, 48, 48)
     )

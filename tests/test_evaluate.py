@@ -23,7 +23,7 @@ from fxgrad.data import collate
 from fxgrad.errors import InputError
 from fxgrad.evaluate import METRICS, POLICIES, Plan, Results, Store, evaluate, read
 from fxgrad.evaluate.page import compare, pages
-from fxgrad.evaluate.run import _refuse_missing
+from fxgrad.evaluate.run import Bench, _refuse_missing
 from fxgrad.models import load_model
 
 TESTS = Path(__file__).parent
@@ -80,7 +80,7 @@ def test_an_interrupted_run_goes_on_where_it_was(whole: Results, tmp_path: Path)
     assert len(read(tmp_path).done) == 1 + 2 * 3 + 1
     seen: list[tuple[int, int, str]] = []
     results = evaluate(evaluated.plan(), str(tmp_path), watch=lambda *now: seen.append(now))
-    assert seen[0] == (0, 5, f"{MODEL}, gradient") and seen[-1] == (5, 5, "")
+    assert seen[0] == (0, 8, f"{MODEL}, gradient") and seen[-1] == (8, 8, "")
     close(results.values, whole.values)
     before = [p.read_bytes() for p in tmp_path.iterdir()]
     evaluate(evaluated.plan(), str(tmp_path), watch=lambda *now: seen.append(now))
@@ -150,6 +150,27 @@ def test_every_metric_is_measured_and_balance_is_complete(whole: Results) -> Non
     assert whole.facts[f"removal of {MODEL}"] == "dropped" and not whole.refused
 
 
+def test_policies_with_the_same_rules_are_measured_once_and_have_one_column(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policies = ("gradient", "libragrad", "cp-lrp")  # no product in the model, where the two would differ
+    plan = replace(evaluated.plan(count=4), methods=("saliency",), policies=policies)
+    measured: list[str] = []
+    original = Bench._measured
+
+    def counted(self: Bench, *args: Any) -> Any:
+        measured.append(args[2])
+        return original(self, *args)
+
+    monkeypatch.setattr(Bench, "_measured", counted)
+    results = evaluate(plan, str(tmp_path))
+    assert measured == ["gradient", "libragrad"] * 2 and len(results.done) == 6
+    assert results.values[MODEL, "cp-lrp", "saliency"] == results.values[MODEL, "libragrad", "saliency"]
+    text = pages([results])["results.md"]
+    assert "The same numbers as libragrad, and so no column: cp-lrp." in text
+    assert "| method | gradient | libragrad |" in text and "| metric | libragrad |" in text
+
+
 def test_what_a_model_lacks_is_noted_with_the_reason(tmp_path: Path) -> None:
     plan = replace(
         evaluated.plan(count=2), models=("evaluated:flat",), methods=("rollout", "saliency"), policies=("gradient",)
@@ -202,9 +223,9 @@ def test_files_from_several_machines_are_merged_and_the_first_one_counts(tmp_pat
 
 def test_results_that_lie_on_another_machine_are_missed(whole: Results) -> None:
     half = replace(whole, done=frozenset(unit for unit in whole.done if unit[3] == 0))
-    with pytest.raises(InputError, match="6 units of work are not in here, but in those of other machines"):
-        _refuse_missing(evaluated.plan(), 6, half, "here")
-    _refuse_missing(evaluated.plan(), 6, whole, "here")
+    with pytest.raises(InputError, match="9 units of work are not in here, but in those of other machines"):
+        _refuse_missing(evaluated.plan(), 8, half, "here")
+    _refuse_missing(evaluated.plan(), 8, whole, "here")
 
 
 def test_the_page_says_who_wins() -> None:

@@ -152,11 +152,31 @@ def _change(cells: Mapping[tuple[str, str], Compared], method: str) -> str:
 
 def _model(results: Results, model: str, found: Found) -> list[str]:
     """One model: every method under every policy, by every metric."""
-    lines = [f"## {model}", "", *_facts(results, model), *_wins(model, found)]
+    alike = _alike([found[model, metric] for metric in METRICS])
+    found = {(of, m): {k: c for k, c in cells.items() if k[0] not in alike} for (of, m), cells in found.items()}
+    lines = [f"## {model}", "", *_facts(results, model), *_same(alike), *_wins(model, found)]
     for metric in METRICS:
         if found[model, metric]:
             lines += _metric(metric, found[model, metric])
     return lines + _refused(results, model)
+
+
+def _alike(cells: Sequence[Mapping[tuple[str, str], Compared]]) -> dict[str, str]:
+    """Policy -> an earlier one that has the same numbers throughout: here, both give every node the same rule."""
+    numbers = {
+        policy: [(method, cell.value) for metric in cells for (of, method), cell in metric.items() if of == policy]
+        for policy in _policies(cells)
+        if policy not in (PLAIN, ANY)
+    }
+    first = {policy: next(p for p in numbers if numbers[p] == numbers[policy]) for policy in numbers}
+    return {policy: other for policy, other in first.items() if other != policy}
+
+
+def _same(alike: Mapping[str, str]) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for policy, other in alike.items():
+        groups.setdefault(other, []).append(policy)
+    return [f"The same numbers as {other}, and so no column: {', '.join(p)}.\n" for other, p in groups.items()]
 
 
 def _methods(there: Iterable[str]) -> list[str]:

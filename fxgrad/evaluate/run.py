@@ -2,6 +2,7 @@
 
 A unit is a chunk of pictures under one policy, with all methods. What a unit computes depends on the plan only, and on
 nothing that another unit or process did: hence the same results whatever the number of processes, and after any crash.
+All units of a chunk go to one process, which measures policies that give a model the same rules only once.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ from fxgrad.module import ConvertedModule
 Watch = Callable[[int, int, str], None]
 """Called with how many units are done, of how many, and what comes next."""
 
+
+Measured = tuple[list[str], Mapping[str, Mapping[str, list[float]]], Mapping[str, str]]
+"""Ids of pictures; method -> metric -> values; method -> why it cannot be used."""
 
 _PATIENCE = timedelta(days=2)
 """How long a process waits for the others, whose share may take longer."""
@@ -91,7 +95,7 @@ def evaluate(
             store.note("settings", plan.settings)
             done = _everywhere(read(folder))
             todo = [left for unit in _units(plan, len(order)) if (left := _left(unit, *done))]
-            mine = todo[rank::size]
+            mine = _share(todo, rank, size)
             bench: Bench | None = None
             for number, unit in enumerate(mine):
                 watch(number, len(mine), f"{unit.model}, {unit.policy}")
@@ -130,6 +134,7 @@ class Bench:
         self.plain = convert(model_there, (example,), rules="gradient").requires_grad_(False)
         self.under = functools.cache(self._under)
         self.batch = functools.lru_cache(1)(self._batch)
+        self.measured = functools.lru_cache(len(plan.policies) + 1)(self._measured)
 
     @functools.cached_property
     def ruler(self) -> Ruler:
@@ -145,19 +150,33 @@ class Bench:
 
     def run(self, unit: Unit, store: Store) -> None:
         """Measure a unit and write it down."""
-        pictures, x, target, logits = self.batch(unit.start, unit.stop)
-        converted = self.under("gradient" if unit.policy == ANY else unit.policy)
         store.note(f"removal of {unit.model}", self.ruler.tokens.name)
+        images, measured, refused = self.measured(unit.start, unit.stop, self._first_alike(unit.policy), unit.methods)
+        for method, reason in refused.items():
+            store.refuse(unit.model, unit.policy, method, reason)
+        store.add(unit.model, unit.policy, measured, images, unit.start, unit.stop)
+
+    def _measured(self, start: int, stop: int, policy: str, methods: tuple[str, ...]) -> Measured:
+        pictures, x, target, logits = self.batch(start, stop)
+        converted = self.under(policy)
         attributions: dict[str, Attribution] = {}
-        for method in unit.methods:
+        refused: dict[str, str] = {}
+        for method in methods:
             try:
                 attributions[method] = self.methods[method](
-                    converted, x, target, self.ruler.tokens.grid, self.plan.seed + unit.start
+                    converted, x, target, self.ruler.tokens.grid, self.plan.seed + start
                 )
             except FxgradError as error:
-                store.refuse(unit.model, unit.policy, method, first_line(error))
+                refused[method] = first_line(error)
         measured = self.ruler.measure(pictures, x, target, logits, attributions) if attributions else {}
-        store.add(unit.model, unit.policy, measured, list(pictures.ids), unit.start, unit.stop)
+        return list(pictures.ids), measured, refused
+
+    def _first_alike(self, policy: str) -> str:
+        """The first of the plan's policies that gives every node of this model the same rule."""
+        if policy == ANY:
+            return "gradient"
+        decisions = self.under(policy).classified.decisions
+        return next(p for p in self.plan.policies if self.under(p).classified.decisions == decisions)
 
     def _under(self, policy: str) -> ConvertedModule:
         return self.plain.under(policy)
@@ -214,6 +233,13 @@ def _units(plan: Plan, count: int) -> Iterator[Unit]:
         for start in range(0, count, plan.chunk):
             for policy, methods in [(ANY, free), *((p, bound) for p in plan.policies)]:
                 yield Unit(model, policy, methods, start, min(start + plan.chunk, count))
+
+
+def _share(units: Sequence[Unit], rank: int, size: int) -> list[Unit]:
+    """The units of every size-th chunk, from the rank-th on."""
+    chunks = list(dict.fromkeys((unit.model, unit.start) for unit in units))
+    mine = set(chunks[rank::size])
+    return [unit for unit in units if (unit.model, unit.start) in mine]
 
 
 def _left(unit: Unit, done: frozenset[Any], refused: frozenset[Any]) -> Unit | None:

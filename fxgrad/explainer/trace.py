@@ -93,11 +93,11 @@ def trace(
     except ExportError:
         raise
     except Exception as error:
-        fixed = sorted(set(re.findall(r"You marked (\w+) as dynamic but your code specialized", str(error))))
+        fixed = sorted(set(re.findall(r"(?:You marked|Not all values of) (\w+) (?:as dynamic|=)", str(error))))
         if fixed:
             raise ExportError(
-                f"the size of {', '.join(fixed)} is free in the model, but not in its attribution: the backward of one "
-                "of its ops fixes it. Convert the model with that size fixed: dynamic_shapes of fxgrad.convert."
+                f"the size of {', '.join(fixed)} is free in the model, but torch {torch.__version__} does not keep it "
+                "free in its attribution. Convert the model with that size fixed: dynamic_shapes of fxgrad.convert."
             ) from error
         raise ExportError(f"forward and attribution cannot be traced into one graph: {one_line(error)}") from error
     return Traced(program, places, tuple(examples), tuple(names), axes)
@@ -152,13 +152,14 @@ def _traced(
     decompositions: Mapping[Any, Callable[..., Any]],
 ) -> fx.GraphModule:
     """The graph of a function of the state and the inputs, the free axes symbols."""
-    # Tensors without data, with symbols for free sizes, are what torch.export makes first of all.
+    # Tensors without data, with symbols for free sizes, are what torch.export makes first of all. Symbolic tracing
+    # takes them as they are, and takes ops apart in Python that would fix their sizes in C++.
     program = torch.export.export(_Echo(), tuple(examples.values()), strict=False, dynamic_shapes=(_shapes(axes),))
     inputs = [node.meta["val"] for node in placeholders_of(program.graph)]
     mode = inputs[0].fake_mode
     tensors = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in state]
     with without_fast_path(), mode, fx_traceback.preserve_node_meta():
-        return make_fx(explain, dict(decompositions), tracing_mode="real")(tensors, inputs)
+        return make_fx(explain, dict(decompositions), tracing_mode="symbolic")(tensors, inputs)
 
 
 class _Echo(nn.Module):

@@ -153,30 +153,27 @@ def _change(cells: Mapping[tuple[str, str], Compared], method: str) -> str:
 def _model(results: Results, model: str, found: Found) -> list[str]:
     """One model: every method under every policy, by every metric."""
     alike = _alike([found[model, metric] for metric in METRICS])
-    found = {(of, m): {k: c for k, c in cells.items() if k[0] not in alike} for (of, m), cells in found.items()}
-    lines = [f"## {model}", "", *_facts(results, model), *_same(alike), *_wins(model, found)]
+    dropped = {policy for _, *others in alike for policy in others}
+    found = {(of, m): {k: c for k, c in cells.items() if k[0] not in dropped} for (of, m), cells in found.items()}
+    lines = [f"## {model}", "", *_facts(results, model)]
+    for first, *others in alike:
+        lines.append(f"The same numbers as {first}, and so no column: {', '.join(others)}.\n")
+    lines += _wins(model, found)
     for metric in METRICS:
         if found[model, metric]:
             lines += _metric(metric, found[model, metric])
     return lines + _refused(results, model)
 
 
-def _alike(cells: Sequence[Mapping[tuple[str, str], Compared]]) -> dict[str, str]:
-    """Policy -> an earlier one that has the same numbers throughout: here, both give every node the same rule."""
+def _alike(cells: Sequence[Mapping[tuple[str, str], Compared]]) -> list[list[str]]:
+    """Policies that have the same numbers throughout, two or more together: they give every node the same rule."""
     numbers = {
-        policy: [(method, cell.value) for metric in cells for (of, method), cell in metric.items() if of == policy]
+        policy: [{method: cell.value for (of, method), cell in metric.items() if of == policy} for metric in cells]
         for policy in _policies(cells)
         if policy not in (PLAIN, ANY)
     }
-    first = {policy: next(p for p in numbers if numbers[p] == numbers[policy]) for policy in numbers}
-    return {policy: other for policy, other in first.items() if other != policy}
-
-
-def _same(alike: Mapping[str, str]) -> list[str]:
-    groups: dict[str, list[str]] = {}
-    for policy, other in alike.items():
-        groups.setdefault(other, []).append(policy)
-    return [f"The same numbers as {other}, and so no column: {', '.join(p)}.\n" for other, p in groups.items()]
+    groups = ([p for p in numbers if numbers[p] == numbers[first]] for first in numbers)
+    return [group for group, first in zip(groups, numbers) if len(group) > 1 and group[0] == first]
 
 
 def _methods(there: Iterable[str]) -> list[str]:

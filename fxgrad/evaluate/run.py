@@ -35,8 +35,8 @@ Watch = Callable[[int, int, str], None]
 """Called with how many units are done, of how many, and what comes next."""
 
 
-Measured = tuple[list[str], Mapping[str, Mapping[str, list[float]]], Mapping[str, str]]
-"""Ids of pictures; method -> metric -> values; method -> why it cannot be used."""
+Measured = tuple[Mapping[str, Mapping[str, list[float]]], Mapping[str, str]]
+"""Method -> metric -> values, and method -> why it cannot be used."""
 
 _PATIENCE = timedelta(days=2)
 """How long a process waits for the others, whose share may take longer."""
@@ -133,6 +133,7 @@ class Bench:
         model_there = self.loaded.model.to(**self.place)
         self.plain = convert(model_there, (example,), rules="gradient").requires_grad_(False)
         self.under = functools.cache(self._under)
+        self.first_alike = functools.cache(self._first_alike)
         self.batch = functools.lru_cache(1)(self._batch)
         self.measured = functools.lru_cache(len(plan.policies) + 1)(self._measured)
 
@@ -151,10 +152,11 @@ class Bench:
     def run(self, unit: Unit, store: Store) -> None:
         """Measure a unit and write it down."""
         store.note(f"removal of {unit.model}", self.ruler.tokens.name)
-        images, measured, refused = self.measured(unit.start, unit.stop, self._first_alike(unit.policy), unit.methods)
+        pictures, *_ = self.batch(unit.start, unit.stop)
+        measured, refused = self.measured(unit.start, unit.stop, self.first_alike(unit.policy), unit.methods)
         for method, reason in refused.items():
             store.refuse(unit.model, unit.policy, method, reason)
-        store.add(unit.model, unit.policy, measured, images, unit.start, unit.stop)
+        store.add(unit.model, unit.policy, measured, list(pictures.ids), unit.start, unit.stop)
 
     def _measured(self, start: int, stop: int, policy: str, methods: tuple[str, ...]) -> Measured:
         pictures, x, target, logits = self.batch(start, stop)
@@ -169,7 +171,7 @@ class Bench:
             except FxgradError as error:
                 refused[method] = first_line(error)
         measured = self.ruler.measure(pictures, x, target, logits, attributions) if attributions else {}
-        return list(pictures.ids), measured, refused
+        return measured, refused
 
     def _first_alike(self, policy: str) -> str:
         """The first of the plan's policies that gives every node of this model the same rule."""

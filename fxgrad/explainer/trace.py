@@ -93,7 +93,8 @@ def trace(
     except ExportError:
         raise
     except Exception as error:
-        fixed = sorted(set(re.findall(r"(?:You marked|Not all values of) (\w+) (?:as dynamic|=)", str(error))))
+        said = r"(?:You marked|Not all values of) (\w+) (?:as dynamic but your code specialized|=)"
+        fixed = sorted(set(re.findall(said, str(error))))
         if fixed:
             raise ExportError(
                 f"the size of {', '.join(fixed)} is free in the model, but torch {torch.__version__} does not keep it "

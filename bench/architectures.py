@@ -19,7 +19,7 @@ import timm
 import torch
 
 import fxgrad
-from fxgrad.models import randomize
+from fxgrad.data.models import randomize
 from fxgrad.zoo.shrink import reduce
 
 MODELS = {

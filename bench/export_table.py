@@ -25,9 +25,9 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import fxgrad
 from bench.saved import saves_and_loads
+from fxgrad.data.models import randomize
 from fxgrad.errors import FxgradError, first_line
 from fxgrad.explainer.run import OnnxExplainer
-from fxgrad.models import randomize
 
 Example = tuple[nn.Module, Callable[[int], Tensor]]
 TARGETS = ("saved", "pt2", "onnx", "aoti")

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, fx
 
 import fxgrad
-from fxgrad.decision import Decision, arguments_of
-from fxgrad.lookup import placeholders_of
+from fxgrad.classify.decision import Decision
+from fxgrad.graph.nodes import arguments_of, placeholders_of
 
 aten = torch.ops.aten
 

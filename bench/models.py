@@ -16,7 +16,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from bench.results import BAR, BAR_1024, BAR_4096, BAR_TARGETS
-from fxgrad.models import randomize
+from fxgrad.data.models import randomize
 
 QUICK = os.environ.get("FXGRAD_BENCH") == "quick"
 PATCH = 16

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 import fxgrad
-from fxgrad.models import randomize
+from fxgrad.data.models import randomize
 from fxgrad.zoo import _tiny
 from fxgrad.zoo.case import Limits
 from fxgrad.zoo.shrink import build_for_images

@@ -5,7 +5,7 @@ python bench/zoo.py --suite timm-families --csv docs/zoo/timm-families.csv
 
 import sys
 
-from fxgrad.cli import main
+from fxgrad.commands.cli import main
 
 if __name__ == "__main__":  # worker processes import this file too
     main(["zoo", *sys.argv[1:]])

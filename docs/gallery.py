@@ -16,12 +16,12 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 import fxgrad
-from fxgrad import drawing, metrics
+from fxgrad import metrics
 from fxgrad.demo.canvas import Canvas, canvas
 from fxgrad.demo.model import CLASS_NAMES, preprocess
 from fxgrad.demo.models import clip, vit
 from fxgrad.evaluate.methods import POLICY_FREE
-from fxgrad.methods import METHODS, Attribution
+from fxgrad.methods import METHODS, Attribution, drawing
 
 CANVAS, COLOURED = 7, 4
 """Numbers of the held-out canvases that are shown."""

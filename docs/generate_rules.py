@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fxgrad.roles import Kind
-from fxgrad.table import GRAMMAR, load, presets, tomllib
+from fxgrad.kinds import Kind
+from fxgrad.table.load import load, presets, tomllib
+from fxgrad.table.row import GRAMMAR
 
 ROOT = Path(__file__).parent.parent
 

@@ -6,8 +6,6 @@
 The pass is one straight path, a file each: capture, classify, rewrite, check.
 """
 
-from fxgrad.check import CheckReport, check
-from fxgrad.convert import convert
 from fxgrad.errors import (
     ArtefactError,
     CaptureError,
@@ -20,9 +18,11 @@ from fxgrad.errors import (
 )
 from fxgrad.explainer import export_explainer
 from fxgrad.methods import Attribution, attribute
-from fxgrad.module import ConvertedModule
-from fxgrad.save import load, save
-from fxgrad.vjp import VJP, vjp
+from fxgrad.module.converted import ConvertedModule
+from fxgrad.module.save import load, save
+from fxgrad.pipeline import convert
+from fxgrad.proof.check import CheckReport, check
+from fxgrad.run.vjp import VJP, vjp
 
 __all__ = [
     "VJP",

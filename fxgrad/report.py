@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Generic, TypeVar
 
-from fxgrad.classify import Classified
+from fxgrad.classify.decision import Classified
 
 RowType = TypeVar("RowType")
 

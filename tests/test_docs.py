@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from fxgrad.table import load
+from fxgrad.table.load import load
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "rules").glob("*.md"))]

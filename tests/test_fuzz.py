@@ -17,12 +17,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, assume, event, given, note, seed, settings
 from hypothesis import strategies as st
-from random_models import GRAMMAR, Program, RandomModel, Step, arity, build, programs
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import fxgrad
-from fxgrad.classify import classify
+from fxgrad.classify.walk import classify
+from tests.helpers.random_models import GRAMMAR, Program, RandomModel, Step, arity, build, programs
 
 EXAMPLES = int(os.environ.get("FXGRAD_FUZZ_EXAMPLES", 200))
 AT_RANDOM = "FXGRAD_FUZZ_EXAMPLES" in os.environ

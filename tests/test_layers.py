@@ -21,12 +21,12 @@ import timm.layers
 import torch
 import torch.nn.functional as F
 import torchvision.ops
-from layer_recipes import ATTN, TIMM, TORCH, VISION, Called, Recipe, Recipes, Several
 from timm.layers import create_act, create_norm, create_norm_act, get_attn
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 import fxgrad
+from tests.helpers.layer_recipes import ATTN, TIMM, TORCH, VISION, Called, Recipe, Recipes, Several
 
 FAMILIES = "activation normalization pooling batchnorm instancenorm padding upsampling distance pixelshuffle "
 FAMILIES += "channelshuffle fold flatten linear conv rnn sparse transformer dropout"

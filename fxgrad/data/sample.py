@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from fxgrad.data.models import Preprocessing
 from fxgrad.errors import InputError
-from fxgrad.models import Preprocessing
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +80,7 @@ def collate(samples: Sequence[Sample], preprocess: Preprocessing) -> Batch:
         InputError: no samples; or a mask of another size than its picture.
 
     Example:
-        >>> from fxgrad.models import load_model
+        >>> from fxgrad.data.models import load_model
         >>> picture = Image.new("RGB", (8, 8), "white")
         >>> batch = collate([Sample(picture, 3, picture.convert("L"), "a")], load_model("timm:test_vit").preprocess)
         >>> batch.x.shape, batch.masks.all().item(), batch.labels.tolist()

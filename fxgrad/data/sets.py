@@ -225,7 +225,7 @@ class ImageNetHard:
 
 
 def _read(path: Path) -> Image.Image:
-    from fxgrad.explain import read_image  # which draws, too: it takes matplotlib along
+    from fxgrad.commands.explain import read_image
 
     return read_image(path)
 

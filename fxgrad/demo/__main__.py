@@ -13,18 +13,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fxgrad.capture import capture
-from fxgrad.check import check
-from fxgrad.classify import classify
-from fxgrad.cli import stage
-from fxgrad.convert import convert
+from fxgrad.capture.export import capture
+from fxgrad.classify.walk import classify
+from fxgrad.commands.cli import stage
+from fxgrad.commands.explain import Explanation, draw, explain, page
+from fxgrad.data.models import LoadedModel, load_model
 from fxgrad.demo.canvas import Canvas, canvas
 from fxgrad.demo.model import preprocess
 from fxgrad.errors import CaptureError, FxgradError
-from fxgrad.explain import Explanation, draw, explain, page
-from fxgrad.models import LoadedModel, load_model
-from fxgrad.module import ConvertedModule
-from fxgrad.table import load
+from fxgrad.module.converted import ConvertedModule
+from fxgrad.pipeline import convert
+from fxgrad.proof.check import check
+from fxgrad.table.load import load
 
 MODEL = "fxgrad.demo.model:digits_vit"
 LARGE = "timm:vit_base_patch16_224"

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from timm.models import VisionTransformer
 from torch import nn
 
+from fxgrad.data.models import load_checkpoint
 from fxgrad.errors import CaptureError
-from fxgrad.models import load_checkpoint
 
 Model = TypeVar("Model", bound=nn.Module)
 

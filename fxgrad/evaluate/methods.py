@@ -13,7 +13,7 @@ from torch import Tensor
 from fxgrad import methods as attributing
 from fxgrad.errors import InputError
 from fxgrad.metrics.removal import Grid
-from fxgrad.module import ConvertedModule
+from fxgrad.module.converted import ConvertedModule
 
 POLICY_FREE = ("raw_attention", "rollout", "random")
 """Methods that take no gradient, and so are the same under every policy."""

@@ -20,16 +20,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fxgrad.convert import convert
 from fxgrad.data import Batch, Data, collate, open_data
+from fxgrad.data.models import LoadedModel, load_model
 from fxgrad.errors import FxgradError, InputError, first_line
 from fxgrad.evaluate.measure import Ruler
 from fxgrad.evaluate.methods import POLICY_FREE, Attribute, Attribution, attributes, grid_of
 from fxgrad.evaluate.plan import ANY, Plan
 from fxgrad.evaluate.store import Results, Store, read
 from fxgrad.metrics import Dropping, Removal, Replacing
-from fxgrad.models import LoadedModel, load_model
-from fxgrad.module import ConvertedModule
+from fxgrad.module.converted import ConvertedModule
+from fxgrad.pipeline import convert
 
 Watch = Callable[[int, int, str], None]
 """Called with how many units are done, of how many, and what comes next."""

@@ -17,7 +17,7 @@ from fxgrad.errors import ExportError
 from fxgrad.explainer.formats import FORMATS
 from fxgrad.explainer.settings import METHODS, Settings
 from fxgrad.explainer.trace import trace
-from fxgrad.module import ConvertedModule
+from fxgrad.module.converted import ConvertedModule
 
 __all__ = ["METHODS", "export_explainer"]
 

@@ -13,9 +13,10 @@ from torch.utils import _pytree as pytree
 from fxgrad.errors import ExportError
 from fxgrad.explainer.items import Items, batch_axis
 from fxgrad.explainer.settings import Settings
-from fxgrad.lookup import placeholders_of
-from fxgrad.module import ConvertedModule
-from fxgrad.sources import Contributions, Recording, has_offset
+from fxgrad.graph.nodes import placeholders_of
+from fxgrad.module.converted import ConvertedModule
+from fxgrad.run.recording import Contributions, Recording
+from fxgrad.run.sources import has_offset
 
 
 class Explanation(nn.Module):

@@ -24,7 +24,7 @@ def batch_axis(node: fx.Node, batch: Any) -> Items | None:
 
     Example:
         >>> import torch
-        >>> from fxgrad.capture import capture
+        >>> from fxgrad.capture.export import capture
         >>> class Merged(torch.nn.Module):
         ...     def forward(self, x):
         ...         return x.transpose(0, 1).reshape(-1, 2)

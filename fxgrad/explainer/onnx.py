@@ -15,7 +15,7 @@ import torch
 
 from fxgrad.errors import ExportError, one_line
 from fxgrad.explainer.trace import Traced
-from fxgrad.places import Place
+from fxgrad.graph.places import Place
 
 OPSET = 18
 """The newest that runtimes of the last years take: layer norm is one op since 17, reductions are alike since 18."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from fxgrad.module import ConvertedModule
+from fxgrad.module.converted import ConvertedModule
 from fxgrad.ops.attention import SDPA, value_only
 from fxgrad.ops.weighted import weighted
 

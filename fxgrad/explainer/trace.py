@@ -19,15 +19,15 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from fxgrad.capture import without_fast_path
+from fxgrad.capture.export import without_fast_path
 from fxgrad.errors import ExportError, one_line
 from fxgrad.explainer.compute import Explanation, identifier
 from fxgrad.explainer.plain import with_plain_ops
 from fxgrad.explainer.settings import Settings
 from fxgrad.explainer.simplify import simplify
-from fxgrad.lookup import placeholders_of
-from fxgrad.module import ConvertedModule
-from fxgrad.places import Place, place_of
+from fxgrad.graph.nodes import placeholders_of
+from fxgrad.graph.places import Place, place_of
+from fxgrad.module.converted import ConvertedModule
 
 
 @dataclass(frozen=True)

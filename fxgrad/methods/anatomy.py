@@ -13,14 +13,13 @@ from typing import Any
 
 from torch import fx
 
-from fxgrad.checkpoint import block_of
-from fxgrad.classify import Classified
-from fxgrad.decision import Decision, arguments_of
+from fxgrad.classify.decision import Classified, Decision
 from fxgrad.errors import InputError
-from fxgrad.lookup import placeholders_of, tensors_of
+from fxgrad.graph.nodes import arguments_of, placeholders_of, tensors_of
+from fxgrad.graph.places import block_of
+from fxgrad.kinds import Kind, Role
 from fxgrad.methods.axes import BATCH, COLUMNS, OTHER, ROWS, TOKENS, token_axes
 from fxgrad.ops.attention import SDPA
-from fxgrad.roles import Kind, Role
 
 Grid = tuple[int, int]
 """Rows and columns."""

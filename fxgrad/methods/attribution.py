@@ -139,7 +139,7 @@ class Attribution:
         Raises:
             InputError: the input is no picture, there is no such example, or the file cannot be written.
         """
-        from fxgrad import drawing
+        from fxgrad.methods import drawing
 
         self._has(example)
         return drawing.single(self, path, picture=picture, example=example, clip=clip, title=title)

@@ -14,8 +14,7 @@ from typing import Any
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import statically_known_true
 
-from fxgrad.decision import arguments_of
-from fxgrad.lookup import tensors_of
+from fxgrad.graph.nodes import arguments_of, tensors_of
 
 BATCH, TOKENS, ROWS, COLUMNS, OTHER = "batch", "tokens", "rows", "columns", ""
 Tags = tuple[str, ...]

@@ -10,7 +10,7 @@ from torch import Tensor
 from fxgrad.errors import InputError
 from fxgrad.methods.placing import layout, per_token
 from fxgrad.methods.problem import Map, Problem
-from fxgrad.sources import Contributions
+from fxgrad.run.recording import Contributions
 
 Score = Callable[[Tensor, Tensor], Tensor]
 """h and g, (batch, tokens, channels) -> (batch, tokens). Tokens ahead of the patches are left out."""

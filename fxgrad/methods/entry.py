@@ -15,7 +15,7 @@ from fxgrad.methods.anatomy import Grid, anatomy
 from fxgrad.methods.attribution import Attribution, joined
 from fxgrad.methods.problem import Map, Problem
 from fxgrad.methods.targets import Target, scored
-from fxgrad.module import ConvertedModule
+from fxgrad.module.converted import ConvertedModule
 
 METHODS: dict[str, Callable[..., Map]] = {
     f.__name__: f

@@ -11,7 +11,7 @@ from torch import Tensor
 from fxgrad.errors import InputError
 from fxgrad.methods.placing import resample
 from fxgrad.methods.problem import Map, Problem
-from fxgrad.sources import Contributions
+from fxgrad.run.recording import Contributions
 
 
 def gradient(problem: Problem) -> Map:

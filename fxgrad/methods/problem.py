@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.errors import InputError
-from fxgrad.lookup import placeholders_of
+from fxgrad.graph.nodes import placeholders_of
 from fxgrad.methods.anatomy import Anatomy, sizes
 from fxgrad.methods.placing import batch_axis, per_example, per_token
 from fxgrad.methods.targets import Scored
-from fxgrad.module import ConvertedModule
-from fxgrad.sources import Contributions, Recorder, contributions, has_offset
+from fxgrad.module.converted import ConvertedModule
+from fxgrad.run.recording import Contributions, Recorder, contributions
+from fxgrad.run.sources import has_offset
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,9 +17,9 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxgrad.errors import InputError, one_line
-from fxgrad.module import ConvertedModule
+from fxgrad.kinds import Kind
+from fxgrad.module.converted import ConvertedModule
 from fxgrad.ops.attention import SDPA
-from fxgrad.roles import Kind
 
 Grid = tuple[int, int]
 """Rows and columns of parts that a picture is divided into."""

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgrad.capture import Captured, capture, without_fast_path
-from fxgrad.check import check, identical
-from fxgrad.classify import classify
+from fxgrad.capture.captured import Captured
+from fxgrad.capture.export import capture, without_fast_path
+from fxgrad.classify.walk import classify
+from fxgrad.data.models import randomize
 from fxgrad.errors import FxgradError
-from fxgrad.models import randomize
-from fxgrad.module import ConvertedModule
-from fxgrad.table import load
+from fxgrad.module.converted import ConvertedModule
+from fxgrad.proof.check import check, identical
+from fxgrad.table.load import load
 from fxgrad.zoo.case import Case
 from fxgrad.zoo.rows import Row, bar
 from fxgrad.zoo.shrink import count

@@ -1,0 +1,169 @@
+"""A model as a pure function of its state and its inputs: what capture returns."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.utils import _pytree as pytree
+
+from fxgrad.capture.program import Arguments, Program
+from fxgrad.errors import InputError
+from fxgrad.graph.copies import moved
+
+
+@dataclass(frozen=True)
+class Input:
+    """One leaf of the model's inputs, in flattened order; or the output of an embedding, where token ids go in.
+
+    Attributes:
+        name: as in the model's signature; an embedding's is its module path.
+        shape: sizes, None where dynamic; None for an input that is not a tensor.
+        dtype: of the example; None for an input that is not a tensor.
+        constant: the value that was captured, for an input that is not a tensor.
+    """
+
+    name: str
+    shape: tuple[int | None, ...] | None
+    dtype: torch.dtype | None
+    constant: Any = None
+
+    @property
+    def attributed(self) -> bool:
+        """Whether it gets an attribution: tensors of floating dtype do."""
+        return self.dtype is not None and self.dtype.is_floating_point
+
+    def check(self, value: Any) -> None:
+        """Raise `InputError` if `value` cannot stand for this input."""
+        if self.dtype is None or self.shape is None:
+            if not isinstance(value, Tensor) and value == self.constant:
+                return
+            raise InputError(
+                f"input {self.name!r} was captured as the constant {self.constant!r} and cannot become "
+                f"{value!r}. Convert the model again with that value among the example inputs."
+            )
+        wanted = ", ".join("any" if size is None else str(size) for size in self.shape)
+        if not isinstance(value, Tensor):
+            raise InputError(f"input {self.name!r} must be a tensor of shape ({wanted}), not {type(value).__name__}.")
+        fits = len(value.shape) == len(self.shape) and all(
+            want is None or size == want for size, want in zip(value.shape, self.shape)
+        )
+        if not fits:
+            raise InputError(
+                f"input {self.name!r} has shape {tuple(value.shape)}, but the model was captured for ({wanted}). "
+                "Convert it again with an example of that shape, or pass dynamic_shapes to fxgrad.convert."
+            )
+        if value.is_floating_point() != self.dtype.is_floating_point:
+            raise InputError(f"input {self.name!r} is {value.dtype}, but the model was captured for {self.dtype}.")
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A model as a pure function of its state and its inputs.
+
+    Attributes:
+        graph: functional ATen graph; placeholders are the state, the inputs, the embedded tokens.
+        state: for every leading placeholder, the path of its tensor in the model.
+        parameters: all parameters of the model by path, used or not.
+        buffers: all buffers by path, and tensor constants.
+        transient: paths of buffers that the model's state_dict leaves out.
+        inputs: the flattened inputs.
+        embedded: the outputs of the embeddings that integer inputs (token ids) are looked up in: attributed in
+            their stead.
+        lookup: graph from the state and the inputs to the embedded tokens; None where there are none.
+        in_spec, out_spec: structure of (args, kwargs) and of the outputs.
+        signature: of the model's forward, or None where the model was an ExportedProgram.
+        example: the example inputs.
+        program: what was captured, before it was tidied and cut.
+        through_no_grad: whether what the model computes under its own `torch.no_grad()` is part of it.
+    """
+
+    graph: fx.Graph
+    state: tuple[str, ...]
+    parameters: Mapping[str, Tensor]
+    buffers: Mapping[str, Tensor]
+    transient: frozenset[str]
+    inputs: tuple[Input, ...]
+    embedded: tuple[Input, ...]
+    lookup: fx.Graph | None
+    in_spec: pytree.TreeSpec
+    out_spec: pytree.TreeSpec
+    signature: inspect.Signature | None
+    example: Arguments = field(repr=False)
+    program: Program = field(repr=False)
+    through_no_grad: bool
+
+    @property
+    def entries(self) -> tuple[Input, ...]:
+        """What the graph takes after the state: the inputs, then the embedded tokens."""
+        return self.inputs + self.embedded
+
+    @property
+    def persistent(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """The tensors that belong into a state_dict, and those that do not."""
+        kept = {k: v for k, v in self.buffers.items() if k not in self.transient}
+        return {**self.parameters, **kept}, {k: v for k, v in self.buffers.items() if k in self.transient}
+
+    def with_tensors(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Captured:
+        """The same, with these parameters and buffers."""
+        return replace(self, parameters=parameters, buffers=buffers)
+
+    def moved(self, devices: Mapping[torch.device, torch.device]) -> Captured:
+        """The same, with other devices for what the model makes itself; the tensors stay where they are."""
+        lookup = None if self.lookup is None else moved(self.lookup, devices)
+        return replace(self, graph=moved(self.graph, devices), lookup=lookup)
+
+    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The inputs as a flat list, checked against the captured ones.
+
+        Raises:
+            InputError: another structure, shape or dtype than the model was captured for.
+        """
+        call = canonical(self.signature, args, kwargs)
+        leaves, spec = pytree.tree_flatten(call)
+        if spec != self.in_spec:
+            captured = ", ".join(i.name for i in self.inputs)
+            given = ", ".join(input_names(self.signature, call))
+            raise InputError(
+                f"the model was captured with the inputs ({captured}), these are ({given}). "
+                "Convert it again with an example like them."
+            )
+        for declared, value in zip(self.inputs, leaves):
+            declared.check(value)
+        return leaves
+
+
+def canonical(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+    """The same call, always spelled alike: positional wherever the signature allows it."""
+    if signature is None:
+        return tuple(args), dict(kwargs)
+    try:
+        bound = signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise InputError(f"the model's forward{signature} does not take these inputs: {error}.") from error
+    return bound.args, bound.kwargs
+
+
+def input_names(signature: inspect.Signature | None, example: Arguments) -> list[str]:
+    """A readable name for every input leaf: the parameter's, with the path inside it."""
+    args, kwargs = example
+    parameters = list(signature.parameters) if signature else []
+    roots = [parameters[i] if i < len(parameters) else f"args[{i}]" for i in range(len(args))] + list(kwargs)
+    return [
+        root + pytree.keystr(path)
+        for root, value in zip(roots, [*args, *kwargs.values()])
+        for path, _ in pytree.tree_flatten_with_path(value)[0]
+    ]
+
+
+def input_of(name: str, placeholder: fx.Node, argument: Any) -> Input:
+    value = placeholder.meta.get("val")
+    if isinstance(value, Tensor):
+        # A size that tracing found to be one number, whatever was asked for, is a constant.
+        return Input(name, tuple(int(s) if is_concrete_int(s) else None for s in value.shape), value.dtype)
+    return Input(name, None, None, getattr(argument, "value", value))

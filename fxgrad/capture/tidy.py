@@ -1,0 +1,107 @@
+"""Mend the captured graph, so that it holds for other batches, dtypes and kernels than the traced ones.
+
+Tracing writes down what happened once: a copy that was needed for these strides, a view that was possible, a
+region without gradients that decomposition forgets.
+"""
+
+from __future__ import annotations
+
+import builtins
+
+import torch
+from torch import Tensor, fx
+
+aten = torch.ops.aten
+CHECKS = ("_assert", "sym_constrain_range", "_check")
+
+
+def tidy(graph: fx.Graph) -> None:
+    """Mend a functional ATen graph in place.
+
+    Args:
+        graph: as `ExportedProgram.run_decompositions` leaves it, with its nodes' metadata.
+
+    Example:
+        >>> class Heads(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return x.transpose(1, 2).reshape(2, 12)
+        >>> graph = torch.export.export(Heads(), (torch.ones(2, 3, 4),)).run_decompositions({}).graph
+        >>> tidy(graph)
+        >>> [str(n.target) for n in graph.nodes if n.op == "call_function"]  # it was transpose, clone, _unsafe_view
+        ['aten.transpose.int', 'aten.reshape.default']
+    """
+    for node in list(graph.nodes):
+        if hasattr(builtins, node.name):
+            node.name += "_"  # fx would rename `input` whenever the graph is copied
+        if node.op == "call_function":
+            _tidy_node(graph, node)
+    graph.eliminate_dead_code()
+
+
+def _tidy_node(graph: fx.Graph, node: fx.Node) -> None:
+    if getattr(node.target, "__name__", "").startswith(CHECKS) and not node.users:
+        graph.erase_node(node)
+    elif node.target is aten._unsafe_view.default:
+        # What a reshape does where it must copy. Where it need not, it is a view, whose strides pick other kernels.
+        node.target = aten.reshape.default
+        (source,) = node.all_input_nodes[:1]
+        if _makes_contiguous(source):
+            node.replace_input_with(source, source.all_input_nodes[0])
+    elif node.target is aten.view.default:
+        # A view holds only for the strides of the kernels that were traced.
+        node.target = aten.reshape.default
+    elif node.target is aten.copy.default:
+        _replace_copy(graph, node)
+    elif node.target is aten.as_strided.default and node.all_input_nodes[0].meta["val"].is_contiguous():
+        # Strides are the traced tensor's, whose `contiguous()` tracing found to be nothing to do.
+        source = node.all_input_nodes[0]
+        with graph.inserting_before(node):
+            contiguous = graph.call_function(aten.contiguous.default, (source,))
+        contiguous.meta = dict(source.meta)
+        node.replace_input_with(source, contiguous)
+
+
+def _makes_contiguous(node: fx.Node) -> bool:
+    """Whether it is the copy that `reshape` or `contiguous()` made."""
+    if node.target is aten.clone.default:
+        return node.kwargs.get("memory_format") is torch.contiguous_format
+    return node.target is aten.contiguous.default
+
+
+def _replace_copy(graph: fx.Graph, node: fx.Node) -> None:
+    """An in-place copy is its source in the target's shape and dtype; ATen's own form of it has no derivative."""
+    target, source = node.all_input_nodes[:2]
+    with graph.inserting_before(node):
+        expanded = graph.call_function(aten.expand_as.default, (source, target))
+        result = graph.call_function(aten._to_copy.default, (expanded,), {"dtype": node.meta["val"].dtype})
+    expanded.meta, result.meta = dict(node.meta), dict(node.meta)
+    expanded.meta["val"] = source.meta["val"].expand(node.meta["val"].shape)
+    node.replace_all_uses_with(result)
+    graph.erase_node(node)
+
+
+def detach_without_grad(graph: fx.Graph) -> None:
+    """Detach, in place, what a model computes under its own `torch.no_grad()`: decomposition would forget that.
+
+    Args:
+        graph: as `torch.export.export` leaves it when it runs with gradients.
+
+    Example:
+        >>> class Half(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         with torch.no_grad():
+        ...             y = x.sin()
+        ...         return x * y
+        >>> graph = torch.export.export(Half(), (torch.ones(2),)).graph
+        >>> detach_without_grad(graph)
+        >>> [str(n.target) for n in graph.nodes][-3:]
+        ['aten.detach.default', 'aten.mul.Tensor', 'output']
+    """
+    for node in list(graph.nodes):
+        if node.target is torch.ops.higher_order.wrap_with_set_grad_enabled and node.args[0] is False:
+            for item in list(node.users):
+                if isinstance(item.meta.get("val"), Tensor):
+                    with graph.inserting_after(item):
+                        constant = graph.call_function(aten.detach.default, (item,))
+                    constant.meta = dict(item.meta)
+                    item.replace_all_uses_with(constant, delete_user_cb=lambda user, kept=constant: user is not kept)

@@ -1,0 +1,100 @@
+"""Token ids in: the embedding's output is what gets attributed, so the graph is cut there.
+
+A token id is a number without magnitude: no gradient can reach it. Its embedding can be attributed,
+and everything behind the embedding is a function of floating-point values like any other model.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+
+import torch
+from torch import Tensor, fx
+
+from fxgrad.graph.nodes import placeholders_of
+from fxgrad.graph.places import place_of
+
+MOVES = frozenset(
+    {
+        *("alias", "clone", "contiguous", "copy", "_to_copy", "to", "view", "reshape", "flatten", "expand"),
+        *("permute", "transpose", "squeeze", "unsqueeze", "cat", "stack", "split", "unbind", "pad", "constant_pad_nd"),
+        *("select", "slice", "index", "index_select", "select_scatter", "slice_scatter"),
+        *("where", "masked_fill", "clamp"),
+    }
+)
+"""Ops of ATen that hand token ids on: they move or replace them, but compute nothing with them."""
+
+
+def cut_lookups(graph: fx.Graph, ids: list[fx.Node]) -> tuple[fx.Graph | None, list[tuple[str, fx.Node]]]:
+    """Cut a captured graph, in place, behind the embeddings that look up integer inputs.
+
+    Only ids that come straight from an input count: a position that is computed from them (by a cumulative sum
+    of the mask, say) is a constant, and its embedding a source.
+
+    Args:
+        graph: functional ATen graph.
+        ids: the placeholders of the integer inputs.
+
+    Returns:
+        The part that was cut off, from the same placeholders to the embeddings' outputs, or None where nothing is
+        looked up; and for each of these outputs its name (the embedding's module path) and the placeholder, behind
+        all others, that now stands for it.
+
+    Example:
+        >>> class Bag(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.words = torch.nn.Embedding(5, 2)
+        ...
+        ...     def forward(self, ids):
+        ...         return self.words(ids).sum(1)
+        >>> graph = torch.export.export(Bag(), (torch.zeros(2, 3, dtype=torch.int64),)).run_decompositions({}).graph
+        >>> lookup, found = cut_lookups(graph, placeholders_of(graph)[1:])
+        >>> found
+        [('words', embedded)]
+    """
+    lookups = _lookups(graph, ids)
+    if not lookups:
+        return None, []
+    whole = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    whole.graph_copy(graph, copies)
+    whole.output(tuple(copies[node] for node, _ in lookups))
+    paths = Counter(place_of(node).module_path for node, _ in lookups)
+    found = []
+    last = placeholders_of(graph)[-1]
+    for node, origin in lookups:
+        path = place_of(node).module_path or "embedding"
+        with graph.inserting_after(last):
+            last = graph.placeholder("embedded")
+        last.target, last.meta = last.name, dict(node.meta)
+        node.replace_all_uses_with(last)
+        found.append((path if paths[path] <= 1 else f"{path}({origin.name})", last))
+    for part in (graph, whole):
+        part.eliminate_dead_code()
+    return whole, found
+
+
+def _lookups(graph: fx.Graph, ids: list[fx.Node]) -> list[tuple[fx.Node, fx.Node]]:
+    """The embeddings of ids that come straight from an input, each with that input."""
+    moved = {node: node for node in ids}
+    lookups = []
+    for node in graph.nodes:
+        if node.op != "call_function":
+            continue
+        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+        if name == "embedding" and node.args[1] in moved:
+            lookups.append((node, moved[node.args[1]]))
+            continue
+        operands = node.args[:1] if name.startswith("index") else node.all_input_nodes
+        origins = [moved[n] for n in operands if n in moved]
+        if origins and (name in MOVES or node.target is operator.getitem) and _holds_ids(node):
+            moved[node] = origins[0]
+    return lookups
+
+
+def _holds_ids(node: fx.Node) -> bool:
+    value = node.meta.get("val")
+    first = value[0] if isinstance(value, (list, tuple)) and value else value
+    return isinstance(first, Tensor) and first.dtype in (torch.int64, torch.int32)

@@ -1,0 +1,56 @@
+"""How classification says no: every place at once, with its reason and what to do next."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+
+from torch import fx
+
+from fxgrad.classify.suggest import suggest
+from fxgrad.errors import NoRuleError, NotBalanceableError
+from fxgrad.graph.places import Place, place_of
+from fxgrad.kinds import Kind
+
+NO_ROW = "has no row"
+CONTROL_FLOW = "is control flow"
+
+
+def not_balanceable(name: str, paths: Sequence[tuple[str, Place, Sequence[str]]]) -> NotBalanceableError:
+    """The refusal of ops that can only multiply, but reach an output: (op, place, path to it) each."""
+    lines = []
+    for op, place, path in paths:
+        lines += [f"  {op} at {place}", f"    reaches the output by {' -> '.join(path)}"]
+    return NotBalanceableError(
+        f"under {name}, {len(paths)} op(s) can only multiply (their backward passes nothing on), but reach the "
+        "output as an addend:\n" + "\n".join(lines) + "\nAttribute what comes before: the logits instead of the "
+        "probabilities, for example by converting the model without its last softmax."
+    )
+
+
+def no_rule(unruled: Sequence[tuple[fx.Node, str]], data: Callable[[fx.Node], list[str]]) -> NoRuleError:
+    """The refusal of all nodes that no rule covers, with the reason for each, grouped by op and reason.
+
+    Args:
+        unruled: each node with the reason.
+        data: says which operands of a node depend on the model's inputs.
+    """
+    groups: dict[tuple[str, str], list[fx.Node]] = defaultdict(list)
+    for node, problem in unruled:
+        groups[str(node.target), problem].append(node)
+    lines = []
+    for (op, problem), nodes in groups.items():
+        lines.append(f"  {op} {problem} ({len(nodes)} x)")
+        lines += [f"    at {place_of(n)}" for n in nodes[:3]]
+        lines += [f"    and {len(nodes) - 3} more"] if len(nodes) > 3 else []
+        if problem == NO_ROW:
+            kind, row, because = suggest(nodes[0], data(nodes[0]))
+            what = "and a twin, {op: function}" if kind is Kind.COMPOSED else "if it is"
+            lines += [f"    looks like {kind.value} ({because}); {what}, add", f"      [{kind.value}]", f"      {row}"]
+        elif problem == CONTROL_FLOW:
+            lines.append("    replace it by torch.where or by a loop over a fixed range; no table can hold a branch")
+    return NoRuleError(
+        f"{len(groups)} op(s) have no rule:\n" + "\n".join(lines) + "\nPut the rows into a TOML file of your own and "
+        'pass rules=["libragrad", "my_ops.toml"]; docs/new-op.md shows how, and how fxgrad.check proves them. '
+        'Or pass on_unknown="native" to keep these ops\' own gradients, incomplete as they are.'
+    )

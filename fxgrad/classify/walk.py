@@ -1,0 +1,255 @@
+"""Stage 2, classify: an abstract interpretation gives every node a role, a kind and a backward.
+
+Pure: the same graph and table give the same decisions. One walk forward finds the facts: roles and
+kinds. The policy then gives every node its backward. Last, the data flow, as a directed graph of the
+operands that receive a cotangent, says which nodes are live (a cotangent reaches them) and which are
+only ever held; of a fused projection, which rows (`slices.py`).
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxgrad.capture.captured import Captured
+from fxgrad.classify.decision import Classified, Decision, operands_of
+from fxgrad.classify.idioms import ELEMENTWISE, SUMS, mixes, scores_of
+from fxgrad.classify.liveness import with_liveness
+from fxgrad.classify.refusals import CONTROL_FLOW, NO_ROW, no_rule
+from fxgrad.classify.slices import narrow
+from fxgrad.errors import CaptureError
+from fxgrad.graph.nodes import arguments_of, differentiable, placeholders_of, tensors_of
+from fxgrad.graph.places import place_of
+from fxgrad.kinds import Kind, Operand, Role, transfer
+from fxgrad.table.row import Row, RuleTable
+
+
+def classify(captured: Captured, table: RuleTable) -> Classified:
+    """Give every node a role, a kind and a backward.
+
+    Args:
+        captured: what `capture` returned.
+        table: what `fxgrad.table.load` returned.
+
+    Returns:
+        One decision per node that depends on an attributed input.
+
+    Raises:
+        NoRuleError: some ops have no row; all of them are listed.
+        NotBalanceableError: a pure gate reaches the output other than as a multiplier.
+
+    Example:
+        >>> from fxgrad.capture.export import capture
+        >>> from fxgrad.table.load import load
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GELU()).eval()
+        >>> classified = classify(capture(model, (torch.zeros(2, 3),)), load())
+        >>> [d.kind.value for d in classified.decisions.values()]
+        ['linear', 'gated_activation']
+
+    Source: LibraGrad, arXiv:2411.16760, section 3.
+    """
+    walk = _Walk(captured, table)
+    for node in captured.graph.nodes:
+        walk.visit(node)
+    if walk.unruled:
+        raise no_rule(walk.unruled, walk.data)
+    facts = {**walk.decisions, **scores_of(captured.graph, walk.decisions)}
+    outputs = [n.name for n in captured.graph.output_node().all_input_nodes if walk.roles[n] and differentiable(n)]
+    if not outputs:
+        raise CaptureError(
+            "no output depends on a floating-point input, so there is nothing to attribute. "
+            "What the model computes under its own torch.no_grad() counts as a constant: through_no_grad=True would "
+            "attribute through it."
+        )
+    live = with_liveness(outputs, {k: d.under(table.policy) for k, d in facts.items()}, table.name)
+    return Classified(captured, table, narrow(captured.graph, live))
+
+
+class _Walk:
+    """One walk forward over the graph: roles of all nodes, decisions for those that depend on the inputs."""
+
+    def __init__(self, captured: Captured, table: RuleTable) -> None:
+        placeholders = placeholders_of(captured.graph)
+        self.table = table
+        self.inputs = dict(zip(placeholders[len(captured.state) :], captured.entries))
+        self.paths = dict(zip(placeholders, [*captured.state, *(entry.name for entry in captured.entries)]))
+        self.roles: dict[fx.Node, Role] = {}
+        self.decisions: dict[str, Decision] = {}
+        self.kinds: dict[str, Kind] = {}
+        self.seeds: dict[str, str] = {}
+        self.unruled: list[tuple[fx.Node, str]] = []
+
+    def visit(self, node: fx.Node) -> None:
+        self.roles[node] = Role.CONSTANT
+        if node in self.inputs:
+            self.roles[node] = Role.CARRIER if self.inputs[node].attributed else Role.CONSTANT
+        elif isinstance(node.target, torch._ops.HigherOrderOperator):
+            self.unruled.append((node, CONTROL_FLOW))
+            self.roles[node] = Role.CARRIER
+        elif node.op == "call_function" and any(self.roles[n] for n in node.all_input_nodes):
+            if not differentiable(node):
+                return  # a comparison, an index, a size: constant whatever it is computed from
+            try:
+                decision = self.decide(node)
+            except _UnruledError as error:
+                if self.table.on_unknown == "error":
+                    self.unruled.append((node, str(error)))
+                    self.roles[node] = Role.CARRIER
+                    return
+                decision = self.opaque(node)
+            self.roles[node] = decision.role
+            if decision.role is not Role.CONSTANT:
+                self.decisions[node.name] = decision
+                self.kinds[node.name] = self.kind_of_value(decision)
+                self.seeds[node.name] = self.seed(node, decision)
+
+    def decide(self, node: fx.Node) -> Decision:
+        """The decision for one node that depends on the inputs.
+
+        Raises:
+            _UnruledError: no rule covers it.
+        """
+        row = self.row(node)
+        kind = row.kind if row else Kind.LINEAR
+        operands = tuple(operands_of(node, row.part_of if row else {"self": "carrier"}, self.roles, self.kinds))
+        options = row.options if row else {}
+        stray = [o.name for o in operands if o.data and not _may_be_computed(kind, o.part)]
+        if stray:
+            raise _UnruledError(f"has {', '.join(stray)} computed from the input, which its row does not provide for")
+        if kind is Kind.LINEAR and any(o.data for o in operands if o.part in ("coefficient", "held")):
+            kind = Kind.PRODUCT
+        roles = {o.role for o in operands if o.data}
+        if kind is Kind.PRODUCT and min(roles) is Role.PURE_GATE and len(roles) > 1:
+            kind = Kind.ATTENTION  # softmax weights times values
+        degree = options.get("degree")
+        if isinstance(degree, str):
+            degree = arguments_of(node)[degree]
+            if not isinstance(degree, (int, float)):
+                raise _UnruledError("has an exponent that is not a number")
+        role = transfer(kind, operands, degree=degree, carries=degree is not None or options.get("secant", False))
+        if self.lifts_an_odd_squash(str(node.target), operands) or self.bounds_a_lifted(operands, options):
+            role = min(role, Role.GATE)
+        return Decision(
+            node=node.name,
+            op=str(node.target) if row else "getitem",
+            kind=kind,
+            role=role,
+            operands=operands,
+            degree=degree,
+            sources=tuple(self.sources(node, operands))
+            + ((f"bound of {node.target}",) if options.get("saturates") else ()),
+            row=row,
+            place=place_of(node),
+        )
+
+    def kind_of_value(self, decision: Decision) -> Kind:
+        """The decision's kind, but a move or a scaling keeps its operand's, and x * gate(x) is a gated activation."""
+        data = [o for o in decision.operands if o.data]
+        if decision.kind in (Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT) and len(data) == 1 and not decision.sources:
+            return decision.kind if mixes(decision) else data[0].kind or decision.kind
+        gate_times_carrier = sorted(o.role for o in data) == [Role.GATE, Role.CARRIER]
+        if decision.kind in (Kind.PRODUCT, Kind.QUOTIENT) and gate_times_carrier and not mixes(decision):
+            same = len({self.seeds.get(str(o.value), o.value) for o in data}) == 1
+            return Kind.GATED_ACTIVATION if same else decision.kind
+        return decision.kind
+
+    def seed(self, node: fx.Node, decision: Decision) -> str:
+        """The node that this one is computed from element by element; itself if there is none, or more than one."""
+        data = [n for n in node.all_input_nodes if self.roles[n]]
+        seeds = {self.seeds.get(n.name, n.name) for n in data}
+        shapes = {str(getattr(n.meta["val"], "shape", None)) for n in [node, *data]}
+        elementwise = decision.kind in ELEMENTWISE and not mixes(decision) and len(shapes) == 1
+        return seeds.pop() if elementwise and len(seeds) == 1 else node.name
+
+    def data(self, node: fx.Node) -> list[str]:
+        """The names of the operands that depend on the inputs."""
+        return list(dict.fromkeys(o.name for o in operands_of(node, {}, self.roles, self.kinds) if o.data))
+
+    def opaque(self, node: fx.Node) -> Decision:
+        """The decision for a node without a rule that is kept with its own gradient."""
+        operands = tuple(operands_of(node, {}, self.roles, self.kinds))
+        return Decision(
+            node.name, str(node.target), Kind.OPAQUE, Role.CARRIER, operands, None, (), None, place_of(node)
+        )
+
+    def row(self, node: fx.Node) -> Row | None:
+        """The table's row; None for taking an item of a tuple, which needs none."""
+        if node.target is operator.getitem:
+            return None
+        if not isinstance(node.target, torch._ops.OpOverload):
+            raise _UnruledError("is not an op of torch.ops")
+        row = self.table.row(node.target)
+        if row is None:
+            raise _UnruledError(NO_ROW)
+        arguments = arguments_of(node)
+        for name, values in row.when.items():
+            if arguments[name] not in values:
+                raise _UnruledError(f"has {name} = {arguments[name]!r}, which its row does not provide for")
+        return row
+
+    def lifted(self, op: str, operands: tuple[Operand, ...]) -> str | None:
+        """Of a sum number + carrier, the carrier.
+
+        A number, not a parameter: tanh(x) + bias is a layer's output.
+        """
+        numbers = [o for o in operands if not isinstance(o.value, str) and o.value != 0]
+        carriers = [o for o in operands if o.role is Role.CARRIER]
+        if not op.startswith(SUMS) or len(numbers) != 1 or len(carriers) != 1:
+            return None
+        return str(carriers[0].value)
+
+    def bounds_a_lifted(self, operands: tuple[Operand, ...], options: Mapping[str, Any]) -> bool:
+        """Whether an op with two bounds is given number + x, as in relu6(x + 3): a gate, a hard sigmoid."""
+        bounds = [o for o in operands if o.part == "source"]
+        if not options.get("bounded") or len(bounds) == 1:
+            return False
+        decision = self.decisions.get(str(operands[0].value))
+        return decision is not None and self.lifted(decision.op, decision.operands) is not None
+
+    def lifts_an_odd_squash(self, op: str, operands: tuple[Operand, ...]) -> bool:
+        """Whether a sum is number + c * f(x) with f odd and bounded, as in 1 + tanh(x): a gate."""
+        decision = self.decisions.get(self.lifted(op, operands) or "")
+        while decision is not None and decision.kind in (Kind.PRODUCT, Kind.QUOTIENT, Kind.LINEAR):
+            upstream = [o for o in decision.operands if o.data]
+            if len(upstream) != 1 or decision.sources or any(o.part == "coefficient" for o in decision.operands):
+                return False
+            decision = self.decisions.get(str(upstream[0].value))
+        return decision is not None and decision.row is not None and bool(decision.row.options.get("odd"))
+
+    def sources(self, node: fx.Node, operands: tuple[Operand, ...]) -> Iterator[str]:
+        """Names of the constants that enter additively: sources, and carriers that are constant."""
+        nodes = {n.name: n for n in node.all_input_nodes}
+        for o in operands:
+            if o.part in ("carrier", "source") and not o.data:
+                yield self.constant_name(nodes[o.value]) if isinstance(o.value, str) else f"{o.name} = {o.value:g}"
+
+    def constant_name(self, node: fx.Node) -> str:
+        """The parameters, buffers and masks that it is computed from; its node's name if from anything else."""
+        seen, pending = {node}, [node]
+        found: list[str] = []
+        while pending:
+            current = pending.pop()
+            if current.op == "placeholder":
+                found.append(node.name if self.roles[current] else self.paths[current])
+            # Sizes come from the inputs, but carry no values.
+            new = [n for n in current.all_input_nodes if n not in seen and tensors_of(n)]
+            seen.update(new)
+            pending += new
+        return " and ".join(sorted(found)) if found and node.name not in found else node.name
+
+
+class _UnruledError(Exception):
+    """No rule covers a node; the message is the reason."""
+
+
+def _may_be_computed(kind: Kind, part: str) -> bool:
+    """Whether an operand that plays this part may depend on the attributed inputs."""
+    if kind is Kind.CONSTANT or part in ("carrier", "factor", "numerator", "denominator", "held"):
+        return True
+    if part == "source":  # a clamp's bound, an addmm's addend: linear in all of them together
+        return kind in (Kind.LINEAR, Kind.PRODUCT, Kind.ATTENTION, Kind.PIECEWISE_LINEAR)
+    return part != "unnamed" if kind in (Kind.LINEAR, Kind.PRODUCT, Kind.ATTENTION) else False

@@ -1,0 +1,41 @@
+"""What any stage may ask of a node of a captured graph; nothing here knows a rule."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+
+def placeholders_of(graph: fx.Graph) -> list[fx.Node]:
+    """The graph's placeholders, in order.
+
+    Example:
+        >>> placeholders_of(fx.symbolic_trace(torch.nn.ReLU()).graph)
+        [input_1]
+    """
+    return [node for node in graph.nodes if node.op == "placeholder"]
+
+
+def tensors_of(node: fx.Node) -> list[Tensor]:
+    """The tensors, as traced, that a node's result is or holds."""
+    value = node.meta.get("val")
+    return [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Tensor)]
+
+
+def differentiable(node: fx.Node) -> bool:
+    """Whether a node's result is of a dtype that autograd follows."""
+    return any(v.is_floating_point() or v.is_complex() for v in tensors_of(node))
+
+
+def arguments_of(node: fx.Node) -> dict[str, Any]:
+    """The node's arguments by their names in the op's schema, defaults filled in."""
+    if node.target is operator.getitem:
+        return dict(zip(("self", "index"), node.args))
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return {f"args[{i}]": a for i, a in enumerate(node.args)} | node.kwargs
+    schema: Any = node.target._schema.arguments
+    given = dict(zip((a.name for a in schema), node.args)) | node.kwargs
+    return {a.name: given.get(a.name, a.default_value) for a in schema}

@@ -1,0 +1,117 @@
+"""Attributions over pictures: red for, blue against, the strength as opacity, the same scale both ways."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from fxgrad.errors import InputError
+
+try:
+    from matplotlib.axes import Axes
+    from matplotlib.colors import ListedColormap
+    from matplotlib.figure import Figure
+except ImportError as missing:
+    raise InputError(f'drawing needs matplotlib ({missing}): pip install "fxgrad[cli]"') from missing
+
+if TYPE_CHECKING:
+    from fxgrad.methods.attribution import Attribution
+
+
+LEGEND = "Red speaks for the target, blue against it, in full from the panel's 99th percentile."
+_SIGN = ListedColormap(["#1f5fd6", "#d6201f"])  # against, for; the strength is the opacity
+
+
+def single(
+    attribution: Attribution,
+    path: str | Path | IO[bytes] | None,
+    *,
+    picture: Tensor | None,
+    example: int,
+    clip: float | None,
+    title: str,
+) -> Figure:
+    """One example of an attribution; see `Attribution.plot`."""
+    pixels, size = attribution.of_pixels, attribution.anatomy.size
+    if size is None:
+        raise InputError("the input is no picture: show a text's tokens by .text(words).")
+    values = (attribution.map if pixels else attribution.patches)[example].detach().float().cpu()
+    figure = Figure(figsize=(4.2, 4.2 * size[0] / size[1] + 0.8), dpi=160, layout="constrained")
+    axes = figure.subplots()
+    panel(axes, values, size, picture=picture, clip=clip)
+    axes.set_title(title or f"{attribution.label}: {float(attribution.output[example]):.3g}", loc="left", fontsize=10)
+    error = attribution.completeness_error
+    complete = "" if error is None else f", completeness error {error:#.2g}"
+    axes.set_xlabel(f"{attribution.method}, {attribution.rules}{complete}", loc="left", fontsize=9)
+    if path is not None:
+        write(figure, path)
+    return figure
+
+
+def panel(
+    axes: Axes,
+    values: Tensor,
+    size: tuple[int, ...],
+    *,
+    picture: Tensor | None = None,
+    clip: float | None = 0.99,
+    cell: tuple[float, ...] | None = None,
+) -> None:
+    """An attribution in colour, over a faint grey of the picture where there is one.
+
+    Args:
+        axes: to draw on.
+        values: of pixels or of blocks of them, float32 (rows, columns).
+        size: of the picture, height and width.
+        picture: in [0, 1], (C, height, width).
+        clip: the quantile of |values| from which on the colour is full; None is the largest.
+        cell: height and width of one of the values, in pixels; by default they fill the picture.
+    """
+    bare(axes)
+    height, width = size
+    scale = float(values.abs().quantile(1.0 if clip is None else clip)) or 1.0
+    strength = (values / scale).clamp(-1, 1).numpy()
+    reach = size if cell is None else [count * side for count, side in zip(values.shape, cell)]
+    extent = (-0.5, reach[1] - 0.5, reach[0] - 0.5, -0.5)
+    if picture is not None:
+        axes.imshow(picture.mean(0).numpy(), cmap="gray", vmin=-4.0, vmax=1.0)
+    axes.imshow(strength > 0, cmap=_SIGN, vmin=0, vmax=1, alpha=abs(strength), extent=extent, interpolation="nearest")
+    axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
+def photograph(axes: Axes, picture: Tensor) -> None:
+    """The picture itself, in [0, 1], (C, H, W)."""
+    bare(axes)
+    axes.imshow(picture[: 3 if len(picture) >= 3 else 1].permute(1, 2, 0).expand(-1, -1, 3).numpy())
+
+
+def bare(axes: Axes) -> None:
+    """Without ticks, in a light frame."""
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_color("#cccccc")
+
+
+def write(figure: Figure, path: str | Path | IO[bytes]) -> None:
+    """Save a figure; its suffix is the format (.png, .pdf, .svg). An open file gets a PNG.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        figure.savefig(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the picture cannot be written to {path}: {error}") from error
+
+
+def pool_sum(attribution: Tensor, pool: int) -> Tensor:
+    """Sums over blocks of pool x pool pixels, (H, W) to (ceil(H / pool), ceil(W / pool)); their total stays.
+
+    Example:
+        >>> import torch
+        >>> pool_sum(torch.ones(3, 3), 2).tolist()
+        [[4.0, 2.0], [2.0, 1.0]]
+    """
+    return F.avg_pool2d(attribution[None, None], pool, ceil_mode=True, divisor_override=1)[0, 0]

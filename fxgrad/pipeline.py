@@ -1,0 +1,78 @@
+"""The whole pass in one call: capture -> classify -> rewrite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+from torch.export import ExportedProgram
+
+from fxgrad.capture.export import capture
+from fxgrad.classify.walk import classify
+from fxgrad.errors import CaptureError
+from fxgrad.module.converted import ConvertedModule
+from fxgrad.table.load import load
+from fxgrad.table.row import OnUnknown, Rules
+
+
+def convert(
+    model: nn.Module | ExportedProgram | str | Path,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    rules: Rules = "libragrad",
+    dynamic_shapes: Any = None,
+    through_no_grad: bool = False,
+    on_unknown: OnUnknown = "error",
+) -> ConvertedModule:
+    """Rewrite a model so that its gradient attributions are FullGrad-complete. The model stays as it is.
+
+    Args:
+        model: any module in eval mode, an ExportedProgram, or the path of a .pt2 file.
+        args, kwargs: example inputs, as for calling the model. Floating-point tensors among the inputs
+            are attributed, and the embeddings of token ids; the first axis of every tensor is the batch
+            and stays dynamic.
+        rules: the policy: a preset ("libragrad", "attnlrp", "gradient"), the path of a TOML file, or a list of
+            either, such as ["libragrad", "my_ops.toml"]; in the list also {op: function} for custom ops.
+        dynamic_shapes: as for `torch.export.export`, where more than the batch varies.
+        through_no_grad: attribute also through what the model computes under its own `torch.no_grad()`, such as a
+            frozen backbone. By default that is a constant, as it is to autograd.
+        on_unknown: "error" refuses a model with ops that no rule covers; "native" keeps these ops' own
+            gradients, and `fxgrad.check` shows by how much completeness suffers.
+
+    Returns:
+        A drop-in module: the same outputs bit for bit, state_dict keys and output structure; the
+        gradient of its inputs is the policy's.
+
+    Raises:
+        CaptureError: the model is not one graph (train mode, control flow on data, wrong examples).
+        NoRuleError: some ops have no row in the rule table; all of them are listed.
+        NotBalanceableError: softmax weights, say, reach the output other than as a multiplier.
+        RuleTableError: a rule file is malformed.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Linear(3, 4, bias=False), nn.GELU(), nn.Linear(4, 2, bias=False)).eval()
+        >>> x = torch.randn(1, 3, requires_grad=True)
+        >>> libra = convert(model, (x,))
+        >>> libra(x)[0, 1].backward()
+        >>> torch.allclose((x * x.grad).sum(), model(x)[0, 1])
+        True
+
+    Source: LibraGrad (Mehri, Baghshah, Pilehvar, CVPR 2025, arXiv:2411.16760).
+    """
+    if isinstance(model, ConvertedModule):
+        name = model.classified.table.name
+        raise CaptureError(f"the model is converted already, with rules={name!r}. Convert the original.")
+    table = load(rules, on_unknown)
+    captured = capture(
+        model,
+        args,
+        kwargs,
+        dynamic_shapes=dynamic_shapes,
+        through_no_grad=through_no_grad,
+        whole=lambda op: table.row(op) is not None,
+    )
+    return ConvertedModule(classify(captured, table))

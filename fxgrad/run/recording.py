@@ -1,0 +1,196 @@
+"""One recorded run of a converted program: forwards once, backwards as often as wanted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from fxgrad.graph.nodes import placeholders_of
+from fxgrad.module.converted import ConvertedModule
+from fxgrad.run.sources import Offsets, Pairs, detached, has_offset, products, reads
+
+
+class Recorder(fx.Interpreter):
+    """Runs a program and keeps the values of its nodes.
+
+    Args:
+        program: what to run.
+        keep: names of the nodes to keep; all of them by default.
+    """
+
+    def __init__(self, program: fx.GraphModule, keep: Collection[str] | None = None) -> None:
+        super().__init__(program, garbage_collect_values=keep is not None)
+        self.keep = keep
+        self.values: dict[str, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        if self.keep is None or n.name in self.keep:
+            self.values[n.name] = result
+        return result
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """One run forwards and one backwards, taken apart.
+
+    Attributes:
+        outputs: the program's, flattened, detached.
+        inputs: name of each attributed input (for token ids, of their embedding) -> its value, detached.
+        gradients: the same names -> the gradient, shaped as the input; 0 where nothing arrives.
+        sources: node name -> g * b, whose elements add up to what the node's constants contribute. Mostly one tensor,
+            shaped as the node's output; more where they have no shape in common, as of a layer with several biases.
+        values: name of each node that was asked for -> its value, detached.
+        cotangents: the same names -> the gradient of the value; None where nothing arrives.
+    """
+
+    outputs: list[Any]
+    inputs: dict[str, Tensor]
+    gradients: dict[str, Tensor]
+    sources: dict[str, tuple[Tensor, ...]]
+    values: dict[str, Any]
+    cotangents: dict[str, Any]
+
+
+Cotangents = Sequence["Tensor | None"]
+
+
+class Recording:
+    """One run forwards of a converted program, recorded, from which to go backwards as often as wanted.
+
+    Args:
+        converted: what `fxgrad.convert` returned.
+        entries: what `converted.entries` returned: the inputs, then the embedded tokens.
+        also: names of further nodes whose values and cotangents are wanted.
+        sources: whether the sources are wanted.
+
+    Attributes:
+        outputs: the program's, flattened, detached.
+
+    Example:
+        >>> import fxgrad
+        >>> x = torch.randn(2, 3)
+        >>> run = Recording(fxgrad.convert(torch.nn.GELU().eval(), (x,)), [x])
+        >>> run.back([torch.ones(2, 3)]).gradients["input"].shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(
+        self, converted: ConvertedModule, entries: Sequence[Any], also: Collection[str] = (), sources: bool = True
+    ) -> None:
+        captured = converted.classified.captured
+        entries = [v.detach().requires_grad_() if d.attributed else v for v, d in zip(entries, captured.entries)]
+        placeholders = placeholders_of(captured.graph)[len(captured.state) :]
+        self.converted, self.also, self.sources = converted, also, sources
+        self.names = {n.name: d.name for n, d in zip(placeholders, captured.entries) if d.attributed}
+        self.inputs = {n.name: v for n, v in zip(placeholders, entries) if n.name in self.names}
+        self.decisions = {n: d for n, d in converted.classified.decisions.items() if sources and has_offset(d)}
+        recorder = Recorder(converted.program, {*also, *self.decisions, *(reads(converted) if sources else ())})
+        with torch.enable_grad():
+            self._outputs = list(recorder.run(*converted.state, *entries))
+        self._recorded = recorder.values
+        self.outputs = [detached(v) for v in self._outputs]
+
+    def back(self, cotangents: Cotangents, *, last: bool = True) -> Contributions:
+        """What everything contributes to <v, f(x)>; see `contributions`.
+
+        Args:
+            cotangents: v, one per flattened output, shaped alike; None for an output that takes no part.
+            last: whether what was recorded may be freed.
+        """
+        wanted = dict.fromkeys([*self.inputs, *self.also, *self.decisions])
+        ends = {name: self.inputs.get(name, self._recorded.get(name)) for name in wanted}
+        g = _backward(self._outputs, cotangents, ends, keep=not last)
+        values = pytree.tree_map(detached, self._recorded)
+        offsets = Offsets(self.converted, values)
+        parts = {name: offsets.of(d, g[name]) for name, d in self.decisions.items() if g[name] is not None}
+        if self.sources:
+            parts |= _unreached(self.converted, self._outputs, cotangents)
+        return Contributions(
+            self.outputs,
+            {self.names[name]: v.detach() for name, v in self.inputs.items()},
+            {self.names[n]: torch.zeros_like(v) if g[n] is None else g[n] for n, v in self.inputs.items()},
+            {name: products(pairs) for name, pairs in parts.items() if pairs},
+            {name: values[name] for name in self.also},
+            {name: g[name] for name in self.also},
+        )
+
+
+def contributions(
+    converted: ConvertedModule,
+    entries: Sequence[Any],
+    cotangents: Cotangents | Callable[[list[Any]], Cotangents],
+    *,
+    also: Collection[str] = (),
+    sources: bool = True,
+) -> Contributions:
+    """What every input and every constant contributes to <v, f(x)>, from one run forwards and one backwards.
+
+    The gradients with respect to the attributed inputs and to the nodes' values come from a single call of
+    `torch.autograd.grad`. Nothing branches on a value, so that `torch.fx.experimental.proxy_tensor.make_fx` traces it.
+
+    Args:
+        converted: what `fxgrad.convert` returned.
+        entries: what `converted.entries` returned: the inputs, then the embedded tokens.
+        cotangents: v, one per flattened output, shaped alike; None for an output that takes no part. Or a function that
+            makes them of the outputs.
+        also: names of further nodes whose values and cotangents are wanted.
+        sources: whether the sources are wanted.
+
+    Returns:
+        The contributions. Inputs times gradients and sources add up to <v, f(x)> if the policy balances.
+
+    Raises:
+        RuntimeError: an op that has no gradient; `fxgrad.check` says which and where.
+
+    Example:
+        >>> import fxgrad
+        >>> x = torch.randn(2, 3, dtype=torch.float64)
+        >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Tanh(), torch.nn.Linear(4, 1)).double().eval()
+        >>> found = contributions(fxgrad.convert(model, (x,)), [x], [torch.ones(2, 1).double()])
+        >>> {name: tuple(part.shape for part in parts) for name, parts in found.sources.items()}
+        {'linear': (torch.Size([2, 4]),), 'tanh': (torch.Size([2, 4]),), 'linear_1': (torch.Size([2, 1]),)}
+        >>> kept = sum(part.sum() for parts in found.sources.values() for part in parts)
+        >>> torch.allclose((x * found.gradients["input"]).sum() + kept, model(x).sum())
+        True
+
+    Source: FullGrad, arXiv:1905.00780, eq. 1; LibraGrad, arXiv:2411.16760, section 3.
+    """
+    run = Recording(converted, entries, also, sources)
+    return run.back(cotangents(run.outputs) if callable(cotangents) else cotangents)
+
+
+def _unreached(converted: ConvertedModule, outputs: list[Any], cotangents: Cotangents) -> dict[str, Pairs]:
+    """Outputs that no attributed input reaches: they explain themselves."""
+    nodes = pytree.tree_leaves(converted.program.graph.output_node().args[0])
+    captured = converted.classified.captured
+    placeholders = placeholders_of(captured.graph)[len(captured.state) :]
+    reached = {n.name for n, d in zip(placeholders, captured.entries) if d.attributed}
+    reached |= set(converted.classified.decisions)
+    found: dict[str, Pairs] = {}
+    for node, value, g in zip(nodes, outputs, cotangents):
+        if g is not None and node.name not in reached:
+            found.setdefault(node.name, []).append((g, detached(value)))
+    return found
+
+
+def _backward(
+    outputs: list[Any], cotangents: Sequence[Any], values: Mapping[str, Any], *, keep: bool
+) -> dict[str, Any]:
+    """The cotangents of values, tensors or lists of them, from one call of autograd."""
+    ends = [v for v, g in zip(outputs, cotangents) if g is not None and v.requires_grad]
+    starts = [g for v, g in zip(outputs, cotangents) if g is not None and v.requires_grad]
+    leaves, spec = pytree.tree_flatten(dict(values))
+    reached = [isinstance(v, Tensor) and v.requires_grad for v in leaves]
+    wanted = [v for v, r in zip(leaves, reached) if r]
+    if not ends or not wanted:
+        return dict.fromkeys(values)
+    found = iter(torch.autograd.grad(ends, wanted, starts, retain_graph=keep, allow_unused=True))
+    tree = pytree.tree_unflatten([next(found) if r else None for r in reached], spec)
+    nothing = {name for name, g in tree.items() if all(leaf is None for leaf in pytree.tree_leaves(g))}
+    return {name: None if name in nothing else g for name, g in tree.items()}

@@ -1,0 +1,97 @@
+"""The rule tables: the shipped ones are sound, and a malformed one is named by file and row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from fxgrad import RuleTableError
+from fxgrad.kinds import Kind
+from fxgrad.table.load import load, presets
+from fxgrad.table.row import GRAMMAR
+
+POLICY = "\n".join(f'{kind.value} = "native"' for kind in Kind if kind in GRAMMAR and kind is not Kind.CONSTANT)
+
+
+def test_shipped_tables_load() -> None:
+    assert {"libragrad", "gradient"} <= set(presets())
+    libra, plain = load(), load("gradient")
+    assert libra.rows.keys() == plain.rows.keys() and len(libra.rows) > 150
+    assert "arXiv:2411.16760" in libra.cite and set(plain.policy.values()) == {"native"}
+    assert all(cite for cite in presets().values())
+
+
+def test_row_lookup_prefers_the_overload() -> None:
+    table = load()
+    aten = torch.ops.aten
+
+    def op(overload: object) -> str | None:
+        row = table.row(overload)
+        return row.op if row else None
+
+    assert op(aten.max.other) == "aten.max.other"
+    assert op(aten.max.dim) == "aten.max"
+    assert op(aten.add.Tensor) == op(aten.add.Scalar) == "aten.add"
+    assert op(aten.div.Tensor_mode) is None, "rounding is not a quotient"
+    assert op(aten.pow.Scalar) == "aten.pow.Scalar" and op(aten.pow.int) is None
+
+
+def test_user_rows_add_to_the_shipped_ones(tmp_path: Path) -> None:
+    rows = tmp_path / "mine.toml"
+    rows.write_text('[squash]\n"aten.special_bessel_j1" = { carrier = "self" }\n')
+    table = load(["gradient", rows])
+    assert table.name == "gradient+mine" and table.rows["aten.special_bessel_j1"].kind is Kind.SQUASH
+    assert load(rows).policy == load("libragrad").policy, "without a policy of its own it is libragrad's"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[lineal]\n", r"mine\.toml \[lineal\]: not a kind\. The kinds are linear, "),
+        ("[linear\n", r"mine\.toml: is not TOML: "),
+        ('linear = "aten.add"\n', r"mine\.toml: linear must be a section of rows, not 'aten.add'"),
+        ('[linear]\n"aten.cosh" = "self"\n', r"mine\.toml \[linear\] 'aten\.cosh': a row is a table such as"),
+        ('[linear]\n"aten.cosh" = {}\n', r"'aten\.cosh': carrier is missing"),
+        ('[linear]\n"aten.cosh" = { carrier = 3 }\n', r"carrier must be an operand's name or a list of names, not 3"),
+        ('[linear]\n"aten.cosh" = { carier = "self" }\n', r"unknown key 'carier'\. A linear row takes carrier, "),
+        ('[linear]\n"aten.cosh" = { carrier = "x" }\n', r"no overload has the operands x\. Its schema: aten::cosh"),
+        (
+            '[linear]\n"aten.coshh" = { carrier = "self" }\n',
+            r"'aten\.coshh': torch has no such op\. Import the library",
+        ),
+        ('[linear]\n"my.op" = { carrier = "self" }\n', r"'my\.op': torch has no such op"),
+        (
+            '[linear]\n"aten.add" = { carrier = "self" }\n',
+            r"a second row for aten\.add, which rules/ops\.toml \[linear\] has",
+        ),
+        ('[power]\n"aten.cosh" = { carrier = "self" }\n', r"'aten\.cosh': degree is missing"),
+        ('[power]\n"aten.cosh" = { carrier = "self", degree = true }\n', r"degree = True has the wrong type"),
+        ('[squash]\n"aten.cosh" = { carrier = "self", odd = 1 }\n', r"odd = 1 has the wrong type"),
+        ('[gate]\n"aten.cosh" = { carrier = "self", through = 1 }\n', r"'aten\.cosh': through .* needs secant = true"),
+        ('[squash]\n"aten.ldexp.Tensor" = { carrier = "other" }\n', r"carrier must be the op's first operand"),
+        ('[backward]\nattention = "native"\n', r"mine\.toml \[backward\]: no backward for linear, "),
+        (f'[backward]\n{POLICY}\nlineal = "native"\n', r"\[backward\] 'lineal': not a kind that has a backward"),
+        (
+            f"[backward]\n{POLICY}".replace('linear = "native"', 'linear = "share"', 1),
+            r"linear = 'share': must be one of native",
+        ),
+        ("backward = 3\n", r"mine\.toml: backward must be a section, not 3"),
+    ],
+)
+def test_malformed_files_are_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(RuleTableError, match=message):
+        load(tmp_path / "mine.toml")
+
+
+def test_missing_files_and_presets(tmp_path: Path) -> None:
+    with pytest.raises(
+        RuleTableError, match=r"no policy 'libra'\. Shipped: attnlrp, cp-lrp, gradient, libragrad, .*; or give the path"
+    ):
+        load("libra")
+    with pytest.raises(RuleTableError, match=r"absent\.toml: cannot be read"):
+        load(tmp_path / "absent.toml")
+    with pytest.raises(RuleTableError, match=r"linear is already set by rules/gradient\.toml\. Keep one"):
+        load(["gradient", "libragrad"])

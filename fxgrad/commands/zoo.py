@@ -19,7 +19,7 @@ from fxgrad.zoo.run import Watch, run, summary
 from fxgrad.zoo.suites import SUITES, named, suite
 
 _PIXELS = "Larger images are made smaller where the model allows it. Default: 256 for timm-families, else 128."
-_PAGE = "Run nothing: print docs/architectures.md as it follows from such a table. Repeatable."
+_PAGE = "Run nothing: print bench/measured/architectures.md as it follows from such a table. Repeatable."
 
 
 @click.command()
@@ -62,8 +62,8 @@ def zoo(
     \b
     Examples:
       fxgrad zoo timm:resnet18 torchvision:swin_t
-      fxgrad zoo --suite timm-families --csv docs/zoo/timm-families.csv
-      fxgrad zoo --summary docs/zoo/timm-families.csv > docs/architectures.md
+      fxgrad zoo --suite timm-families --csv bench/measured/zoo/timm-families.csv
+      fxgrad zoo --summary bench/measured/zoo/timm-families.csv > bench/measured/architectures.md
     """
     if tables:
         click.echo(page({Path(table).stem: _read(table) for table in tables}), nl=False)

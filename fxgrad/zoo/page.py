@@ -1,4 +1,4 @@
-"""docs/architectures.md, from the tables of the zoo: what converts, family by family, and every model by name."""
+"""bench/measured/architectures.md, from the tables of the zoo: what converts, by family, and every model by name."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ from fxgrad.demo.results import measure, page
 from fxgrad.demo.score import evaluate
 from fxgrad.errors import CaptureError, InputError
 
-RESULTS = Path(__file__).parents[2] / "docs" / "models.json"
+RESULTS = Path(__file__).parents[2] / "bench" / "measured" / "models.json"
 
 
 @pytest.fixture(scope="module")

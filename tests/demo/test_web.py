@@ -21,7 +21,7 @@ import fxgrad
 from fxgrad.demo.canvas import canvas
 from fxgrad.demo.model import digits_vit
 
-WEB = Path(__file__).parents[2] / "docs" / "web"
+WEB = Path(__file__).parents[2] / "docs" / "examples" / "web"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 PATCH = 6
 

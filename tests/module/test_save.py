@@ -27,7 +27,7 @@ import fxgrad
 from fxgrad.data.models import randomize
 
 ROOT = Path(__file__).parents[2]
-from bench.saved import build, saves_and_loads  # noqa: E402
+from bench.tables.saved import build, saves_and_loads  # noqa: E402
 from tests.helpers.save_workers import Samples, write  # noqa: E402
 
 

@@ -1,6 +1,6 @@
 """Build the page that explains digits in the browser: `make web`, then serve build/web with any static server.
 
-    python docs/web/build.py [OUT]
+    python docs/examples/web/build.py [OUT]
 
 needs npm, for onnxruntime-web.
 """

@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 
-from bench.results import BY_HAND, CALLS, FORWARD, FXGRAD, PLAIN, VJP, Results, Row, exponent
+from bench.speed.results import BY_HAND, CALLS, FORWARD, FXGRAD, PLAIN, VJP, Results, Row, exponent
 
 STYLE = {
     "svg.fonttype": "none",

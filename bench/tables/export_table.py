@@ -1,6 +1,6 @@
-"""Which export works for which model, measured: the page docs/export-table.md.
+"""Which export works for which model, measured: the page bench/measured/export-table.md.
 
-    python bench/export_table.py [--out docs/export-table.md] [--targets pt2,onnx,aoti,saved] [NAME ...]
+    python -m bench.tables.export_table [--out FILE] [--targets pt2,onnx,aoti,saved] [NAME ...]
 
 What the columns are: the page itself, or `_PAGE` below.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import platform
-import sys
 import tempfile
 from collections.abc import Callable
 from importlib import metadata
@@ -22,9 +21,8 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import fxgrad
-from bench.saved import saves_and_loads
+from bench.tables.saved import saves_and_loads
 from fxgrad.data.models import randomize
 from fxgrad.errors import FxgradError, first_line
 from fxgrad.explainer.run import OnnxExplainer

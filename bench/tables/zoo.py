@@ -1,6 +1,6 @@
 """Every model of the zoo through the pass: `fxgrad zoo`, from a clone.
 
-python bench/zoo.py --suite timm-families --csv docs/zoo/timm-families.csv
+python -m bench.tables.zoo --suite timm-families --csv bench/measured/zoo/timm-families.csv
 """
 
 import sys

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from bench.results import BOUND, BY_HAND, FORWARD, FXGRAD, PLAIN, Results, Row, Spread, exponent
+from bench.speed.results import BOUND, BY_HAND, FORWARD, FXGRAD, PLAIN, Results, Row, Spread, exponent
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -1,6 +1,6 @@
 """Forward identity and completeness of the architectures that fxgrad promises, measured.
 
-    python bench/architectures.py [--out docs/completeness.md] [NAME ...]
+    python -m bench.tables.architectures [--out bench/measured/completeness.md] [NAME ...]
 
 prints one line per model and dtype. Biases, norm shifts and scales, class tokens, position
 embeddings and running statistics are randomised, so that nothing is trivially zero.

@@ -8,7 +8,7 @@ from fxgrad.kinds import Kind
 from fxgrad.table.load import load, presets, tomllib
 from fxgrad.table.row import GRAMMAR
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def page() -> str:

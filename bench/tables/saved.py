@@ -1,14 +1,13 @@
 """Save and load a converted module, and compare: the column of the export table, for any model.
 
-python -m bench.saved                  # the architectures of the paper, and some more, as small as they come
-python -m bench.saved bert llama
+python -m bench.tables.saved                  # the architectures of the paper, and some more, as small as they come
+python -m bench.tables.saved bert llama
 """
 
 from __future__ import annotations
 
 import argparse
 import inspect
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -21,7 +20,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import fxgrad
 from fxgrad.data.models import randomize
 from fxgrad.zoo import _tiny

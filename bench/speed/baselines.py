@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 import fxgrad
-from bench.hook_baseline import hooked, shared_copy
-from bench.lxt_patches import in_place, lxt_patches
+from bench.speed.hook_baseline import hooked, shared_copy
+from bench.speed.lxt_patches import in_place, lxt_patches
 
 KINDS = ("vit", "mixer", "torchvision-vit", "llama")
 

@@ -1,4 +1,4 @@
-"""Pictures of attributions of the demo's models: `make gallery` writes docs/gallery.md and its pictures.
+"""Pictures of attributions of the demo's models: `make gallery` writes bench/measured/gallery.md and its pictures.
 
 One canvas under every method, prompts of CLIP, and where the balanced gradient explains worse than the plain one.
 """
@@ -169,4 +169,4 @@ def _map(axes: Axes, found: Attribution, shown: Canvas, mask: np.ndarray, exampl
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent)
+    main(Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "measured")

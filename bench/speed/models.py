@@ -15,7 +15,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from bench.results import BAR, BAR_1024, BAR_4096, BAR_TARGETS
+from bench.speed.results import BAR, BAR_1024, BAR_4096, BAR_TARGETS
 from fxgrad.data.models import randomize
 
 QUICK = os.environ.get("FXGRAD_BENCH") == "quick"
@@ -31,7 +31,7 @@ class Case:
         name: unique; the page finds rows by it.
         axis: which table it belongs to.
         size: where it lies along the axis: tokens, batch, blocks, width, targets.
-        kind: what the baselines need to know, one of `bench.baselines.KINDS`.
+        kind: what the baselines need to know, one of `bench.speed.baselines.KINDS`.
         make: the model.
         shape: of its input.
         rounds: how often everything is timed.

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers.activations import SiLUActivation
 from transformers.models.llama import modeling_llama as llama
 
-from bench.held import DETACHED, FUNCTIONS, Rules, rms_scale, slope, through_layer_norm, widened
+from bench.speed.held import DETACHED, FUNCTIONS, Rules, rms_scale, slope, through_layer_norm, widened
 
 STYLES = ("modules", "functions", "hooks")
 

@@ -1,4 +1,4 @@
-"""The speed benchmark: `make bench`, or `python -m pytest bench/test_speed.py --benchmark-json FILE`.
+"""The speed benchmark: `make bench`, or `python -m pytest bench/speed/test_speed.py --benchmark-json FILE`.
 
 One test per row. pytest-benchmark times fxgrad's forward and backward; its setup times everything else of the row,
 once per round, so that noise hits all alike. `extra_info` has it all:
@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 import fxgrad
-from bench.baselines import vjp
-from bench.floor import count
-from bench.measure import Run, Turns, conversion, peak_bytes, saved_bytes
-from bench.models import (
+from bench.speed.baselines import vjp
+from bench.speed.floor import count
+from bench.speed.measure import Run, Turns, conversion, peak_bytes, saved_bytes
+from bench.speed.models import (
     BASE,
     DEPTHS,
     NARROW,
@@ -41,8 +41,8 @@ from bench.models import (
     targets_case,
     vit_case,
 )
-from bench.results import BOUND, BY_HAND, CALLS, CONVERSION, FORWARD, FXGRAD, LOOP, PLAIN, VJP
-from bench.series import Series, forward_only, relative, series
+from bench.speed.results import BOUND, BY_HAND, CALLS, CONVERSION, FORWARD, FXGRAD, LOOP, PLAIN, VJP
+from bench.speed.series import Series, forward_only, relative, series
 
 DEVICES = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
 

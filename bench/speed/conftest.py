@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from bench.models import QUICK
-from bench.results import trim
+from bench.speed.models import QUICK
+from bench.speed.results import trim
 
 PACKAGES = ("torch", "timm", "transformers", "captum", "zennit", "lxt")
 

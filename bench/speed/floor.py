@@ -120,7 +120,9 @@ def _of_node(node: fx.Node, decision: Decision | None, sizes: Mapping[Any, int])
     op = str(node.target).rsplit(".", 1)[0]
     if op not in CONTRACTIONS and op != ATTENTION:
         if decision and any(o.part == "coefficient" and _is_matrix(node, o.value) for o in decision.operands):
-            raise NotImplementedError(f"{node.target} multiplies by a matrix; bench/floor.py does not know how often")
+            raise NotImplementedError(
+                f"{node.target} multiplies by a matrix; bench/speed/floor.py does not know how often"
+            )
         return 0, 0
     shapes = {name: _shape(a.meta["val"], sizes) for name, a in arguments_of(node).items() if isinstance(a, fx.Node)}
     shapes[""] = _shape(node.meta["val"], sizes)

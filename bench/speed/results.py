@@ -38,7 +38,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Row:
-    """What one test of the benchmark has left: its name, and its `extra_info` (see `bench.test_speed`)."""
+    """What one test of the benchmark has left: its name, and its `extra_info` (see `bench.speed.test_speed`)."""
 
     name: str
     info: Mapping[str, Any]

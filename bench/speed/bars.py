@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from bench.results import (
+from bench.speed.results import (
     BAR,
     BAR_1024,
     BAR_4096,

@@ -1,6 +1,6 @@
-"""docs/benchmarks.md and its plots, from the benchmark's JSON.
+"""bench/measured/benchmarks.md and its plots, from the benchmark's JSON.
 
-    python bench/page.py docs/benchmarks.json docs/benchmarks.md [ANOTHER.json ...]
+    python -m bench.speed.page bench/measured/benchmarks.json bench/measured/benchmarks.md [ANOTHER.json ...]
 
 Rows of another run, of some rows only, take the place of the first one's, and the first file is rewritten with them.
 """
@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
-from bench.bars import bars
-from bench.results import FORWARD, FXGRAD, PLAIN, Results, read
-from bench.tables import growth, megabytes, models, ratio, seconds, table, targets, toolkits
+from bench.speed.bars import bars
+from bench.speed.results import FORWARD, FXGRAD, PLAIN, Results, read
+from bench.speed.tables import growth, megabytes, models, ratio, seconds, table, targets, toolkits
 
 INTRODUCTION = """# Speed and memory, measured
 
@@ -26,10 +24,10 @@ is their median, and the least and the most in parentheses. Below 1 is less than
 
 - *forward only* is the original model under `torch.no_grad()`; all else is one forward and one backward to the input.
 - *swapped modules*, *tuned* (with autograd functions of their own) and *full backward hooks* are LibraGrad by hand,
-  `bench/hook_baseline.py`.
+  `bench/speed/hook_baseline.py`.
 - The *floor* is (forward + backward) / forward, counted in multiply-adds of the matrix products that the backward
-  cannot do without (`bench/floor.py`): no parameter's, no held operand's, and of a fused projection the live rows only.
-  *Over the floor* is the same ratio as measured, divided by it; its forward is the original's.
+  cannot do without (`bench/speed/floor.py`): no parameter's, no held operand's, and of a fused projection the live
+  rows only. *Over the floor* is the same ratio as measured, divided by it; its forward is the original's.
 - *Peak* is the most that PyTorch's allocator holds during one forward and backward beyond what was there before;
   *saved* is what autograd keeps for the backward, every storage once, without parameters and inputs.
 """
@@ -206,7 +204,7 @@ def main() -> None:
     parser.add_argument("page", type=Path)
     parser.add_argument("others", nargs="*", type=Path)
     options = parser.parse_args()
-    from bench.plots import plots
+    from bench.speed.plots import plots
 
     if options.others:
         merge(options.json, options.others)

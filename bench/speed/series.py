@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 import fxgrad
-from bench.baselines import BASELINES, Refusal, adapted, vjp
-from bench.measure import Run
-from bench.models import Case
-from bench.results import BOUND, BY_HAND, FORWARD, FXGRAD, PLAIN, SAME
+from bench.speed.baselines import BASELINES, Refusal, adapted, vjp
+from bench.speed.measure import Run
+from bench.speed.models import Case
+from bench.speed.results import BOUND, BY_HAND, FORWARD, FXGRAD, PLAIN, SAME
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """An explainer in onnxruntime beside eager fxgrad: the time of logits and attribution of ViT-B/16.
 
-    python bench/explainer.py [--model NAME] [--threads 2] [--rounds 15] [--completeness]
+    python -m bench.tables.explainer [--model NAME] [--threads 2] [--rounds 15] [--completeness]
 
 Both run in one process, in turn, with the same number of threads; the ratio is of each round's pair.
 """

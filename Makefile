@@ -32,7 +32,7 @@ completeness: .venv/ready  ## measure every architecture, write bench/measured/c
 export-table: .venv/ready  ## export and run the explainer of every architecture, write bench/measured/export-table.md
 	$(BIN)/python -m bench.tables.export_table --targets saved,pt2,onnx,aoti --out $(MEASURED)/export-table.md
 
-zoo: .venv/ready  ## hours: put the zoo through the pass, resuming bench/measured/zoo/*.csv; write bench/measured/architectures.md
+zoo: .venv/ready  ## hours: convert and check every model of the zoo, resuming bench/measured/zoo/*.csv; write bench/measured/architectures.md
 	for suite in timm-families torchvision transformers timm; do \
 		$(BIN)/fxgrad zoo --suite $$suite --csv $(MEASURED)/zoo/$$suite.csv --jobs 2; done; \
 	$(BIN)/fxgrad zoo $$(ls $(MEASURED)/zoo/*.csv | sed 's/^/--summary /') > $(MEASURED)/architectures.md

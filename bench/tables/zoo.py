@@ -1,4 +1,4 @@
-"""Every model of the zoo through the pass: `fxgrad zoo`, from a clone.
+"""Convert and check every model of the zoo: `fxgrad zoo`, from a clone.
 
 python -m bench.tables.zoo --suite timm-families --csv bench/measured/zoo/timm-families.csv
 """

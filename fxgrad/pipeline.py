@@ -13,8 +13,7 @@ from fxgrad.capture.export import capture
 from fxgrad.classify.walk import classify
 from fxgrad.errors import CaptureError
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.table.load import load
-from fxgrad.table.row import OnUnknown, Rules
+from fxgrad.table.load import OnUnknown, Rules, load
 
 
 def convert(

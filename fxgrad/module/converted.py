@@ -14,13 +14,12 @@ from torch.utils import _pytree as pytree
 from fxgrad.classify.decision import Classified
 from fxgrad.classify.walk import classify
 from fxgrad.errors import InputError
-from fxgrad.graph.nodes import placeholders_of
 from fxgrad.module.checkpoint import checkpointed
 from fxgrad.module.rewrite import rewrite
 from fxgrad.module.unflatten import Root, unflatten
+from fxgrad.ops.weights import HELD, NATIVE
 from fxgrad.report import Report, report
-from fxgrad.table.load import load
-from fxgrad.table.row import Rules
+from fxgrad.table.load import Rules, load
 
 
 class ConvertedModule(nn.Module):
@@ -246,7 +245,7 @@ class ConvertedModule(nn.Module):
     def _unflatten(self) -> Root:
         """The program as a tree of parts, which do not hang under the model's paths yet."""
         captured = self.classified.captured
-        entries = placeholders_of(captured.graph)[len(captured.state) :]
+        entries = captured.entry_nodes
         inputs = {n.name for n, declared in zip(entries, captured.entries) if declared.attributed}
         return unflatten(self.program, inputs | set(self.classified.decisions))
 
@@ -333,7 +332,7 @@ class ConvertedModule(nn.Module):
 
     def __repr__(self) -> str:
         captured, decisions = self.classified.captured, self.classified.decisions
-        rewritten = sum(d.backward not in ("native", "held") for d in decisions.values())
+        rewritten = sum(d.backward not in (NATIVE, HELD) for d in decisions.values())
         inputs = ", ".join(i.name for i in captured.entries if i.attributed)
         return (
             f"ConvertedModule(rules={self.classified.table.name!r}, attributed inputs: {inputs}; "

@@ -73,6 +73,10 @@ class RuleTable:
         packet = self.rows.get(name.rpartition(".")[0])
         return exact or (packet if packet is not None and packet.fits(overload) else None)
 
+    def covers(self, overload: Any) -> bool:
+        """Whether an `OpOverload` has a row."""
+        return self.row(overload) is not None
+
 
 def presets() -> dict[str, str]:
     """The shipped policies: name -> citation.

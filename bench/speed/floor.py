@@ -19,7 +19,8 @@ from torch import Tensor, fx
 
 import fxgrad
 from fxgrad.classify.decision import Decision
-from fxgrad.graph.nodes import arguments_of, placeholders_of
+from fxgrad.graph.nodes import arguments_of
+from fxgrad.ops.rows import OfRows
 
 aten = torch.ops.aten
 
@@ -96,8 +97,7 @@ def count(converted: fxgrad.ConvertedModule, args: Sequence[Tensor]) -> Count:
         Count(forward=100, backward=100)
     """
     captured, decisions = converted.classified.captured, converted.classified.decisions
-    inputs = placeholders_of(captured.graph)[len(captured.state) :]
-    sizes = _sizes(inputs, args)
+    sizes = _sizes(captured.entry_nodes, args)
     named = {node.name: node for node in captured.graph.nodes}
     forward = backward = 0
     for node in captured.graph.nodes:
@@ -107,11 +107,11 @@ def count(converted: fxgrad.ConvertedModule, args: Sequence[Tensor]) -> Count:
         forward += ahead
         backward += back
     for decision in decisions.values():
-        if decision.rows is not None:
-            layer = named[decision.through[0]]
+        if isinstance(decision.backward, OfRows):
+            layer = named[decision.backward.moves[0]]
             shape = _shape(layer.meta["val"], sizes)
             wide = _shape(arguments_of(layer)["weight"].meta["val"], sizes)[1]
-            backward += math.prod(shape[:-1]) * decision.rows.features * wide
+            backward += math.prod(shape[:-1]) * decision.backward.rows.features * wide
     return Count(forward, backward)
 
 
@@ -127,7 +127,7 @@ def _of_node(node: fx.Node, decision: Decision | None, sizes: Mapping[Any, int])
     shapes = {name: _shape(a.meta["val"], sizes) for name, a in arguments_of(node).items() if isinstance(a, fx.Node)}
     shapes[""] = _shape(node.meta["val"], sizes)
     receives: set[str] = set()
-    if decision and decision.live and decision.rows is None:
+    if decision and decision.live and not isinstance(decision.backward, OfRows):
         receives = {o.name for o, w in zip(decision.operands, decision.weights) if o.data and w != 0}
     if op == ATTENTION:
         return _attention(shapes, receives, bool(arguments_of(node)["is_causal"]))

@@ -50,3 +50,15 @@ def test_rules_page_is_up_to_date() -> None:
 
 def test_docs_are_pages_and_examples() -> None:
     assert all(path.suffix == ".md" or path.name == "examples" for path in (ROOT / "docs").iterdir())
+
+
+def test_architecture_page_lists_every_folder() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## The folders")[1].split("## ")[0]
+    rows = re.findall(r"^\| (.*?) \| .* \| (?:`(.*)`)? *\|$", table, flags=re.MULTILINE)
+    named = {name: main for cell, main in rows for name in re.findall(r"`([a-z0-9_]+(?:/|\.py))`", cell)}
+    folders = {f"{path.parent.name}/" for path in (ROOT / "fxgrad").glob("*/__init__.py")}
+    assert {name for name in named if name.endswith("/")} == folders
+    assert all(
+        (ROOT / "fxgrad" / name / main if name.endswith("/") else ROOT / "fxgrad" / name).exists()
+        for name, main in named.items()
+    )

@@ -16,6 +16,7 @@ from fxgrad.evaluate.plan import ANY, METRICS, POLICIES
 from fxgrad.evaluate.store import Results
 from fxgrad.methods import METHODS
 from fxgrad.metrics import Interval, bootstrap, paired
+from fxgrad.report import markdown
 
 PLAIN = "gradient"
 BALANCED = "libragrad"
@@ -144,13 +145,13 @@ def _overview(files: Mapping[str, str], found: Found, better: Mapping[str, str])
     rows = [[metric, *(_record(found.get((model, metric), {}), BALANCED) for model in files)] for metric in better]
     rows = [row for row in rows if any(row[1:])]
     lines = [f"## {BALANCED} against the plain gradient: methods won / tied / lost", ""]
-    lines += _table(["metric", *linked], rows) if rows else [", ".join(linked)]
+    lines += markdown(["metric", *linked], rows) if rows else [", ".join(linked)]
     for metric in SHOWN:
         there = {method for model in files for policy, method in found[model, metric] if policy in (PLAIN, ANY)}
         cells = [[method, *(_change(found[model, metric], method) for model in files)] for method in _methods(there)]
         if cells:
             title = f"### {metric} ({better[metric]} is better): plain gradient → {BALANCED}"
-            lines += ["", title, "", *_table(["method", *map(_short, files)], cells)]
+            lines += ["", title, "", *markdown(["method", *map(_short, files)], cells)]
     return lines
 
 
@@ -199,7 +200,7 @@ def _wins(metrics: Sequence[tuple[str, Mapping[tuple[str, str], Compared]]]) -> 
     rows = [[metric, *(_record(cells, policy) for policy in policies)] for metric, cells in metrics]
     rows = [row for row in rows if any(row[1:])]
     heading = "Against the plain gradient, methods won / tied / lost:"
-    return [heading, "", *_table(["metric", *policies], rows), ""] if rows else []
+    return [heading, "", *markdown(["metric", *policies], rows), ""] if rows else []
 
 
 def _record(cells: Mapping[tuple[str, str], Compared], policy: str) -> str:
@@ -211,7 +212,7 @@ def _metric(title: str, open: bool, cells: Mapping[tuple[str, str], Compared]) -
     policies = _policies([cells])
     methods = _methods(method for _, method in cells)
     rows = [[m, *(str(cells.get((policy, m), "")) for policy in policies)] for m in methods]
-    body = ["", *_table(["method", *policies], rows), ""]
+    body = ["", *markdown(["method", *policies], rows), ""]
     if open:
         return [f"### {title}", *body]
     return [f"<details><summary>{title}</summary>", *body, "</details>", ""]
@@ -246,11 +247,6 @@ def _refused(results: Results, model: str) -> list[str]:
 
 def _columns(table: Mapping[tuple[str, str], Tensor], keys: Iterable[tuple[str, str]]) -> Tensor:
     return torch.stack([table[key] for key in keys], 1)
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [list(head), ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
 
 
 def _plain(value: object) -> str:

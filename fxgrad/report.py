@@ -127,7 +127,7 @@ def report(classified: Classified) -> Report:
             op=d.op,
             kind=d.kind.value,
             roles=f"{', '.join(o.role.label for o in d.operands)} -> {d.role.label}",
-            rule=d.backward,
+            rule=str(d.backward),
             reason=d.reason,
             module_path=d.place.module_path,
             source_line=d.place.source_line,

@@ -22,6 +22,7 @@ from torch.fx.experimental.symbolic_shapes import statically_known_true
 from fxgrad.classify.decision import Decision
 from fxgrad.graph.nodes import arguments_of
 from fxgrad.ops import Rows
+from fxgrad.ops.rows import OfRows
 
 aten = torch.ops.aten
 LINEAR = aten.linear.default
@@ -82,8 +83,8 @@ def narrow(graph: fx.Graph, decisions: Mapping[str, Decision]) -> dict[str, Deci
         >>> from torch import nn
         >>> mha = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
         >>> libra = fxgrad.convert(mha, (torch.zeros(2, 5, 8),))
-        >>> [(d.op, d.rows.where) for d in libra.classified.decisions.values() if d.rows]
-        [('aten.linear.default', slice(16, 24, None))]
+        >>> [d.backward.rows.where for d in libra.classified.decisions.values() if isinstance(d.backward, OfRows)]
+        [slice(16, 24, None)]
     """
     narrowed = dict(decisions)
     for node in graph.nodes:
@@ -98,15 +99,14 @@ def narrow(graph: fx.Graph, decisions: Mapping[str, Decision]) -> dict[str, Deci
         if sum(piece.count for _, piece, _ in pieces) >= whole.count:
             continue
         for leaf, piece, through in pieces:
-            narrowed[leaf.name] = replace(decision, node=leaf.name, rows=piece.rows(), through=through, backward="rows")
+            narrowed[leaf.name] = replace(decision, node=leaf.name, backward=OfRows(rows=piece.rows(), moves=through))
             narrowed |= {name: decisions[name].held() for name in through}
     return narrowed
 
 
 def _plain(decision: Decision) -> bool:
     """Whether only the carrier depends on the inputs, and has its own vjp."""
-    data = [(o.part, w) for o, w in zip(decision.operands, decision.weights) if o.data]
-    return data == [("carrier", 1.0)] and decision.vjp is None
+    return [(o.part, w) for o, w in zip(decision.operands, decision.weights) if o.data] == [("carrier", 1.0)]
 
 
 _Found = list[tuple[fx.Node, _Piece, tuple[str, ...]]]

@@ -13,10 +13,8 @@ from torch.utils import _pytree as pytree
 from fxgrad.errors import ExportError
 from fxgrad.explainer.items import Items, batch_axis
 from fxgrad.explainer.settings import Settings
-from fxgrad.graph.nodes import placeholders_of
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.recording import Contributions, Recording
-from fxgrad.run.sources import has_offset
 
 
 class Explanation(nn.Module):
@@ -130,11 +128,11 @@ def _places(converted: ConvertedModule) -> dict[str, Items | None]:
         ExportError: they cannot be told apart.
     """
     captured, decisions = converted.classified.captured, converted.classified.decisions
-    entries = placeholders_of(captured.graph)[len(captured.state) :]
+    entries = captured.entry_nodes
     batch = next(p.meta["val"].shape[0] for p in entries if isinstance(p.meta.get("val"), Tensor))
     found = {node.name: batch_axis(node, batch) for node in captured.graph.nodes}
     for name, decision in decisions.items():
-        if has_offset(decision) and (found[name] is None or decision.vjp == "twin"):
+        if decision.keeps and (found[name] is None or decision.backward.sums_the_batch):
             raise ExportError(
                 f"what the constants of {decision.op} at {decision.place} contribute cannot be told apart by items of "
                 "the batch. Pass completeness=False."

@@ -109,7 +109,7 @@ class _Sizes:
 
     def __init__(self, converted: ConvertedModule, tensors: Mapping[str, Tensor]) -> None:
         captured = converted.classified.captured
-        places = placeholders_of(captured.graph)[len(captured.state) :]
+        places = captured.entry_nodes
         shapes = [p.meta["val"].shape for p, i in zip(places, captured.inputs) if i.dtype is not None]
         self.names: dict[str, dict[int, str]] = {name: {} for name in tensors}
         self.sizes: dict[str, int] = {}

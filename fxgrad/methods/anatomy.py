@@ -15,7 +15,7 @@ from torch import fx
 
 from fxgrad.classify.decision import Classified, Decision
 from fxgrad.errors import InputError
-from fxgrad.graph.nodes import arguments_of, placeholders_of, tensors_of
+from fxgrad.graph.nodes import arguments_of, tensors_of
 from fxgrad.graph.places import block_of
 from fxgrad.kinds import Kind, Role
 from fxgrad.methods.axes import BATCH, COLUMNS, OTHER, ROWS, TOKENS, token_axes
@@ -175,7 +175,7 @@ class _Search:
 
     def __init__(self, classified: Classified, input: str | None) -> None:
         captured = classified.captured
-        placeholders = placeholders_of(captured.graph)[len(captured.state) :]
+        placeholders = captured.entry_nodes
         named = {d.name: n for d, n in zip(captured.entries, placeholders) if d.attributed}
         if input is not None and input not in named:
             raise InputError(f"there is no attributed input {input!r}; there is {', '.join(named)}.")

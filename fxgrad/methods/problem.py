@@ -12,13 +12,11 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.errors import InputError
-from fxgrad.graph.nodes import placeholders_of
 from fxgrad.methods.anatomy import Anatomy, sizes
 from fxgrad.methods.placing import batch_axis, per_example, per_token
 from fxgrad.methods.targets import Scored
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.recording import Contributions, Recorder, contributions
-from fxgrad.run.sources import has_offset
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +63,7 @@ class Problem:
     def inputs(self) -> dict[str, fx.Node]:
         """The placeholder of every input and embedding, by its name."""
         captured = self.converted.classified.captured
-        placeholders = placeholders_of(captured.graph)[len(captured.state) :]
+        placeholders = captured.entry_nodes
         return {declared.name: node for declared, node in zip(captured.entries, placeholders)}
 
     @cached_property
@@ -93,9 +91,11 @@ class Problem:
         So it is of an op whose biases are asked for their gradient, which is summed over the batch, where the axis
         of the batch is merged into another one, and of an input that all examples share.
         """
-        kept = [d for d in self.converted.classified.decisions.values() if has_offset(d)]
+        kept = [d for d in self.converted.classified.decisions.values() if d.keeps]
         shared = not all(self._varies(name) for name in self.attributed)
-        return shared or any(d.vjp == "twin" or batch_axis(self.nodes[d.node], self.anatomy) is None for d in kept)
+        return shared or any(
+            d.backward.sums_the_batch or batch_axis(self.nodes[d.node], self.anatomy) is None for d in kept
+        )
 
     @property
     def batch(self) -> int:

@@ -8,8 +8,9 @@ from typing import Any
 from fxgrad.errors import ArtefactError, RuleTableError
 from fxgrad.kinds import Kind
 from fxgrad.ops import TWINS
-from fxgrad.table.load import attach, policy_of
-from fxgrad.table.row import GRAMMAR, Row, RuleTable, Twins, row_of
+from fxgrad.table.load import RuleTable, attach
+from fxgrad.table.policy import policy_of
+from fxgrad.table.row import GRAMMAR, Row, Twins, row_of
 
 
 def own_twins(table: RuleTable) -> dict[str, str]:
@@ -35,7 +36,7 @@ def to_data(table: RuleTable) -> dict[str, Any]:
     rows = {
         op: {"kind": row.kind.value, "origin": row.origin, "is": _entry(row)} for op, row in sorted(table.rows.items())
     }
-    policy = {kind.value: backward for kind, backward in table.policy.items()}
+    policy = {kind.value: choice for kind, choice in table.policy.items()}
     return {
         "name": table.name,
         "cite": table.cite,
@@ -94,7 +95,7 @@ def from_data(data: Any, twins: Twins, own: Mapping[str, str], needed: set[str])
                 if op in needed or op.rpartition(".")[0] in needed or any(n.startswith(f"{op}.") for n in needed):
                     raise
         attach({op: twin for op, twin in twins.items() if op in rows}, rows)
-        policy = dict(policy_of("the artefact's rule table", {"backward": data["backward"]}))
+        policy = policy_of("the artefact's rule table", data["backward"])
         if set(policy) != set(GRAMMAR) - {Kind.CONSTANT}:
             raise ArtefactError("the rule table lacks a backward for some kind.")
         return RuleTable(str(data["name"]), rows, policy, str(data["cite"]), data["on_unknown"])

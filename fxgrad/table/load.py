@@ -1,27 +1,81 @@
 """The rule table: what every op is, and which backward every kind gets. Data, read from TOML.
 
-A file may hold rows (one section per kind, one row per op) and a policy (the section `backward`).
+A file may hold rows (one section per kind, one row per op) and a policy (the section `backward`; with `base`, what
+differs from another one).
 The shipped `rules/ops.toml` has the rows; each shipped policy is a file of its own.
 """
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, Union
 
 from fxgrad.errors import RuleTableError
 from fxgrad.kinds import Kind
-from fxgrad.ops.backwards import BACKWARDS
+from fxgrad.ops.backward import Backward
+from fxgrad.table.policy import Choice, Policy, backward_of, policy_of
+from fxgrad.table.row import GRAMMAR, Row, Twins, overloads_of, row_of
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
-from fxgrad.table.row import GRAMMAR, OnUnknown, Row, Rules, RuleTable, Twins, overloads_of, row_of
+
+Rules = Union[str, Path, Sequence[Union[str, Path, Twins]]]
+"""A preset's name, the path of a TOML file, or several of either, and twins of composed ops: op -> function."""
+OnUnknown = Literal["error", "native"]
+"""What to do about ops without a row: refuse the model, or keep the ops' own gradients and book what they lack."""
+
+
+@dataclass(frozen=True)
+class RuleTable:
+    """Rows and policy, merged from one or more files.
+
+    Attributes:
+        name: how the policy was asked for, as in "libragrad".
+        rows: op -> row.
+        policy: kind -> its backward, by name, or with parameters as the file spells it.
+        cite: where the policy comes from.
+        on_unknown: what to do about an op without a row.
+    """
+
+    name: str
+    rows: Mapping[str, Row]
+    policy: Policy
+    cite: str = ""
+    on_unknown: OnUnknown = "error"
+
+    @property
+    def backwards(self) -> dict[Kind, Backward]:
+        """Kind -> what its nodes' backward is.
+
+        Example:
+            >>> load("libragrad").backwards[Kind.SOFTMAX].name
+            'hold'
+        """
+        return {kind: backward_of(choice) for kind, choice in self.policy.items()}
+
+    def row(self, overload: Any) -> Row | None:
+        """The row of an `OpOverload`: its own, else its packet's if that one fits its schema.
+
+        Example:
+            >>> import torch
+            >>> load("libragrad").row(torch.ops.aten.gelu.default).kind.value
+            'gated_activation'
+        """
+        name = str(overload)
+        exact = self.rows.get(name)
+        packet = self.rows.get(name.rpartition(".")[0])
+        return exact or (packet if packet is not None and packet.fits(overload) else None)
+
+    def covers(self, overload: Any) -> bool:
+        """Whether an `OpOverload` has a row."""
+        return self.row(overload) is not None
 
 
 def presets() -> dict[str, str]:
@@ -63,30 +117,60 @@ def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTab
     names = [item for item in given if isinstance(item, (str, Path))]
     twins = {op: twin for item in given if isinstance(item, Mapping) for op, twin in item.items()}
     rows: dict[str, Row] = {}
-    policy: dict[Kind, str] = {}
+    policy: dict[Kind, Choice] = {}
     origins: dict[Kind, str] = {}
     cites = []
     for name in ["ops", *names]:
         origin, content = _read(name)
         cites += [content["cite"]] if "cite" in content else []
         for row in _rows(origin, content, shipped=name == "ops"):
-            if row.op in rows:
-                raise RuleTableError(
-                    f"{row.origin}: a second row for {row.op}, which {rows[row.op].origin} has already. Keep one."
-                )
-            rows[row.op] = row
-        for kind, backward in policy_of(origin, content):
+            _add(row, rows)
+        for kind, choice in _policy(origin, content).items():
             if kind in policy:
                 raise RuleTableError(f"{origin} [backward]: {kind.value} is already set by {origins[kind]}. Keep one.")
-            policy[kind], origins[kind] = backward, origin
+            policy[kind], origins[kind] = choice, origin
     attach(twins, rows)
     if not policy:
-        policy.update(policy_of(*_read("libragrad")))
+        policy.update(_policy(*_read("libragrad")))
     missing = [k.value for k in GRAMMAR if k not in policy and k is not Kind.CONSTANT]
     if missing:
         files = ", ".join(map(str, names))
-        raise RuleTableError(f"{files} [backward]: no backward for {', '.join(missing)}. Add them.")
+        raise RuleTableError(
+            f'{files} [backward]: no backward for {", ".join(missing)}. Add them, or say base = "libragrad" at the '
+            "top of the file, and only what differs."
+        )
     return RuleTable("+".join(Path(n).stem for n in names), rows, policy, "; ".join(cites), on_unknown)
+
+
+def _add(row: Row, rows: dict[str, Row]) -> None:
+    """Add a row to those that there are; it takes the place of one only if it says so."""
+    ours = [op for op in rows if op == row.op or (row.replaces and op.startswith(f"{row.op}."))]
+    if row.op in rows and not row.replaces:
+        named = {part: names[0] if len(names) == 1 else list(names) for part, names in row.parts.items()}
+        entry = ", ".join(f"{key} = {json.dumps(value)}" for key, value in {**named, **row.options}.items())
+        raise RuleTableError(
+            f"{row.origin}: a second row for {row.op}, which {rows[row.op].origin} has already. Keep one; or, for this "
+            f'one to take its place, write\n  "{row.op}" = {{ {entry}{", " if entry else ""}replace = true }}'
+        )
+    for op in ours:
+        del rows[op]
+    # What is replaced is the user's from here on: a shipped twin belonged to the shipped row.
+    rows[row.op] = replace(row, twin=None) if ours else row
+
+
+def _policy(origin: str, content: dict[str, Any], below: tuple[str, ...] = ()) -> dict[Kind, Choice]:
+    """A file's policy: its base's, and what differs from that."""
+    own = policy_of(origin, content.get("backward", {}))
+    base = content.get("base")
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise RuleTableError(f"{origin}: base is a policy's name or the path of a .toml file, not {base!r}.")
+    if base in below:
+        raise RuleTableError(f"{origin}: the policies {', '.join(below)} are each other's base. Let one stand alone.")
+    # A path counts from the file that names it.
+    beside = Path(origin).parent / base
+    return {**_policy(*_read(beside if base.endswith(".toml") else base), (*below, base)), **own}
 
 
 def attach(twins: Twins, rows: dict[str, Row]) -> None:
@@ -131,7 +215,7 @@ def _read(name: str | Path) -> tuple[str, dict[str, Any]]:
 
 def _rows(origin: str, content: dict[str, Any], shipped: bool) -> Iterator[Row]:
     for section, entries in content.items():
-        if section in ("cite", "backward"):
+        if section in ("cite", "base", "backward"):
             continue
         if section not in {kind.value for kind in GRAMMAR}:
             raise RuleTableError(
@@ -143,17 +227,3 @@ def _rows(origin: str, content: dict[str, Any], shipped: bool) -> Iterator[Row]:
             if shipped and not overloads_of(op):
                 continue  # another torch has it, or a library that is not imported: no model here can hold it
             yield row_of(f"{origin} [{section}]", op, Kind(section), entry)
-
-
-def policy_of(origin: str, content: dict[str, Any]) -> Iterator[tuple[Kind, str]]:
-    section = content.get("backward", {})
-    if not isinstance(section, dict):
-        raise RuleTableError(f"{origin}: backward must be a section, not {section!r}.")
-    for key, backward in section.items():
-        if key not in {kind.value for kind in GRAMMAR if kind is not Kind.CONSTANT}:
-            raise RuleTableError(f"{origin} [backward] {key!r}: not a kind that has a backward.")
-        kind = Kind(key)
-        served = [name for name, known in BACKWARDS.items() if kind in known.kinds]
-        if backward not in served:
-            raise RuleTableError(f"{origin} [backward] {key} = {backward!r}: must be one of {', '.join(served)}.")
-        yield kind, backward

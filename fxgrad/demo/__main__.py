@@ -15,8 +15,8 @@ from torch import Tensor
 
 from fxgrad.capture.export import capture
 from fxgrad.classify.walk import classify
-from fxgrad.commands.cli import stage
-from fxgrad.commands.explain import Explanation, draw, explain, page
+from fxgrad.commands.explanation import Explanation, draw, explain, page
+from fxgrad.commands.terminal import stage
 from fxgrad.data.models import LoadedModel, load_model
 from fxgrad.demo.canvas import Canvas, canvas
 from fxgrad.demo.model import preprocess

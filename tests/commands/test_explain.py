@@ -14,7 +14,8 @@ from PIL import Image
 from torch import nn
 
 import fxgrad
-from fxgrad.commands.explain import Explanation, Side, draw, explain, page, read_image
+from fxgrad.commands.explanation import Explanation, Side, draw, explain, page
+from fxgrad.data.pictures import read_image
 from fxgrad.demo import __main__ as demo
 from fxgrad.demo.canvas import canvas
 from fxgrad.demo.model import digits_vit, preprocess
@@ -181,7 +182,7 @@ def test_demo_writes_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "MODEL", "untrained:build")
     monkeypatch.setattr(demo, "LARGE", "timm:test_vit")
-    monkeypatch.setattr("fxgrad.models.hub_reachable", lambda: False)
+    monkeypatch.setattr("fxgrad.data.models.hub_reachable", lambda: False)
     monkeypatch.setattr(demo, "MEASURED", 2)
     result = CliRunner().invoke(demo.main, ["--out", "a/b"])
     assert result.exit_code == 0, result.output

@@ -128,7 +128,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
         def stop(self) -> None:
             self.connection.close()
 
-    module = importlib.import_module("fxgrad.zoo.run")  # the package has its function by that name
+    module = importlib.import_module("fxgrad.zoo.running")
     monkeypatch.setattr(module, "Worker", Inline)
     monkeypatch.setattr(module, "_LOOK", 0)
 

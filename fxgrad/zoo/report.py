@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import median
 from typing import TypeVar
 
+from fxgrad.report import markdown
 from fxgrad.zoo.rows import Row, bar
 
 Key = TypeVar("Key")
@@ -56,7 +57,7 @@ def page(suites: Mapping[str, Sequence[Row]]) -> str:
 
 
 def _families(rows: Sequence[Row]) -> list[str]:
-    lines = []
+    lines: list[list[object]] = []
     for (package, family), measured in sorted(_by(rows, lambda r: (r.model.partition(":")[0], r.family)).items()):
         models = _by(measured, lambda row: row.model).values()
         errors = [r.completeness_error for r in measured if r.completeness_error is not None]
@@ -70,9 +71,9 @@ def _families(rows: Sequence[Row]) -> list[str]:
             _number(median(plain) if plain else None),
             ", ".join(_kinds(measured)),
         ]
-        lines.append(_line(cells))
+        lines.append(cells)
     head = ["family", "models", "converted", "forward identical", "worst error", "plain, median", "kinds"]
-    return [*_head(head, "lrrrrrl"), *lines, ""]
+    return [*markdown(head, lines, "lrrrrrl"), ""]
 
 
 def _refused(rows: Sequence[Row]) -> list[str]:
@@ -80,20 +81,20 @@ def _refused(rows: Sequence[Row]) -> list[str]:
     if not causes:
         return []
     ranked = sorted(causes.items(), key=lambda item: (-len(item[1]), item[0]))
-    lines = [_line([", ".join(sorted({r.model for r in failed})), _plain_text(cause)]) for cause, failed in ranked]
-    return ["## Not converted, or beyond the bar", "", *_head(["models", "reason"], "ll"), *lines, ""]
+    lines = [[", ".join(sorted({r.model for r in failed})), _plain_text(cause)] for cause, failed in ranked]
+    return ["## Not converted, or beyond the bar", "", *markdown(["models", "reason"], lines, "ll"), ""]
 
 
 def _suite(name: str, rows: Sequence[Row]) -> list[str]:
     head = ["model", "input", "parameters", "notes", "nodes", "forward", "error", "plain"]
-    lines = []
+    lines: list[list[object]] = []
     for row in sorted(rows, key=lambda r: r.model):
         forward = {True: "identical", False: "DIFFERS", None: "-"}[row.forward_identical]
         errors = [_number(row.completeness_error), _number(row.plain_error)]
         inside = f"{row.precision} inside" if row.precision not in ("", "float64") else ""
         if row.reason:
             forward = row.reason.partition(":")[0]
-        cells = [
+        cells: list[object] = [
             row.model,
             row.input,
             _millions(row.parameters),
@@ -102,13 +103,12 @@ def _suite(name: str, rows: Sequence[Row]) -> list[str]:
             forward,
             *errors,
         ]
-        lines.append(_line(cells))
+        lines.append(cells)
     passed = sum(row.passed for row in rows)
     return [
         f'<details><summary>{name}: {passed} of {len(rows)} (<a href="zoo/{name}.csv">all columns</a>)</summary>',
         "",
-        *_head(head, "llrlrlrr"),
-        *lines,
+        *markdown(head, lines, "llrlrlrr"),
         "",
         "</details>",
         "",
@@ -129,14 +129,6 @@ def _by(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
     for row in rows:
         groups[key(row)].append(row)
     return groups
-
-
-def _head(names: Sequence[str], alignment: str) -> list[str]:
-    return [_line(names), _line(["---:" if side == "r" else "---" for side in alignment])]
-
-
-def _line(cells: Sequence[object]) -> str:
-    return f"| {' | '.join('' if c is None else str(c) for c in cells)} |"
 
 
 def _number(value: float | None) -> str:

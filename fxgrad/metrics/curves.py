@@ -13,12 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fxgrad.errors import InputError
+from fxgrad.metrics.metric import Measured, Metric
 from fxgrad.metrics.removal import Removal
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
@@ -235,21 +237,49 @@ def deletion_insertion(
     return {"deletion": curve(True), "insertion": curve(False)}
 
 
-def completeness(total: Tensor, logit: Tensor) -> dict[str, Tensor]:
-    """By how much attributions fail to add up to the logit that they explain.
+def _faithful(measured: Measured) -> dict[str, Tensor]:
+    """By name, what dropping tokens says."""
+    m = measured
+    most, least = (
+        removal_curve(
+            m.tokens,
+            m.x,
+            m.scores,
+            m.target,
+            most_first=first,
+            fractions=m.fractions,
+            multilabel=m.multilabel,
+            batch=m.batch,
+        )
+        for first in (True, False)
+    )
+    whole = answer(m.logits.cpu(), m.target.cpu(), multilabel=m.multilabel)
+    return faithfulness(whole, most, least, m.fractions)
 
-    Args:
-        total: sum of an attribution's parts, (...,).
-        logit: what it should be, (...,).
 
-    Returns:
-        "completeness": |total - logit|, and "completeness_relative": the same over |logit|; float64 (...,).
+def _replaced(measured: Measured) -> dict[str, Tensor]:
+    """By name, what replacing pixels says; nothing where nobody wants that."""
+    m = measured
+    if m.pixels is None:
+        return {}
+    scores = m.maps.flatten(2)
+    return deletion_insertion(m.pixels, m.x, scores, m.target, steps=m.steps, multilabel=m.multilabel, batch=m.batch)
 
-    Example:
-        >>> {k: v.item() for k, v in completeness(torch.tensor(1.0), torch.tensor(4.0)).items()}
-        {'completeness': 3.0, 'completeness_relative': 0.75}
 
-    Source: Sundararajan et al., ICML 2017, arXiv:1703.01365, proposition 1; FullGrad, arXiv:1905.00780, eq. 1.
-    """
-    error = (total.double() - logit.double()).abs()
-    return {"completeness": error, "completeness_relative": error / logit.double().abs()}
+def _dropping(name: str, measured: Measured) -> Tensor:
+    return measured.once(_faithful)[name]
+
+
+def _replacing(name: str, measured: Measured) -> Tensor | None:
+    return measured.once(_replaced).get(name)
+
+
+METRICS = (
+    *(Metric(f"srg_{of}", "higher", partial(_dropping, f"srg_{of}")) for of in ("aopc", "lodds", "accuracy")),
+    *(Metric(f"mif_{of}", "higher", partial(_dropping, f"mif_{of}")) for of in ("aopc", "lodds")),
+    Metric("mif_accuracy", "lower", partial(_dropping, "mif_accuracy")),
+    *(Metric(f"lif_{of}", "lower", partial(_dropping, f"lif_{of}")) for of in ("aopc", "lodds")),
+    Metric("lif_accuracy", "higher", partial(_dropping, "lif_accuracy")),
+    Metric("deletion", "lower", partial(_replacing, "deletion")),
+    Metric("insertion", "higher", partial(_replacing, "insertion")),
+)

@@ -3,9 +3,10 @@
 fxgrad.attribute(libra, (x,), target="tabby", method="fullgrad_plus").patches
 """
 
-from fxgrad.methods.anatomy import Anatomy, anatomy
 from fxgrad.methods.attribution import Attribution
 from fxgrad.methods.entry import METHODS, attribute
+from fxgrad.methods.parts import Anatomy
+from fxgrad.methods.search import anatomy
 from fxgrad.methods.targets import Contrast, Probability, Similarity, Target, Token
 
 __all__ = [

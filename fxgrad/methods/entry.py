@@ -11,9 +11,10 @@ from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.methods import attentions, cams, fullgrad, inputs
-from fxgrad.methods.anatomy import Grid, anatomy
 from fxgrad.methods.attribution import Attribution, joined
+from fxgrad.methods.parts import Grid
 from fxgrad.methods.problem import Map, Problem
+from fxgrad.methods.search import Search
 from fxgrad.methods.targets import Target, scored
 from fxgrad.module.converted import ConvertedModule
 
@@ -114,9 +115,11 @@ def attribute(
         raise InputError(f"{method} has no option {unknown[0]!r}; it {takes}.")
     if layer is not None and method not in LAYERED:
         raise InputError(f"{method} does not look at one layer. Leave out layer={layer!r}; {', '.join(LAYERED)} do.")
-    parts = anatomy(converted.classified, input=input, blocks=blocks, grid=grid, prefix=prefix, class_token=class_token)
     with torch.no_grad():
         entries = converted.entries(args, kwargs or {})
+    search = Search(converted.classified, input, entries)
+    parts = search.anatomy(blocks, grid, prefix, class_token)
+    with torch.no_grad():
         outputs = converted.run(entries)
 
     def one(target: Target) -> Attribution:

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union
 import torch
 
 from fxgrad.errors import RuleTableError
+from fxgrad.graph.axes import MOVES
 from fxgrad.kinds import Kind
 from fxgrad.ops import TWINS
 
@@ -20,6 +21,7 @@ OnUnknown = Literal["error", "native"]
 """What to do about ops without a row: refuse the model, or keep the ops' own gradients and book what they lack."""
 
 OPTIONS: dict[str, type | tuple[type, ...]] = {
+    "moves": str,  # linear: how it moves elements, one of fxgrad.graph.axes.MOVES
     "relaid": bool,  # linear: PyTorch's backward is wrong for a cotangent of other strides than the input's
     "saturates": bool,  # piecewise linear: has offsets that no operand names
     "bounded": bool,  # piecewise linear: saturates on both sides, so that f(number + x) is a gate
@@ -35,7 +37,7 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
 
 # For every kind: parts that a row must name, parts that it may name, options that it may set.
 GRAMMAR: dict[Kind, tuple[set[str], set[str], set[str]]] = {
-    Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "held", "like"}, {"relaid"}),
+    Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "held", "like"}, {"relaid", "moves"}),
     Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, {"saturates", "bounded"}),
     Kind.GATED_ACTIVATION: ({"carrier"}, set(), set()),
     Kind.SQUASH: ({"carrier"}, set(), {"odd"}),
@@ -153,6 +155,8 @@ def row_of(origin: str, op: str, kind: Kind, entry: Any) -> Row:
         raise fail("degree is missing: a number, or the operand that holds it.")
     if "through" in chosen and not chosen.get("secant"):
         raise fail("through says where the secant is taken, so it needs secant = true.")
+    if chosen.get("moves", "same") not in MOVES:
+        raise fail(f"moves = {chosen['moves']!r} must be one of {', '.join(MOVES)}.")
     row = Row(op, kind, parts, chosen, origin, TWINS.get(op), when)
     overloads = overloads_of(op)
     if not overloads:

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.errors import InputError
-from fxgrad.methods.anatomy import Attention, Block
 from fxgrad.methods.definition import method
+from fxgrad.methods.parts import Attention, Block
 from fxgrad.methods.problem import Map, Problem
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxgrad.errors import InputError
-from fxgrad.methods.anatomy import Anatomy, Grid
+from fxgrad.methods.parts import Anatomy, Grid
 from fxgrad.methods.placing import resample
 
 if TYPE_CHECKING:

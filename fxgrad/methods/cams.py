@@ -96,4 +96,4 @@ def _cam(problem: Problem, method: str, score: Score) -> Map:
     inside = slice(where.ahead, where.ahead + problem.anatomy.count) if len(where.tokens) == 1 else slice(None)
     scores = torch.zeros_like(h[:, :, 0])
     scores[:, inside] = score(h[:, inside], g[:, inside])
-    return Map(tokens=where.put(scores, value, problem.anatomy))
+    return Map(tokens=where.put(scores, problem.anatomy))

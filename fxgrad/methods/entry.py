@@ -10,10 +10,11 @@ from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.methods import attentions, cams, fullgrad, inputs
-from fxgrad.methods.anatomy import Grid, anatomy
 from fxgrad.methods.attribution import Attribution, joined
 from fxgrad.methods.definition import Method, method_of
+from fxgrad.methods.parts import Grid
 from fxgrad.methods.problem import Map, Problem
+from fxgrad.methods.search import Search
 from fxgrad.methods.targets import Target, scored
 from fxgrad.module.converted import ConvertedModule
 
@@ -110,9 +111,11 @@ def attribute(
     Source: docs/methods.md has every method's formula and paper.
     """
     chosen = _chosen(method, layer, options)
-    parts = anatomy(converted.classified, input=input, blocks=blocks, grid=grid, prefix=prefix, class_token=class_token)
     with torch.no_grad():
         entries = converted.entries(args, kwargs or {})
+    search = Search(converted.classified, input, entries)
+    parts = search.anatomy(blocks, grid, prefix, class_token)
+    with torch.no_grad():
         outputs = converted.run(entries)
 
     def one(target: Target) -> Attribution:

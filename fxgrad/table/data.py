@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from fxgrad.errors import ArtefactError, RuleTableError
 from fxgrad.kinds import Kind
 from fxgrad.ops import TWINS
-from fxgrad.table.load import RuleTable, attach
+from fxgrad.table.load import RuleTable, attach, load
 from fxgrad.table.policy import policy_of
 from fxgrad.table.row import GRAMMAR, Row, Twins, row_of
 
@@ -49,7 +50,15 @@ def to_data(table: RuleTable) -> dict[str, Any]:
 def _entry(row: Row) -> dict[str, Any]:
     """The row as TOML spells it."""
     when = {"when": {name: list(values) for name, values in row.when.items()}} if row.when else {}
-    return {**{part: list(names) for part, names in row.parts.items()}, **row.options, **when}
+    known = _shipped_moves().get(row.op)
+    options = {k: v for k, v in row.options.items() if k != "moves" or v != known}
+    return {**{part: list(names) for part, names in row.parts.items()}, **options, **when}
+
+
+@functools.cache
+def _shipped_moves() -> Mapping[str, str]:
+    """How PyTorch's own ops move elements: a fact about them, which a file need not repeat."""
+    return {op: row.options["moves"] for op, row in load().rows.items() if "moves" in row.options}
 
 
 def from_data(data: Any, twins: Twins, own: Mapping[str, str], needed: set[str]) -> RuleTable:
@@ -88,9 +97,11 @@ def from_data(data: Any, twins: Twins, own: Mapping[str, str], needed: set[str])
         if strange or data["on_unknown"] not in ("error", "native"):
             raise ArtefactError(f"the rule table has the kind {', '.join(strange)}, which this fxgrad does not know.")
         rows: dict[str, Row] = {}
+        moves = _shipped_moves()
         for op, row in data["rows"].items():
             try:
-                rows[op] = row_of(str(row["origin"]), op, Kind(row["kind"]), row["is"])
+                fact = {"moves": moves[op]} if op in moves and row["kind"] == Kind.LINEAR.value else {}
+                rows[op] = row_of(str(row["origin"]), op, Kind(row["kind"]), {**fact, **row["is"]})
             except RuleTableError:
                 if op in needed or op.rpartition(".")[0] in needed or any(n.startswith(f"{op}.") for n in needed):
                     raise

@@ -258,10 +258,10 @@ def test_rules_that_there_are_not() -> None:
 
 
 def test_without_click_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.delitem(sys.modules, "fxgrad.cli")
+    monkeypatch.delitem(sys.modules, "fxgrad.commands.cli")
     monkeypatch.setitem(sys.modules, "click", None)
     with pytest.raises(SystemExit) as stopped:
-        importlib.import_module("fxgrad.cli")
+        importlib.import_module("fxgrad.commands.cli")
     assert stopped.value.code == 2
     message = capsys.readouterr().err
     assert 'pip install "fxgrad[cli]"' in message and message.count("\n") == 1

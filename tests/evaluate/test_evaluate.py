@@ -26,8 +26,8 @@ from fxgrad.evaluate.page import compare, pages
 from fxgrad.evaluate.run import Bench, _refuse_missing
 from tests.helpers import evaluated
 
-TESTS = Path(__file__).parents[1] / "helpers"
-MODEL = evaluated.MODEL
+ROOT = Path(__file__).parents[2]
+MODEL, FLAT = evaluated.MODEL, f"{evaluated.MODULE}:flat"
 
 
 @pytest.fixture(scope="module")
@@ -43,9 +43,9 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Results:
 
 def torchrun(folder: Path, *options: str) -> str:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *options]
-    path = os.pathsep.join([str(TESTS.parent), str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])])
+    path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
-        [*command, str(TESTS / "evaluated.py"), str(folder / "store")],
+        [*command, "-m", evaluated.MODULE, str(folder / "store")],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         capture_output=True,
@@ -172,14 +172,12 @@ def test_policies_with_the_same_rules_are_measured_once_and_have_one_column(
 
 
 def test_what_a_model_lacks_is_noted_with_the_reason(tmp_path: Path) -> None:
-    plan = replace(
-        evaluated.plan(count=2), models=("evaluated:flat",), methods=("rollout", "saliency"), policies=("gradient",)
-    )
+    plan = replace(evaluated.plan(count=2), models=(FLAT,), methods=("rollout", "saliency"), policies=("gradient",))
     evaluated.flat = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48 * 48, 10))  # type: ignore[attr-defined]
     results = evaluate(plan, str(tmp_path))
-    assert list(results.values) == [("evaluated:flat", "gradient", "saliency")]
+    assert list(results.values) == [(FLAT, "gradient", "saliency")]
     ((key, reason),) = results.refused.items()
-    assert key == ("evaluated:flat", "any", "rollout") and "rollout needs" in reason
+    assert key == (FLAT, "any", "rollout") and "rollout needs" in reason
     text = pages([results])["results.md"]
     assert f"- rollout (any): {reason}" in text
     assert "tokens replaced by the blurred picture (the model cannot run on fewer tokens: it has no attention)." in text
@@ -192,7 +190,7 @@ def test_other_settings_or_weights_do_not_mix(tmp_path: Path) -> None:
         evaluate(replace(plan, seed=1), str(tmp_path))
     original, evaluated.model = evaluated.model, lambda: evaluated.Tiny()
     try:
-        with pytest.raises(InputError, match="weights of evaluated:model was"):
+        with pytest.raises(InputError, match=f"weights of {MODEL} was"):
             evaluate(replace(plan, count=4), str(tmp_path))
     finally:
         evaluated.model = original

@@ -1,4 +1,6 @@
-"""A small model and its data for the tests of evaluate; as a script, one evaluation, as a process of torchrun runs it.
+"""A small model and its data for the tests of evaluate.
+
+`python -m tests.helpers.evaluated STORE` is one evaluation, as each process of torchrun runs it.
 
 Where there is a folder `kill`, process 1 of several is killed as it takes its fourth picture, the first time.
 """
@@ -19,8 +21,8 @@ from torch.nn import functional as F
 from fxgrad.data import Sample, mask_of
 from fxgrad.evaluate import Plan, evaluate
 
-MODEL = f"{Path(__file__).stem}:model"
-DATA = f"{Path(__file__).stem}:squares"
+MODULE = "tests.helpers.evaluated"  # __name__ is another where this runs as a script
+MODEL, DATA = f"{MODULE}:model", f"{MODULE}:squares"
 KILLED = Path("kill") / "done"
 METHODS = ("input_x_gradient", "fullgrad", "gradcam_plus", "random")
 

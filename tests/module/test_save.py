@@ -24,11 +24,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import fxgrad
+from bench.saved import build, saves_and_loads
 from fxgrad.data.models import randomize
+from tests.helpers.save_workers import Samples, write
 
 ROOT = Path(__file__).parents[2]
-from bench.saved import build, saves_and_loads  # noqa: E402
-from tests.helpers.save_workers import Samples, write  # noqa: E402
 
 
 class Structured(nn.Module):

@@ -1,7 +1,8 @@
-"""Shared by all tests: one thread per worker, fixed seeds."""
+"""Shared by all tests: one thread per worker, fixed seeds, and no search for garbage in the libraries."""
 
 from __future__ import annotations
 
+import gc
 import os
 
 import pytest
@@ -10,6 +11,12 @@ import torch
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Two workers with two threads each on two cores would wait for each other at every kernel.
     torch.set_num_threads(1)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: torch.export makes the collector run often, through 700,000 objects of libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -24,6 +24,7 @@ from fxgrad.data.models import randomize
 from fxgrad.explainer.decompositions import DECOMPOSITIONS
 from fxgrad.explainer.plain import plain_attention
 from fxgrad.explainer.run import OnnxExplainer
+from tests.helpers.sharing import converted
 
 
 class Pictures(nn.Module):
@@ -67,6 +68,10 @@ def built(cls: type[nn.Module], dtype: torch.dtype) -> nn.Module:
     return model
 
 
+def doubles() -> tuple[nn.Module, tuple[Tensor]]:
+    return built(Pictures, torch.float64), (torch.randn(2, 3, 32, 32).double(),)
+
+
 def by_autograd(libra: fxgrad.ConvertedModule, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Logits, and x * gradient as it is, of one target an item."""
     leaf = x.clone().requires_grad_()
@@ -96,9 +101,8 @@ def load(path: Path) -> nn.Module:
 
 
 def test_pt2_gives_what_autograd_gives_in_float64(tmp_path: Path) -> None:
-    model = built(Pictures, torch.float64)
-    libra = fxgrad.convert(model, (torch.randn(2, 3, 32, 32).double(),))
-    described = fxgrad.export_explainer(libra, (torch.randn(2, 3, 32, 32).double(),), tmp_path / "e.pt2")
+    model, args, libra = converted(doubles)
+    described = fxgrad.export_explainer(libra, args, tmp_path / "e.pt2")
     x, target = torch.randn(5, 3, 32, 32).double(), torch.tensor([0, 3, 2, 2, 1])
     logits, attribution, error = load(tmp_path / "e.pt2")(x, target)
     wanted = by_autograd(libra, x, target)
@@ -117,7 +121,7 @@ def test_pt2_gives_what_autograd_gives_in_float64(tmp_path: Path) -> None:
 
 def test_completeness_error_is_that_of_check(tmp_path: Path) -> None:
     x = torch.randn(1, 3, 32, 32).double()
-    plain = fxgrad.convert(built(Pictures, torch.float64), (x,), rules="gradient")
+    plain = converted(doubles, "gradient")[2]
     fxgrad.export_explainer(plain, (x,), tmp_path / "e.pt2")
     _, _, error = load(tmp_path / "e.pt2")(x.expand(3, -1, -1, -1), torch.tensor([2, 0, 3]))
     for target, found in zip((2, 0, 3), error):
@@ -127,8 +131,8 @@ def test_completeness_error_is_that_of_check(tmp_path: Path) -> None:
 
 
 def test_options(tmp_path: Path) -> None:
-    x, file = torch.randn(2, 3, 32, 32).double(), tmp_path / "e.pt2"
-    libra = fxgrad.convert(built(Pictures, torch.float64), (x,))
+    _, (x,), libra = converted(doubles)
+    file = tmp_path / "e.pt2"
     fxgrad.export_explainer(libra, (x,), file, targets=2, pool=5, completeness=False)
     target = torch.tensor([[0, 1], [3, 2]])
     _, attribution = load(file)(x, target)

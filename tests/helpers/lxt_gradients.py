@@ -1,4 +1,4 @@
-"""The gradients of the published lxt package (2.1, efficient mode), as `python lxt_gradients.py FOLDER`.
+"""The gradients of the published lxt package (2.1, efficient mode), as `python -m tests.helpers.lxt_gradients FOLDER`.
 
 lxt patches classes for the whole process, and one policy at a time: hence never in the tests' process, and a
 fork for each policy. It was written for transformers 4; what stands in here for names that transformers 5 has

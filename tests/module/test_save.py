@@ -24,11 +24,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import fxgrad
+from bench.tables.saved import build, saves_and_loads
 from fxgrad.data.models import randomize
+from tests.helpers.save_workers import Samples, write
+from tests.helpers.sharing import converted
 
 ROOT = Path(__file__).parents[2]
-from bench.tables.saved import build, saves_and_loads  # noqa: E402
-from tests.helpers.save_workers import Samples, write  # noqa: E402
 
 
 class Structured(nn.Module):
@@ -119,9 +120,14 @@ CASES: dict[str, Callable[[], tuple[nn.Module, tuple[Any, ...], dict[str, Any]]]
 }
 
 
+def structured() -> tuple[nn.Module, tuple[Tensor]]:
+    torch.manual_seed(0)
+    return Structured().eval(), (X,)
+
+
 @pytest.fixture
 def libra() -> fxgrad.ConvertedModule:
-    return fxgrad.convert(Structured().eval(), (X,))
+    return converted(structured)[2]
 
 
 def same(ours: fxgrad.ConvertedModule, theirs: fxgrad.ConvertedModule, x: Tensor = X) -> bool:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import fxgrad
+from tests.helpers.sharing import converted
 
 
 class Net(nn.Module):
@@ -22,11 +23,16 @@ class Net(nn.Module):
         return self.last(torch.sigmoid(h) + h.clamp(-0.5, 0.5)) + 2
 
 
-@pytest.fixture
-def net() -> nn.Module:
+def built() -> tuple[nn.Module, tuple[Tensor]]:
+    torch.manual_seed(0)
     model = Net().double().eval()
     nn.init.normal_(model.norm.bias)
-    return model
+    return model, (torch.randn(5, 4).double(),)
+
+
+@pytest.fixture
+def net() -> nn.Module:
+    return built()[0]
 
 
 def test_books_add_up(net: nn.Module) -> None:
@@ -59,8 +65,8 @@ def test_one_logit(net: nn.Module) -> None:
         assert biases[name] == pytest.approx((parameter * parameter.grad).sum().item(), rel=1e-12)
 
 
-def test_the_plain_gradient_is_not_complete(net: nn.Module) -> None:
-    plain = fxgrad.check(fxgrad.convert(net, (torch.randn(5, 4).double(),), rules="gradient"))
+def test_the_plain_gradient_is_not_complete() -> None:
+    plain = fxgrad.check(converted(built, "gradient")[2])
     assert plain.forward_identical and plain.unexplained < 1e-13 and not plain.passed
     assert plain.completeness_error > 1e-3
     assert plain.ledger[0].op in ("aten.layer_norm.default", "aten.sigmoid.default")
@@ -73,14 +79,14 @@ def test_a_different_original_is_noticed(net: nn.Module) -> None:
     assert str(report).startswith("FAILED: forward DIFFERS")
 
 
-def test_the_seed_and_the_example_are_fixed(net: nn.Module) -> None:
-    libra = fxgrad.convert(net, (torch.randn(5, 4).double(),))
+def test_the_seed_and_the_example_are_fixed() -> None:
+    libra = converted(built)[2]
     assert fxgrad.check(libra).to_json() == fxgrad.check(libra).to_json()
     assert fxgrad.check(libra, seed=1).output != fxgrad.check(libra).output
 
 
-def test_dtype_follows_the_module(net: nn.Module) -> None:
-    libra = fxgrad.convert(net, (torch.randn(5, 4).double(),))
+def test_dtype_follows_the_module() -> None:
+    libra = converted(built)[2]
     report = fxgrad.check(libra.float())
     assert report.tolerance == 1e-4 and report.passed and report.completeness_error < 1e-5
 
@@ -99,8 +105,8 @@ def test_several_outputs() -> None:
     assert first.passed and first.output == pytest.approx(torch.tanh(x).sum().item())
 
 
-def test_unknown_shape_of_cotangent(net: nn.Module) -> None:
-    libra = fxgrad.convert(net, (torch.randn(5, 4).double(),))
+def test_unknown_shape_of_cotangent() -> None:
+    libra = converted(built)[2]
     with pytest.raises(
         fxgrad.InputError, match=r"the cotangent is shaped \[\(3,\)\], but the outputs are shaped \[\(5, 3\)\]"
     ):
@@ -128,7 +134,7 @@ def test_infinities_on_the_way_are_named() -> None:
 
 
 def test_reports_print_and_serialise(net: nn.Module) -> None:
-    libra = fxgrad.convert(net, (torch.randn(5, 4).double(),))
+    libra = converted(built)[2]
     report = libra.report
     assert "aten.layer_norm.default" in str(report) and "hold_scale" in str(report)
     assert "h = self.norm(self.first(x) + self.token)" in report.details()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 import fxgrad
+from fxgrad.capture.captured import Captured
 from fxgrad.capture.export import capture
 from fxgrad.classify.walk import classify
 from fxgrad.kinds import Kind
 from fxgrad.ops import weighted
 from fxgrad.table.load import load
+from tests.helpers import sharing
 
 SDPA = "scaled_dot_product_attention"
 
@@ -52,17 +55,22 @@ class Net(nn.Module):
         return self.last(F.hardtanh(self.block(self.first(x)), -2, 2))
 
 
-def net() -> tuple[nn.Module, Tensor]:
+def net() -> tuple[nn.Module, tuple[Tensor]]:
     torch.manual_seed(0)
     model = Net().double().eval()
     for parameter in model.parameters():
         parameter.detach().add_(torch.randn_like(parameter) / 4)
-    return model, torch.randn(3, 5, 4).double()
+    return model, (torch.randn(3, 5, 4).double(),)
 
 
-def converted_net() -> tuple[nn.Module, Tensor, fxgrad.ConvertedModule]:
-    model, x = net()
-    return model, x, fxgrad.convert(model, (x,))
+@functools.cache
+def captured_net() -> Captured:
+    return capture(*net())
+
+
+def converted_net(rules: Any = None) -> tuple[nn.Module, Tensor, fxgrad.ConvertedModule]:
+    model, (x,), libra = sharing.converted(net, rules)
+    return model, x, libra
 
 
 def node_of(converted: fxgrad.ConvertedModule, op: str, module_path: str | None = None) -> str:
@@ -113,8 +121,7 @@ def test_a_kind_left_native(kind: str, tmp_path: Path) -> None:
     policy = {k.value: name for k, name in load().policy.items()} | {kind: "native"}
     file = tmp_path / "one_native.toml"
     file.write_text("[backward]\n" + "".join(f'{k} = "{name}"\n' for k, name in policy.items()))
-    model, x = net()
-    converted = fxgrad.convert(model, (x,), rules=file)
+    _, x, converted = converted_net(file)
     report = assert_found(converted, x, node_of(converted, op))
     assert report.forward_identical and report.completeness_error > 1e-4
     row = report.ledger[0]
@@ -208,12 +215,12 @@ def test_a_changed_forward() -> None:
 )
 def test_a_forgotten_bias(op: str, paths: set[str]) -> None:
     """A row that does not name the bias as a source leaves what the bias contributes unexplained."""
-    model, x = net()
+    _, (x,) = net()
     table = load()
     row = table.rows[f"aten.{op}"]
     row = replace(row, parts={part: names for part, names in row.parts.items() if part != "source"})
     table = replace(table, rows={**table.rows, f"aten.{op}": row})
-    classified = classify(capture(model, (x,)), table)
+    classified = classify(captured_net(), table)
     report = fxgrad.check(fxgrad.ConvertedModule(classified), (x,))
     assert not report.passed
     wrong = [r for r in report.ledger if r.error > 1e-12]

@@ -24,6 +24,7 @@ from fxgrad.ops.vocabulary import BACKWARDS
 from fxgrad.table.load import load, presets
 from tests.references.textbook import attention_weights, gated, gelu_gate, normalize, power, secant, shared, silu_gate
 
+ROOT = Path(__file__).parents[2]
 ABLATED = {
     "attention": {Kind.ATTENTION, Kind.SOFTMAX},
     "gated-activation": {Kind.GATED_ACTIVATION},
@@ -84,9 +85,9 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     if missing := [name for name in ("lxt", "torchvision", "transformers") if importlib.util.find_spec(name) is None]:
         pytest.skip(f"needs {', '.join(missing)}")
     folder = tmp_path_factory.mktemp("lxt")
-    script = Path(__file__).parents[1] / "helpers" / "lxt_gradients.py"
+    command = [sys.executable, "-m", "tests.helpers.lxt_gradients", folder]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run([sys.executable, script, folder], env=environment, capture_output=True, text=True)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
 
@@ -101,8 +102,9 @@ def test_lxt(name: str, published: Path) -> None:
     map for CP-LRP in BERT, nor for AttnLRP in ViT, and no identity rule for CP-LRP in Llama: the gate is held.
     Norms that compute in float32 whatever the model is in (Llama's) are in float64 on both sides here.
     """
-    import lxt_gradients as lxt
     from safetensors.torch import load_file
+
+    from tests.helpers import lxt_gradients as lxt
 
     x, found = lxt.example(name), {}
     for attention in ["sdpa"] if name == "vit" else ["eager", "sdpa"]:

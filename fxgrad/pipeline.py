@@ -14,7 +14,7 @@ from fxgrad.classify.walk import classify
 from fxgrad.errors import CaptureError
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.module.rewrite import rewrite
-from fxgrad.table.load import OnUnknown, Rules, load
+from fxgrad.table.loading import OnUnknown, Rules, load
 
 
 def convert(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bench.tables import rules
-from fxgrad.table.load import load
+from fxgrad.table.loading import load
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("docs", "rules", "bench/measured")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 import fxgrad
 from fxgrad import metrics
-from fxgrad.demo.canvas import Canvas, canvas
+from fxgrad.demo.canvases import Canvas, canvas
 from fxgrad.demo.model import CLASS_NAMES, preprocess
 from fxgrad.demo.models import clip, vit
 from fxgrad.evaluate.methods import POLICY_FREE

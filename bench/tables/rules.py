@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from fxgrad.kinds import Kind
-from fxgrad.table.load import load, presets, tomllib
+from fxgrad.table.loading import load, presets, tomllib
 from fxgrad.table.row import GRAMMAR
 
 ROOT = Path(__file__).parents[2]

@@ -14,7 +14,7 @@ from fxgrad.graph.places import Place
 from fxgrad.kinds import Kind, Operand, Role
 from fxgrad.ops.backward import Backward
 from fxgrad.ops.weights import HELD, NATIVE
-from fxgrad.table.load import RuleTable
+from fxgrad.table.loading import RuleTable
 from fxgrad.table.row import Row
 
 

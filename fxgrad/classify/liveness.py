@@ -15,7 +15,7 @@ def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
 
     Example:
         >>> from fxgrad.capture.export import capture
-        >>> from fxgrad.table.load import load
+        >>> from fxgrad.table.loading import load
         >>> import torch
         >>> from fxgrad.classify.walk import classify
         >>> captured = capture(torch.nn.Softplus().eval(), (torch.zeros(2, 3),))

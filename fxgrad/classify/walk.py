@@ -25,7 +25,7 @@ from fxgrad.errors import CaptureError
 from fxgrad.graph.nodes import arguments_of, differentiable, placeholders_of, tensors_of
 from fxgrad.graph.places import place_of
 from fxgrad.kinds import Kind, Operand, Role, transfer
-from fxgrad.table.load import RuleTable
+from fxgrad.table.loading import RuleTable
 from fxgrad.table.row import Row
 
 
@@ -45,7 +45,7 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
 
     Example:
         >>> from fxgrad.capture.export import capture
-        >>> from fxgrad.table.load import load
+        >>> from fxgrad.table.loading import load
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GELU()).eval()
         >>> classified = classify(capture(model, (torch.zeros(2, 3),)), load())
         >>> [d.kind.value for d in classified.decisions.values()]

@@ -11,7 +11,7 @@ import click
 from fxgrad.errors import InputError
 from fxgrad.kinds import Kind
 from fxgrad.report import Table
-from fxgrad.table.load import load, presets
+from fxgrad.table.loading import load, presets
 from fxgrad.table.row import Row
 
 

@@ -36,7 +36,7 @@ class Digits:
         >>> digits[7].label, digits[7].image.size, digits[7].id
         (9, (48, 48), 'heldout/7')
 
-    Source: `fxgrad.demo.canvas`; the scans are scikit-learn's `load_digits`.
+    Source: `fxgrad.demo.canvas`, the function; the scans are scikit-learn's `load_digits`.
     """
 
     multilabel = True

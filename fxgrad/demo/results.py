@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import fxgrad
-from fxgrad.demo.canvas import canvas
+from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import preprocess
 from fxgrad.demo.models import MODELS
 from fxgrad.demo.score import in_colour

@@ -13,7 +13,7 @@ from fxgrad.module import forms
 from fxgrad.module.core import Core
 from fxgrad.ops.weights import HELD, NATIVE
 from fxgrad.report import Report, report
-from fxgrad.table.load import Rules
+from fxgrad.table.loading import Rules
 
 
 class ConvertedModule(Core):

@@ -9,7 +9,7 @@ from typing import TypeVar
 from fxgrad.classify.walk import classify
 from fxgrad.module.core import Core
 from fxgrad.module.unflatten import Root
-from fxgrad.table.load import Rules, load
+from fxgrad.table.loading import Rules, load
 
 Module = TypeVar("Module", bound=Core)
 

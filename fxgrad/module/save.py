@@ -17,7 +17,6 @@ import secrets
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -30,6 +29,7 @@ from fxgrad.capture.captured import Captured, Input
 from fxgrad.capture.export import captured_from
 from fxgrad.classify.walk import classify
 from fxgrad.errors import ArtefactError, FxgradError, one_line
+from fxgrad.installed import version
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.module.forms import FORMS
 from fxgrad.pt2.archive import Archive, digests_of, read, read_from
@@ -194,7 +194,7 @@ def _manifest_of(converted: ConvertedModule, captured: Captured, digests: Mappin
     table = converted.classified.table
     return {
         "format": FORMAT,
-        "fxgrad": _version(),
+        "fxgrad": version(),
         "torch": torch.__version__,
         "policy": table.name,
         "cite": table.cite,
@@ -285,10 +285,10 @@ def _manifest(archive: Archive) -> dict[str, Any]:
         )
     manifest = archive.json(member)
     try:
-        version = expect(int, manifest["format"], "format")
-        if version > FORMAT:
+        format = expect(int, manifest["format"], "format")
+        if format > FORMAT:
             raise ArtefactError(
-                f"fxgrad {manifest.get('fxgrad')} wrote it, in format {version}; this is fxgrad {_version()}, which "
+                f"fxgrad {manifest.get('fxgrad')} wrote it, in format {format}; this is fxgrad {version()}, which "
                 f"knows formats up to {FORMAT}. Install that version or a later one."
             )
         wanted = dict(expect(dict, manifest["sha256"], "sha256"))
@@ -311,13 +311,6 @@ def _manifest(archive: Archive) -> dict[str, Any]:
             "file. Write it again."
         )
     return dict(manifest)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("fxgrad")
-    except metadata.PackageNotFoundError:
-        return "of unknown version"
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 from fxgrad.errors import ArtefactError, RuleTableError
 from fxgrad.kinds import Kind
 from fxgrad.ops import TWINS
-from fxgrad.table.load import RuleTable, attach, load
+from fxgrad.table.loading import RuleTable, attach, load
 from fxgrad.table.policy import policy_of
 from fxgrad.table.row import GRAMMAR, Row, Twins, row_of
 
@@ -18,7 +18,7 @@ def own_twins(table: RuleTable) -> dict[str, str]:
     """The twins that are the user's own functions: op -> the function's import path, for people to read.
 
     Example:
-        >>> from fxgrad.table.load import load
+        >>> from fxgrad.table.loading import load
         >>> own_twins(load("libragrad"))
         {}
     """
@@ -30,7 +30,7 @@ def to_data(table: RuleTable) -> dict[str, Any]:
     """The table as JSON can hold it; functions are left out.
 
     Example:
-        >>> from fxgrad.table.load import load
+        >>> from fxgrad.table.loading import load
         >>> to_data(load("gradient"))["rows"]["aten.gelu"]
         {'kind': 'gated_activation', 'origin': 'rules/ops.toml [gated_activation]', 'is': {'carrier': ['self']}}
     """
@@ -75,7 +75,7 @@ def from_data(data: Any, twins: Twins, own: Mapping[str, str], needed: set[str])
         ArtefactError: it is no such table, or twins are missing or too many.
 
     Example:
-        >>> from fxgrad.table.load import load
+        >>> from fxgrad.table.loading import load
         >>> table = load("gradient")
         >>> from_data(to_data(table), {}, {}, set()) == table
         True

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import fxgrad
 from fxgrad.capture.export import capture
 from fxgrad.classify.walk import Decision, classify
-from fxgrad.table.load import load
+from fxgrad.table.loading import load
 
 
 def decisions(forward: object, *args: Tensor, rules: str = "libragrad") -> dict[str, Decision]:

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import fxgrad
 from fxgrad.data.models import load_model
 from fxgrad.demo import models, train
-from fxgrad.demo.canvas import COLOURS, canvas
+from fxgrad.demo.canvases import COLOURS, canvas
 from fxgrad.demo.clip import DigitsClip
 from fxgrad.demo.hints import Adapters, Tokens, inherit
 from fxgrad.demo.losses import Batch, at_patch_size, captions, contrastive, flexible, multilabel

@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import fxgrad
-from fxgrad.demo.canvas import canvas
+from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import digits_vit
 
 WEB = Path(__file__).parents[2] / "docs" / "examples" / "web"

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import fxgrad
-from fxgrad.demo.canvas import canvas
+from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import CLASS_NAMES, digits_vit
 
 HERE = Path(__file__).parent

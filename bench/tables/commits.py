@@ -119,7 +119,8 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> str:
     names = [name for name in old["models"] if name in new["models"]]
     keys: dict[str, Callable[[Any, Any], bool]] = {
         "refusal": lambda a, b: a.get("refused") == b.get("refused"),
-        "decisions": lambda a, b: a.get("decisions") == b.get("decisions"),
+        "decisions": lambda a, b: _plain(a) == _plain(b),
+        "idioms' reasons": lambda a, b: a.get("decisions") == b.get("decisions"),
         "sources": lambda a, b: a.get("sources") == b.get("sources"),
         "forward bits": lambda a, b: a.get("forward") == b.get("forward"),
         "gradient bits": lambda a, b: a.get("gradients") == b.get("gradients"),
@@ -135,10 +136,17 @@ def compare(old: dict[str, Any], new: dict[str, Any]) -> str:
     return "\n".join([*lines, "", *different])
 
 
+def _plain(found: dict[str, Any]) -> list[dict[str, Any]]:
+    """The decisions, without what an idiom adds to a reason."""
+    return [{**row, "reason": row["reason"].partition(";")[0]} for row in found.get("decisions", [])]
+
+
 def _difference(key: str, old: dict[str, Any], new: dict[str, Any]) -> str:
     if key == "refusal":
         return f"{old.get('refused', 'converts')[:160]!r} -> {new.get('refused', 'converts')[:160]!r}"
-    if key == "decisions":
+    if key in ("decisions", "idioms' reasons"):
+        old, new = ({"decisions": _plain(found)} if key == "decisions" else found for found in (old, new))
+        key = "decisions"
         changed = [(a, b) for a, b in zip(old.get(key, []), new.get(key, [])) if a != b]
         first = [(k, changed[0][0][k], changed[0][1][k]) for k in changed[0][0] if changed[0][0][k] != changed[0][1][k]]
         return f"{len(changed)} rows, first {changed[0][0]['node']}: {first}" if changed else "another number of rows"

@@ -99,34 +99,36 @@ def calls_of(nodes: Iterable[fx.Node]) -> Iterator[tuple[fx.Node, list[str]]]:
         ...         self.f = torch.nn.ReLU()
         ...
         ...     def forward(self, x):
-        ...         return self.f(self.f(x) - 1)
+        ...         return self.f(self.f(x)).neg()
         >>> graph = torch.export.export(Twice(), (torch.ones(2),)).graph
         >>> [(node.name, calls) for node, calls in calls_of(graph.nodes)]
-        [('relu', ['f']), ('sub', []), ('relu_1', ['f@1'])]
+        [('relu', ['f']), ('relu_1', ['f@1']), ('neg', [])]
     """
     open_: list[tuple[str, str]] = []
+    names: list[str] = []
     counts: dict[str, int] = {}
     for node in nodes:
         if node.op != "call_function":
             continue
         stack = _stack(node)
         if stack is not None:  # a node of which nothing is known belongs where the one before it does
-            differ = (i for i, ((own, _), path) in enumerate(zip(open_, stack)) if own != path)
+            differ = (i for i, (own, call) in enumerate(zip(open_, stack)) if own != call)
             shared = next(differ, min(len(open_), len(stack)))
-            del open_[shared:]
-            for path in stack[shared:]:
+            del open_[shared:], names[shared:]
+            for path, call in stack[shared:]:
                 count = counts[path] = counts.get(path, -1) + 1
-                open_.append((path, f"{path}@{count}" if count else path))
-        yield node, [name for _, name in open_]
+                open_.append((path, call))
+                names.append(f"{path}@{count}" if count else path)
+        yield node, list(names)
 
 
-def _stack(node: fx.Node) -> list[str] | None:
-    """The paths of the modules that a node was traced in, outermost first, the model itself left out."""
-    found = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    if not found or any(not isinstance(path, str) or path.startswith("_empty_nn_module_stack") for path in found):
+def _stack(node: fx.Node) -> list[tuple[str, str]] | None:
+    """The modules that a node was traced in, outermost first, the model itself left out: path, and key of the call."""
+    found = [(path, str(key)) for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items()]
+    if not found or any(not isinstance(p, str) or p.startswith("_empty_nn_module_stack") for p, _ in found):
         return None
-    nested: list[str] = []
-    for path in (p.partition("@")[0] for p in found):
-        if path and path not in nested:
-            nested.append(path)
-    return nested
+    nested: dict[str, str] = {}
+    for path, key in found:
+        if path.partition("@")[0]:
+            nested.setdefault(path.partition("@")[0], key)
+    return list(nested.items())

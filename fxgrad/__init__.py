@@ -3,26 +3,33 @@
     libra = fxgrad.convert(model, (x,))     # same outputs, bit for bit
     libra(x)[0, target].backward()          # x.grad is now the LibraGrad gradient
 
-The pass is one straight path, a file each: capture, classify, rewrite, check.
+The pass is one straight path, a folder each: capture, classify, module, proof. A name below is imported when it is used
+first, so that `import fxgrad` costs nothing.
 """
 
-from fxgrad.errors import (
-    ArtefactError,
-    CaptureError,
-    ExportError,
-    FxgradError,
-    InputError,
-    NoRuleError,
-    NotBalanceableError,
-    RuleTableError,
-)
-from fxgrad.explainer import export_explainer
-from fxgrad.methods import Attribution, attribute
-from fxgrad.module.converted import ConvertedModule
-from fxgrad.module.save import load, save
-from fxgrad.pipeline import convert
-from fxgrad.proof.check import CheckReport, check
-from fxgrad.run.vjp import VJP, vjp
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fxgrad.errors import (
+        ArtefactError,
+        CaptureError,
+        ExportError,
+        FxgradError,
+        InputError,
+        NoRuleError,
+        NotBalanceableError,
+        RuleTableError,
+    )
+    from fxgrad.explainer import export_explainer
+    from fxgrad.methods import Attribution, attribute
+    from fxgrad.module.converted import ConvertedModule
+    from fxgrad.module.save import load, save
+    from fxgrad.pipeline import convert
+    from fxgrad.proof.check import CheckReport, check
+    from fxgrad.run.vjp import VJP, vjp
+
+    __version__: str
 
 __all__ = [
     "VJP",
@@ -45,3 +52,48 @@ __all__ = [
     "save",
     "vjp",
 ]
+
+_HOMES = {
+    "ArtefactError": "errors",
+    "CaptureError": "errors",
+    "ExportError": "errors",
+    "FxgradError": "errors",
+    "InputError": "errors",
+    "NoRuleError": "errors",
+    "NotBalanceableError": "errors",
+    "RuleTableError": "errors",
+    "export_explainer": "explainer",
+    "Attribution": "methods",
+    "attribute": "methods",
+    "ConvertedModule": "module.converted",
+    "load": "module.save",
+    "save": "module.save",
+    "convert": "pipeline",
+    "CheckReport": "proof.check",
+    "check": "proof.check",
+    "VJP": "run.vjp",
+    "vjp": "run.vjp",
+}
+"""Public name -> the module that has it."""
+_PARTS = (
+    *("errors", "kinds", "graph", "ops", "pt2", "capture", "table", "classify", "report", "module", "pipeline", "run"),
+    *("proof", "methods", "metrics", "explainer", "data", "evaluate", "zoo"),
+)
+"""Modules that are there after `import fxgrad` alone, as in `fxgrad.methods.METHODS`."""
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = importlib.import_module("fxgrad.installed").version()
+    elif name in _HOMES:
+        value = getattr(importlib.import_module(f"fxgrad.{_HOMES[name]}"), name)
+    elif name in _PARTS:
+        value = importlib.import_module(f"fxgrad.{name}")
+    else:
+        raise AttributeError(f"module 'fxgrad' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_PARTS, "__version__"})

@@ -13,8 +13,8 @@ from fxgrad.capture.export import capture
 from fxgrad.classify.walk import classify
 from fxgrad.errors import CaptureError
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.table.load import load
-from fxgrad.table.row import OnUnknown, Rules
+from fxgrad.module.rewrite import rewrite
+from fxgrad.table.loading import OnUnknown, Rules, load
 
 
 def convert(
@@ -67,12 +67,7 @@ def convert(
         name = model.classified.table.name
         raise CaptureError(f"the model is converted already, with rules={name!r}. Convert the original.")
     table = load(rules, on_unknown)
-    captured = capture(
-        model,
-        args,
-        kwargs,
-        dynamic_shapes=dynamic_shapes,
-        through_no_grad=through_no_grad,
-        whole=lambda op: table.row(op) is not None,
-    )
-    return ConvertedModule(classify(captured, table))
+    options = {"dynamic_shapes": dynamic_shapes, "through_no_grad": through_no_grad}
+    captured = capture(model, args, kwargs, whole=table.covers, **options)
+    classified = classify(captured, table)
+    return ConvertedModule(classified, rewrite(classified))

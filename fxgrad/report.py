@@ -1,11 +1,11 @@
-"""Tables of what was decided and measured: printable, HTML in notebooks, JSON."""
+"""Tables of what was decided and measured: printable, HTML in notebooks, JSON, Markdown."""
 
 from __future__ import annotations
 
 import html
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Generic, TypeVar
 
@@ -127,7 +127,7 @@ def report(classified: Classified) -> Report:
             op=d.op,
             kind=d.kind.value,
             roles=f"{', '.join(o.role.label for o in d.operands)} -> {d.role.label}",
-            rule=d.backward,
+            rule=str(d.backward),
             reason=d.reason,
             module_path=d.place.module_path,
             source_line=d.place.source_line,
@@ -135,6 +135,26 @@ def report(classified: Classified) -> Report:
         for d in classified.decisions.values()
     ]
     return Report(f"{classified.table.name}: {len(rows)} nodes depend on the attributed inputs", rows)
+
+
+def markdown(head: Sequence[object], rows: Iterable[Sequence[object]], sides: str = "") -> list[str]:
+    """The lines of a table in Markdown.
+
+    Args:
+        head: the names of the columns.
+        rows: cells, printed by `str`; None is an empty one.
+        sides: for each column l or r, on which side it is aligned; by default the first left, the others right.
+
+    Example:
+        >>> print("\\n".join(markdown(["model", "error"], [["vit", 0.5], ["mixer", None]])))
+        | model | error |
+        | --- | ---: |
+        | vit | 0.5 |
+        | mixer |  |
+    """
+    sides = sides or "l" + "r" * (len(head) - 1)
+    lines = [head, ["---:" if side == "r" else "---" for side in sides], *rows]
+    return [f"| {' | '.join('' if cell is None else str(cell) for cell in line)} |" for line in lines]
 
 
 def _cell(value: Any) -> str:

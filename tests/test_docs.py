@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-import runpy
 from pathlib import Path
 
 import pytest
 
-from fxgrad.table.load import load
+from bench.tables import rules
+from fxgrad.table.loading import load
 
 ROOT = Path(__file__).parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), *sorted((ROOT / "rules").glob("*.md"))]
+FOLDERS = ("docs", "rules", "bench/measured")
+PAGES = [ROOT / "README.md", *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -44,5 +45,20 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 def test_rules_page_is_up_to_date() -> None:
-    generate = runpy.run_path(str(ROOT / "docs" / "generate_rules.py"))
-    assert (ROOT / "docs" / "rules.md").read_text("utf-8") == generate["page"](), "run `make docs`"
+    assert (ROOT / "docs" / "rules.md").read_text("utf-8") == rules.page(), "run `make docs`"
+
+
+def test_docs_are_pages_and_examples() -> None:
+    assert all(path.suffix == ".md" or path.name == "examples" for path in (ROOT / "docs").iterdir())
+
+
+def test_architecture_page_lists_every_folder() -> None:
+    table = (ROOT / "docs" / "architecture.md").read_text("utf-8").split("## The folders")[1].split("## ")[0]
+    rows = re.findall(r"^\| (.*?) \| .* \| (?:`(.*)`)? *\|$", table, flags=re.MULTILINE)
+    named = {name: main for cell, main in rows for name in re.findall(r"`([a-z0-9_]+(?:/|\.py))`", cell)}
+    folders = {f"{path.parent.name}/" for path in (ROOT / "fxgrad").glob("*/__init__.py")}
+    assert {name for name in named if name.endswith("/")} == folders
+    assert all(
+        (ROOT / "fxgrad" / name / main if name.endswith("/") else ROOT / "fxgrad" / name).exists()
+        for name, main in named.items()
+    )

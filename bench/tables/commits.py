@@ -4,6 +4,8 @@
     PYTHONPATH=NEW_CHECKOUT python bench/tables/commits.py record new.json
     python bench/tables/commits.py compare old.json new.json
 
+It is run as a file: with -m the current directory's fxgrad would come before that of PYTHONPATH.
+
 The models are one of every family of the zoo's suites, the cheapest first, in float64 with all parameters perturbed.
 """
 

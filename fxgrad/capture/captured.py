@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.errors import InputError
 from fxgrad.graph.copies import moved
+from fxgrad.graph.nodes import placeholders_of
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,11 @@ class Captured:
     def entries(self) -> tuple[Input, ...]:
         """What the graph takes after the state: the inputs, then the embedded tokens."""
         return self.inputs + self.embedded
+
+    @property
+    def entry_nodes(self) -> list[fx.Node]:
+        """The placeholders of the entries, in their order."""
+        return placeholders_of(self.graph)[len(self.state) :]
 
     @property
     def persistent(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:

@@ -289,16 +289,8 @@ def captured_from(
     graph = copied(program.graph)
     placeholders = {node.name: node for node in placeholders_of(graph)}
     tidy(graph)
-    state: list[str] = []
-    inputs: list[Input] = []
     names = input_names(signature, example)
-    for spec in program.graph_signature.input_specs:
-        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
-            state.append(str(spec.target))
-        elif spec.kind is InputKind.USER_INPUT:
-            inputs.append(input_of(names[len(inputs)], placeholders[spec.arg.name], spec.arg))
-        else:
-            raise CaptureError(f"{spec.arg.name} is an input of kind {spec.kind.name}, which fxgrad cannot capture.")
+    state, inputs = _placeholders(program, placeholders, names)
     ids = [p for p, i in zip(placeholders_of(graph)[len(state) :], inputs) if i.dtype is not None and not i.attributed]
     lookup, found = cut_lookups(graph, ids)
     embedded = [input_of(name, placeholder, None) for name, placeholder in found]
@@ -307,20 +299,13 @@ def captured_from(
             f"no input is a floating-point tensor, nor token ids that an embedding looks up ({', '.join(names)}), so "
             "there is nothing to attribute to. Convert the part of the model that follows such an input."
         )
-    parameters = {k: v for k, v in program.state_dict.items() if isinstance(v, nn.Parameter)}
-    buffers = {k: v for k, v in program.state_dict.items() if k not in parameters}
-    constants = {k: v for k, v in program.constants.items() if isinstance(v, Tensor)}
-    if model is not None:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        buffers |= dict(model.named_buffers(remove_duplicate=False))
-    persistent = set(program.state_dict if model is None else model.state_dict())
-    buffers = constants | buffers
+    parameters, buffers, transient = _tensors(program, model)
     return Captured(
         graph,
         tuple(state),
         parameters,
         buffers,
-        frozenset(set(buffers) - persistent),
+        transient,
         tuple(inputs),
         tuple(embedded),
         lookup,
@@ -331,3 +316,35 @@ def captured_from(
         Program(program.graph, program.graph_signature, program.range_constraints, program.module_call_graph),
         through_no_grad,
     )
+
+
+def _placeholders(
+    program: ExportedProgram, placeholders: Mapping[str, fx.Node], names: Sequence[str]
+) -> tuple[list[str], list[Input]]:
+    """What the program's placeholders are: paths of the state's tensors, and the inputs, called by these names."""
+    state: list[str] = []
+    inputs: list[Input] = []
+    for spec in program.graph_signature.input_specs:
+        if spec.kind in (InputKind.PARAMETER, InputKind.BUFFER, InputKind.CONSTANT_TENSOR):
+            state.append(str(spec.target))
+        elif spec.kind is InputKind.USER_INPUT:
+            inputs.append(input_of(names[len(inputs)], placeholders[spec.arg.name], spec.arg))
+        else:
+            raise CaptureError(f"{spec.arg.name} is an input of kind {spec.kind.name}, which fxgrad cannot capture.")
+    return state, inputs
+
+
+def _tensors(
+    program: ExportedProgram, model: nn.Module | None
+) -> tuple[dict[str, nn.Parameter], dict[str, Tensor], frozenset[str]]:
+    """Parameters, buffers with tensor constants, and the paths of those that a state_dict leaves out."""
+    parameters = {k: v for k, v in program.state_dict.items() if isinstance(v, nn.Parameter)}
+    buffers = {k: v for k, v in program.state_dict.items() if k not in parameters}
+    constants = {k: v for k, v in program.constants.items() if isinstance(v, Tensor)}
+    persistent = set(program.state_dict)
+    if model is not None:
+        parameters = dict(model.named_parameters(remove_duplicate=False))
+        buffers |= dict(model.named_buffers(remove_duplicate=False))
+        persistent = set(model.state_dict())
+    buffers = constants | buffers
+    return parameters, buffers, frozenset(set(buffers) - persistent)

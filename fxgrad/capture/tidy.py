@@ -11,6 +11,8 @@ import builtins
 import torch
 from torch import Tensor, fx
 
+from fxgrad.graph.copies import prune
+
 aten = torch.ops.aten
 CHECKS = ("_assert", "sym_constrain_range", "_check")
 
@@ -35,7 +37,7 @@ def tidy(graph: fx.Graph) -> None:
             node.name += "_"  # fx would rename `input` whenever the graph is copied
         if node.op == "call_function":
             _tidy_node(graph, node)
-    graph.eliminate_dead_code()
+    prune(graph)
 
 
 def _tidy_node(graph: fx.Graph, node: fx.Node) -> None:

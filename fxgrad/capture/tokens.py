@@ -12,6 +12,7 @@ from collections import Counter
 import torch
 from torch import Tensor, fx
 
+from fxgrad.graph.copies import prune
 from fxgrad.graph.nodes import placeholders_of
 from fxgrad.graph.places import place_of
 
@@ -72,7 +73,7 @@ def cut_lookups(graph: fx.Graph, ids: list[fx.Node]) -> tuple[fx.Graph | None, l
         node.replace_all_uses_with(last)
         found.append((path if paths[path] <= 1 else f"{path}({origin.name})", last))
     for part in (graph, whole):
-        part.eliminate_dead_code()
+        prune(part)
     return whole, found
 
 

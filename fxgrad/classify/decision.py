@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,10 @@ from fxgrad.capture.captured import Captured
 from fxgrad.graph.nodes import arguments_of
 from fxgrad.graph.places import Place
 from fxgrad.kinds import Kind, Operand, Role
-from fxgrad.ops import Rows
-from fxgrad.ops.backwards import BACKWARDS
-from fxgrad.table.row import Row, RuleTable
+from fxgrad.ops.backward import Backward
+from fxgrad.ops.weights import HELD, NATIVE
+from fxgrad.table.loading import RuleTable
+from fxgrad.table.row import Row
 
 
 @dataclass(frozen=True)
@@ -31,11 +32,10 @@ class Decision:
         sources: the constants that enter additively, by name.
         row: the rule table's row; None for the plumbing of tuples and for opaque ops.
         place: where the model's author wrote it.
+        pointwise: whether it computes element by element.
+        idiom: what the node means together with others, in words; "" where it stands for itself.
         weights: for every operand, by how much its cotangent is scaled; 0 is held.
-        backward: the policy's name for what happens, or "held" where no cotangent arrives.
-        vjp: the function of `fxgrad.ops` that replaces the op's own vjp, or None.
-        rows: where the node is a piece of a linear layer's output and takes the layer's cotangent for it: which piece.
-        through: then, the nodes from the layer up to this one, which are held.
+        backward: what the policy lets happen; `HELD` where no cotangent arrives.
     """
 
     node: str
@@ -47,40 +47,67 @@ class Decision:
     sources: tuple[str, ...]
     row: Row | None
     place: Place
+    pointwise: bool = False
+    idiom: str = ""
     weights: tuple[float, ...] = ()
-    backward: str = "held"
-    vjp: str | None = None
-    rows: Rows | None = None
-    through: tuple[str, ...] = ()
+    backward: Backward = HELD
 
     @property
     def live(self) -> bool:
         """Whether a cotangent reaches this node."""
-        return self.backward != "held"
+        return self.backward is not HELD
+
+    @property
+    def keeps(self) -> bool:
+        """Whether its constants may contribute something."""
+        return self.live and self.backward.keeps(self)
+
+    @property
+    def parts(self) -> Mapping[str, tuple[str, ...]]:
+        """Part -> names of the operands that play it, as its row says."""
+        return self.row.parts if self.row else {}
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What else its row says."""
+        return self.row.options if self.row else {}
+
+    @property
+    def twin(self) -> Callable[..., Any] | None:
+        """For composed ops, the function whose gradient is the balanced one."""
+        return self.row.twin if self.row else None
+
+    @property
+    def origin(self) -> str:
+        """File and section of its row, for messages."""
+        return self.row.origin if self.row else ""
+
+    @property
+    def data(self) -> list[Operand]:
+        """The operands that depend on the attributed inputs."""
+        return [o for o in self.operands if o.data]
 
     def receives(self, operand: str) -> bool:
         """Whether it hands a cotangent on to an operand."""
         return any(o.value == operand and weight != 0 for o, weight in zip(self.operands, self.weights))
 
-    def under(self, policy: Mapping[Kind, str]) -> Decision:
+    def under(self, backwards: Mapping[Kind, Backward]) -> Decision:
         """The same node, with the backward that a policy gives it."""
-        backward = "native" if self.kind in (Kind.CONSTANT, Kind.OPAQUE) else policy[self.kind]
-        if backward == "multiplier" and self.row and self.row.options.get("secant"):
-            backward = "secant"
-        rule = BACKWARDS[backward]
-        return replace(self, backward=backward, vjp=rule.vjp, weights=tuple(rule.weights(self.operands, self.degree)))
+        backward = backwards.get(self.kind, NATIVE).given_row(self.options)
+        return replace(self, backward=backward, weights=tuple(backward.weights(self.operands, self.degree)))
 
     def held(self) -> Decision:
         """The same node, where no cotangent arrives."""
         weights = tuple(0.0 if o.data else 1.0 for o in self.operands)
-        return replace(self, backward="held", vjp=None, sources=(), weights=weights)
+        return replace(self, backward=HELD, sources=(), weights=weights)
 
     @property
     def reason(self) -> str:
         """Why this backward, in words."""
         data = [(o, w) for o, w in zip(self.operands, self.weights) if o.data]
         what = ", ".join(f"{o.name} is a {o.role.label}{_fate(w)}" for o, w in data)
-        return what if self.live else f"{what}; the result is only ever held"
+        what = what if self.live else f"{what}; the result is only ever held"
+        return f"{what}; {self.idiom}" if self.idiom else what
 
 
 def _fate(weight: float) -> str:

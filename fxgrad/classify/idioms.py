@@ -1,46 +1,165 @@
-"""Idioms: what several nodes mean together."""
+"""Idioms: what several nodes mean together, as an ordered list.
+
+Each has a formula, a match on facts (roles, kinds, parts, whether an op is pointwise; never an op's name), and a reason
+that the report prints. An idiom changes a node's kind, or bounds its role, as soon as the node is met. Two more need
+what comes later: scores, which are known by the softmax that they feed, and averages of constants, which are known once
+the policy holds their weights.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from torch import fx
 
 from fxgrad.classify.decision import Decision
-from fxgrad.kinds import Kind
+from fxgrad.kinds import Kind, Operand, Role
 
-SUMS = ("aten.add.", "aten.sub.", "aten.rsub.")
-SOFTMAXES = ("aten.softmax.", "aten._softmax.", "aten._safe_softmax.")
+Known = Mapping[str, Decision]
+"""The decisions for the nodes met so far, by name."""
 
 
-def scores_of(graph: fx.Graph, facts: Mapping[str, Decision]) -> dict[str, Decision]:
-    """Contractions that feed nothing but a softmax: the scores q k^T of an attention that is written out."""
-    towards: set[str] = set()
-    scores: dict[str, Decision] = {}
-    for node in reversed(graph.nodes):
-        decision = facts.get(node.name)
-        # A constant that is computed from it, such as a detached maximum, is no user.
-        users = [facts.get(user.name) for user in node.users if user.op == "output" or user.name in facts]
-        if decision and all(user and (user.kind is Kind.SOFTMAX or user.node in towards) for user in users):
-            data = [o for o in decision.operands if o.data]
-            if decision.kind is Kind.PRODUCT and len(data) > 1:
-                scores |= {node.name: replace(decision, kind=Kind.ATTENTION)} if mixes(decision) else {}
-            elif decision.kind in TOWARDS and not mixes(decision):
-                towards.add(node.name)
-    return scores
+@dataclass(frozen=True)
+class Idiom:
+    """One idiom of single nodes, which looks at what they are computed from.
+
+    Attributes:
+        formula: in a line.
+        reason: what the report says; "" where it goes without saying.
+        matches: (the node's decision so far, those before it) -> whether it is this.
+        kind: that the node gets, or None: its own.
+        ceiling: the strongest role that its result can have.
+    """
+
+    formula: str
+    reason: str
+    matches: Callable[[Decision, Known], bool]
+    kind: Kind | None = None
+    ceiling: Role = Role.CARRIER
+
+
+def _computed_coefficient(decision: Decision, known: Known) -> bool:
+    return decision.kind is Kind.LINEAR and any(o.part in ("coefficient", "held") for o in decision.data)
+
+
+def _softmax_weights_times_values(decision: Decision, known: Known) -> bool:
+    roles = {o.role for o in decision.data}
+    return decision.kind is Kind.PRODUCT and min(roles) is Role.PURE_GATE and len(roles) > 1
+
+
+def _number_plus_odd_squash(decision: Decision, known: Known) -> bool:
+    found = known.get(_lifted(decision) or "")
+    while found is not None and found.kind in (Kind.PRODUCT, Kind.QUOTIENT, Kind.LINEAR):
+        if len(found.data) != 1 or found.sources or any(o.part == "coefficient" for o in found.operands):
+            return False
+        found = known.get(str(found.data[0].value))
+    return found is not None and bool(found.options.get("odd"))
+
+
+def _bounded_lifted(decision: Decision, known: Known) -> bool:
+    bounds = [o for o in decision.operands if o.part == "source"]
+    if not decision.options.get("bounded") or len(bounds) == 1:
+        return False
+    inner = known.get(str(decision.operands[0].value))
+    return inner is not None and _lifted(inner) is not None
+
+
+IDIOMS = (
+    Idiom("x W(x)", "", _computed_coefficient, kind=Kind.PRODUCT),
+    Idiom("softmax(.) v", "", _softmax_weights_times_values, kind=Kind.ATTENTION),
+    Idiom("1 + tanh(x)", "number + an odd bounded function: a gate", _number_plus_odd_squash, ceiling=Role.GATE),
+    Idiom("relu6(x + 3)", "number + x between two bounds: a gate", _bounded_lifted, ceiling=Role.GATE),
+)
+"""In the order in which they are tried; each sees what those before it changed."""
+
+
+def is_sum(decision: Decision) -> bool:
+    """Whether it adds operands up, element by element."""
+    parts = [o.part for o in decision.operands]
+    return decision.kind is Kind.LINEAR and decision.pointwise and len(parts) > 1 and set(parts) == {"carrier"}
 
 
 def mixes(decision: Decision) -> bool:
     """Whether it is a contraction: a matrix product, or a layer with weights."""
     if any(o.part == "coefficient" for o in decision.operands):
         return True
-    return decision.kind in (Kind.PRODUCT, Kind.ATTENTION) and decision.op.split(".")[1] not in ("mul", "addcmul")
+    return decision.kind in (Kind.PRODUCT, Kind.ATTENTION) and not decision.pointwise
+
+
+def _lifted(decision: Decision) -> str | None:
+    """Of a sum number + carrier, the carrier. A number, not a parameter: tanh(x) + bias is a layer's output."""
+    numbers = [o for o in decision.operands if not isinstance(o.value, str) and o.value != 0]
+    carriers = [o for o in decision.operands if o.role is Role.CARRIER]
+    return str(carriers[0].value) if is_sum(decision) and len(numbers) == len(carriers) == 1 else None
+
+
+def kind_of_value(decision: Decision, seed_of: Callable[[Operand], str]) -> Kind:
+    """What kind of value it makes: a move or a scaling keeps its operand's, and x * gate(x) is a gated activation.
+
+    Args:
+        decision: about the node.
+        seed_of: an operand -> the node that it is computed from element by element.
+    """
+    data = decision.data
+    if decision.kind in (Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT) and len(data) == 1 and not decision.sources:
+        return decision.kind if mixes(decision) else data[0].kind or decision.kind
+    gate_times_carrier = sorted(o.role for o in data) == [Role.GATE, Role.CARRIER]
+    if decision.kind in (Kind.PRODUCT, Kind.QUOTIENT) and gate_times_carrier and not mixes(decision):
+        return Kind.GATED_ACTIVATION if len({seed_of(o) for o in data}) == 1 else decision.kind
+    return decision.kind
 
 
 TOWARDS = frozenset({Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT, Kind.PIECEWISE_LINEAR, Kind.SQUASH})
 """What may happen to scores on their way to the softmax: scalings, masks, soft caps."""
-
-
 ELEMENTWISE = TOWARDS | {Kind.GATE, Kind.POWER, Kind.GATED_ACTIVATION}
 """What may lie between x and the gate of x * gate(x)."""
+
+
+def with_scores(graph: fx.Graph, decisions: Known) -> dict[str, Decision]:
+    """q k^T: contractions that feed nothing but a softmax are attention, as the products with its weights are."""
+    towards: set[str] = set()
+    scores: dict[str, Decision] = {}
+    for node in reversed(graph.nodes):
+        decision = decisions.get(node.name)
+        # A constant that is computed from it, such as a detached maximum, is no user.
+        users = [decisions.get(user.name) for user in node.users if user.op == "output" or user.name in decisions]
+        if decision and all(user and (user.kind is Kind.SOFTMAX or user.node in towards) for user in users):
+            if decision.kind is Kind.PRODUCT and len(decision.data) > 1:
+                scores |= {node.name: replace(decision, kind=Kind.ATTENTION)} if mixes(decision) else {}
+            elif decision.kind in TOWARDS and not mixes(decision):
+                towards.add(node.name)
+    return {**decisions, **scores}
+
+
+def with_averages(decisions: Known) -> dict[str, Decision]:
+    """x + softmax(.) c: the average of constants, such as a learned memory, is a source once its weights are held.
+
+    It is a constant then, like a class token's value. On its own it would leave nothing to attribute.
+    """
+    weights: set[str] = set()  # a held softmax, or what is linear in it
+    averages: set[str] = set()
+    sums: dict[str, Decision] = {}
+    for name, decision in decisions.items():
+        passing = {str(o.value) for o, w in zip(decision.operands, decision.weights) if o.data and w != 0}
+        if not passing:
+            if decision.kind is Kind.SOFTMAX and not decision.options.get("log"):
+                weights.add(name)
+            elif decision.kind is Kind.ATTENTION and _averages_constants(decision):
+                averages.add(name)
+        elif passing <= averages or (passing <= weights and _averages_constants(decision)):
+            averages.add(name)
+        elif passing <= weights and decision.kind in (Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT):
+            weights.add(name)
+        elif passing & averages and is_sum(decision):
+            held = [str(o.value) in averages for o in decision.operands]
+            shares = tuple(0.0 if h else w for h, w in zip(held, decision.weights))
+            names = tuple(f"{o.value}, its weights held" for o, h in zip(decision.operands, held) if h)
+            sums[name] = replace(decision, weights=shares, sources=decision.sources + names)
+    return {**decisions, **sums}
+
+
+def _averages_constants(decision: Decision) -> bool:
+    """Whether it is a contraction of weights with constants."""
+    averaged = [o for o in decision.operands if o.part in ("coefficient", "factor", "value")]
+    return mixes(decision) and any(not o.data and isinstance(o.value, str) for o in averaged)

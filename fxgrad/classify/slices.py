@@ -10,60 +10,61 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import pairwise
-from typing import Any
+from functools import cmp_to_key
 
 import torch
 from torch import fx
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from fxgrad.classify.decision import Decision
-from fxgrad.graph.nodes import arguments_of
+from fxgrad.classify.moves import word_of
+from fxgrad.graph.axes import Atom, Axes, fresh, move_of, moved, source_of
+from fxgrad.graph.sizes import quotient, sizes_of
 from fxgrad.ops import Rows
+from fxgrad.ops.rows import OfRows
 
-aten = torch.ops.aten
-LINEAR = aten.linear.default
+LINEAR = torch.ops.aten.linear.default
 
-
-@dataclass(frozen=True)
-class _Outer:
-    """An axis of the layer's batch and tokens; `key` orders the axes as they were."""
-
-    key: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class _Feature:
-    """An axis along the layer's features, every `stride`-th of them."""
-
-    size: int
-    stride: int
+_FEATURES, _OUTER = "features", "outer"
+"""Origins of atoms: the layer's features, and the axes of its batch and tokens."""
 
 
 @dataclass(frozen=True)
 class _Piece:
     """Which features of a layer a tensor holds, and along which of its axes."""
 
-    axes: tuple[_Outer | _Feature, ...]
+    axes: Axes
     first: int = 0
 
     @property
-    def features(self) -> list[_Feature]:
-        return [axis for axis in self.axes if isinstance(axis, _Feature)]
+    def count(self) -> int:
+        return math.prod(atom.size for axis in self.axes for atom in axis if atom.origin == _FEATURES)
 
     @property
-    def count(self) -> int:
-        return math.prod(axis.size for axis in self.features)
+    def whole(self) -> bool:
+        """Whether every axis is one of the features alone, or one of batch and tokens as it was or parted."""
+        return all(
+            len(axis) <= 1
+            and all(a.origin == _OUTER or (a.origin == _FEATURES and isinstance(a.size, int)) for a in axis)
+            for axis in self.axes
+        )
 
     def rows(self) -> Rows:
         """The same, as the op that hands on the cotangent takes it."""
-        places = range(len(self.axes))
-        outer = sorted((axis.key, i) for i, axis in zip(places, self.axes) if isinstance(axis, _Outer))
-        inner = sorted((-axis.stride, i, axis.size) for i, axis in zip(places, self.axes) if isinstance(axis, _Feature))
-        order = tuple(i for _, i in outer) + tuple(i for _, i, _ in inner)
+        atoms = [(i, axis[0] if axis else Atom(_FEATURES, 0, 1)) for i, axis in enumerate(self.axes)]
+        outer = sorted((pair for pair in atoms if pair[1].origin == _OUTER), key=cmp_to_key(_as_they_were))
+        inner = sorted((-atom.stride, i, atom.size) for i, atom in atoms if atom.origin == _FEATURES)
+        order = tuple(i for i, _ in outer) + tuple(i for _, i, _ in inner)
         return Rows(order, self.first, tuple((size, -stride) for stride, _, size in inner))
+
+
+def _as_they_were(a: tuple[int, Atom], b: tuple[int, Atom]) -> int:
+    """Which of two axes of batch and tokens came first: the earlier one, or the outer part of the same."""
+    one, other = a[1], b[1]
+    if one.axis != other.axis:
+        return one.axis - other.axis
+    return -1 if quotient(one.stride, other.stride) is not None else 1
 
 
 def narrow(graph: fx.Graph, decisions: Mapping[str, Decision]) -> dict[str, Decision]:
@@ -82,31 +83,31 @@ def narrow(graph: fx.Graph, decisions: Mapping[str, Decision]) -> dict[str, Deci
         >>> from torch import nn
         >>> mha = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True).eval()
         >>> libra = fxgrad.convert(mha, (torch.zeros(2, 5, 8),))
-        >>> [(d.op, d.rows.where) for d in libra.classified.decisions.values() if d.rows]
-        [('aten.linear.default', slice(16, 24, None))]
+        >>> [d.backward.rows.where for d in libra.classified.decisions.values() if isinstance(d.backward, OfRows)]
+        [slice(16, 24, None)]
     """
     narrowed = dict(decisions)
     for node in graph.nodes:
         decision = decisions.get(node.name)
         if node.target is not LINEAR or decision is None or not decision.live or not _plain(decision):
             continue
-        *outer, features = node.meta["val"].shape
+        *outer, features = sizes_of(node)
         if not isinstance(features, int):
             continue
-        whole = _Piece((*(_Outer((i,)) for i in range(len(outer))), _Feature(features, 1)))
+        axes = [(Atom(_OUTER, i, size),) if size != 1 else () for i, size in enumerate(outer)]
+        whole = _Piece((*axes, fresh(_FEATURES, 0, features)))
         pieces = _live_pieces(node, whole, decisions)
         if sum(piece.count for _, piece, _ in pieces) >= whole.count:
             continue
         for leaf, piece, through in pieces:
-            narrowed[leaf.name] = replace(decision, node=leaf.name, rows=piece.rows(), through=through, backward="rows")
+            narrowed[leaf.name] = replace(decision, node=leaf.name, backward=OfRows(rows=piece.rows(), moves=through))
             narrowed |= {name: decisions[name].held() for name in through}
     return narrowed
 
 
 def _plain(decision: Decision) -> bool:
     """Whether only the carrier depends on the inputs, and has its own vjp."""
-    data = [(o.part, w) for o, w in zip(decision.operands, decision.weights) if o.data]
-    return data == [("carrier", 1.0)] and decision.vjp is None
+    return [(o.part, w) for o, w in zip(decision.operands, decision.weights) if o.data] == [("carrier", 1.0)]
 
 
 _Found = list[tuple[fx.Node, _Piece, tuple[str, ...]]]
@@ -124,161 +125,39 @@ def _live_pieces(
             return here
         if decision is None or not decision.live or not decision.receives(node.name):
             continue
-        for moved, part, names in _moved(user, node, piece):
+        for item, part, names in _moved(user, node, piece, decisions):
             if part is None:
                 return here
-            if decisions[moved.name].live:
-                found += _live_pieces(moved, part, decisions, (*through, node.name, *names))
+            if decisions[item.name].live:
+                found += _live_pieces(item, part, decisions, (*through, node.name, *names))
     return found if sum(p.count for _, p, _ in found) < piece.count else here
 
 
-def _moved(user: fx.Node, node: fx.Node, piece: _Piece) -> list[tuple[fx.Node, _Piece | None, tuple[str, ...]]]:
-    """What a user of a piece holds of it, item by item where it is a tuple; None where that is no piece."""
-    move = MOVES.get(user.target)
-    arguments = arguments_of(user)
-    if move is None or next(iter(arguments.values())) is not node:
+def _moved(
+    user: fx.Node, node: fx.Node, piece: _Piece, decisions: Mapping[str, Decision]
+) -> list[tuple[fx.Node, _Piece | None, tuple[str, ...]]]:
+    """For each output of `user`: which features of the layer it contains, or None if it mixes them."""
+    word = word_of(user, decisions)
+    if word not in ("permute", "reshape", "cut", "same") or source_of(user) is not node:
         return [(user, None, ())]
     if not isinstance(user.meta["val"], (list, tuple)):
-        return [(user, move(piece, user, arguments), ())]
+        return [(user, _after(user, word, piece), ())]
     items = [item for item in user.users if item.target is operator.getitem]
     if len(items) < len(user.users):
         return [(user, None, ())]
-    return [(item, move(piece, item, {**arguments, "item": item.args[1]}), (user.name,)) for item in items]
+    return [(item, _after(item, word, piece), (user.name,)) for item in items]
 
 
-Move = Callable[[_Piece, fx.Node, Mapping[str, Any]], "_Piece | None"]
-
-
-def _same(piece: _Piece, node: fx.Node, arguments: Mapping[str, Any]) -> _Piece:
-    return piece
-
-
-def _permuted(piece: _Piece, node: fx.Node, arguments: Mapping[str, Any]) -> _Piece:
-    return replace(piece, axes=tuple(piece.axes[d] for d in arguments["dims"]))
-
-
-def _transposed(piece: _Piece, node: fx.Node, arguments: Mapping[str, Any]) -> _Piece:
-    axes = list(piece.axes)
-    a, b = arguments["dim0"], arguments["dim1"]
-    axes[a], axes[b] = axes[b], axes[a]
-    return replace(piece, axes=tuple(axes))
-
-
-def _cut(piece: _Piece, dim: int, start: int, size: int, step: int = 1) -> _Piece | None:
-    axis = piece.axes[dim]
-    if not isinstance(axis, _Feature):
+def _after(node: fx.Node, word: str, piece: _Piece) -> _Piece | None:
+    """What a move leaves of a piece; None where that is no piece, as where features join tokens."""
+    move = move_of(node, word)
+    if move is None:
         return None
-    axes = list(piece.axes)
-    axes[dim] = _Feature(size, axis.stride * step)
-    return _Piece(tuple(axes), piece.first + start * axis.stride)
-
-
-def _selected(piece: _Piece, node: fx.Node, arguments: Mapping[str, Any]) -> _Piece | None:
-    dim, index = arguments["dim"], arguments.get("item", arguments.get("index"))
-    axis = piece.axes[dim]
-    cut = _cut(piece, dim, index % axis.size, 1) if isinstance(axis, _Feature) else None
-    return cut and replace(cut, axes=tuple(a for i, a in enumerate(cut.axes) if i != dim % len(cut.axes)))
-
-
-def _sliced(piece: _Piece, node: fx.Node, arguments: Mapping[str, Any]) -> _Piece | None:
-    axis = piece.axes[arguments["dim"]]
-    bounds = arguments["start"], arguments["end"], arguments["step"]
-    if not isinstance(axis, _Feature) or not all(b is None or isinstance(b, int) for b in bounds):
-        return None
-    kept = range(axis.size)[slice(*bounds)]
-    return _cut(piece, arguments["dim"], kept.start, len(kept), kept.step)
-
-
-def _split(piece: _Piece, node: fx.Node, arguments: Mapping[str, Any]) -> _Piece | None:
-    """An item of a split, whose sizes its siblings show."""
-    dim, item = arguments["dim"], arguments["item"]
-    if not isinstance(piece.axes[dim], _Feature):
-        return None
-    sizes = [int(part.shape[dim]) for part in node.args[0].meta["val"]]  # type: ignore[union-attr]
-    return _cut(piece, dim, sum(sizes[:item]), sizes[item])
-
-
-def _reshaped(piece: _Piece, node: fx.Node, arguments: Mapping[str, Any]) -> _Piece | None:
-    """Axes split up or joined, as long as no axis of features joins one of tokens."""
-    old = [(axis, size) for axis, size in zip(piece.axes, next(iter(arguments.values())).meta["val"].shape)]
-    new = list(node.meta["val"].shape)
-    axes: list[_Outer | _Feature] = []
-    while old or new:
-        taken = _match([size for _, size in old], new)
-        if taken is None:
+    first = piece.first
+    if word == "cut":
+        (axis,) = piece.axes[move.dim] or (Atom(_FEATURES, 0, 1),)
+        if axis.origin != _FEATURES or not isinstance(move.start, int) or not isinstance(move.size, int):
             return None
-        joined = _joined([axis for axis, _ in old[: taken[0]]])
-        parts = None if joined is None else _parted(joined, new[: taken[1]])
-        if parts is None:
-            return None
-        axes += parts
-        old, new = old[taken[0] :], new[taken[1] :]
-    return replace(piece, axes=tuple(axes))
-
-
-def _match(old: list[Any], new: list[Any]) -> tuple[int, int] | None:
-    """How many leading axes of either shape hold the same elements: one of one, one of several, or several of one."""
-    if old and new and statically_known_true(old[0] == new[0]):
-        return 1, 1
-    if new and statically_known_true(new[0] == 1):
-        return 0, 1
-    if old and statically_known_true(old[0] == 1):
-        return 1, 0
-    pairs = [(1, n) for n in range(2, len(new) + 1)] + [(n, 1) for n in range(2, len(old) + 1)]
-    return next((p for p in pairs if statically_known_true(math.prod(old[: p[0]]) == math.prod(new[: p[1]]))), None)
-
-
-def _joined(axes: list[_Outer | _Feature]) -> _Outer | _Feature | None:
-    """One axis in the place of several, features that lie as they did in the layer's output."""
-    if len(axes) == 1:
-        return axes[0]
-    features = [axis for axis in axes if isinstance(axis, _Feature)]
-    if len(features) < len(axes) or any(a.stride != b.size * b.stride for a, b in pairwise(features)):
-        return None
-    return _Feature(math.prod(axis.size for axis in features), features[-1].stride if features else 1)
-
-
-def _parted(axis: _Outer | _Feature, sizes: list[Any]) -> list[_Outer | _Feature] | None:
-    """Several axes in the place of one."""
-    if isinstance(axis, _Outer):
-        return [_Outer((*axis.key, i)) for i in range(len(sizes))]
-    if not all(isinstance(size, int) for size in sizes):
-        return None
-    return [_Feature(size, axis.stride * math.prod(sizes[i + 1 :])) for i, size in enumerate(sizes)]
-
-
-def _unsqueezed(piece: _Piece, node: fx.Node, arguments: Mapping[str, Any]) -> _Piece:
-    axes = list(piece.axes)
-    axes.insert(arguments["dim"] % (len(axes) + 1), _Feature(1, 1))
-    return replace(piece, axes=tuple(axes))
-
-
-def _squeezed(piece: _Piece, node: fx.Node, arguments: Mapping[str, Any]) -> _Piece | None:
-    dims = arguments["dim"]
-    gone = {d % len(piece.axes) for d in (dims if isinstance(dims, (list, tuple)) else [dims])}
-    if any(piece.axes[d] != _Feature(1, getattr(piece.axes[d], "stride", 0)) for d in gone):
-        return None
-    return replace(piece, axes=tuple(axis for i, axis in enumerate(piece.axes) if i not in gone))
-
-
-MOVES: dict[Any, Move] = {
-    aten.clone.default: _same,
-    aten.contiguous.default: _same,
-    aten.alias.default: _same,
-    aten.permute.default: _permuted,
-    aten.transpose.int: _transposed,
-    aten.select.int: _selected,
-    aten.unbind.int: _selected,
-    aten.slice.Tensor: _sliced,
-    aten.split.Tensor: _split,
-    aten.split_with_sizes.default: _split,
-    aten.chunk.default: _split,
-    aten.reshape.default: _reshaped,
-    aten.view.default: _reshaped,
-    aten.unflatten.int: _reshaped,
-    aten.flatten.using_ints: _reshaped,
-    aten.unsqueeze.default: _unsqueezed,
-    aten.squeeze.dim: _squeezed,
-    aten.squeeze.dims: _squeezed,
-}
-"""The moves that cut and order features, each with what becomes of a piece."""
+        first += move.start * axis.stride
+    found = _Piece(moved(piece.axes, move, node), first)
+    return found if found.whole else None

@@ -9,15 +9,15 @@ only ever held; of a fused projection, which rows (`slices.py`).
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from torch import fx
 
 from fxgrad.capture.captured import Captured
 from fxgrad.classify.decision import Classified, Decision, operands_of
-from fxgrad.classify.idioms import ELEMENTWISE, SUMS, mixes, scores_of
+from fxgrad.classify.idioms import ELEMENTWISE, IDIOMS, kind_of_value, mixes, with_averages, with_scores
 from fxgrad.classify.liveness import with_liveness
 from fxgrad.classify.refusals import CONTROL_FLOW, NO_ROW, no_rule
 from fxgrad.classify.slices import narrow
@@ -25,7 +25,8 @@ from fxgrad.errors import CaptureError
 from fxgrad.graph.nodes import arguments_of, differentiable, placeholders_of, tensors_of
 from fxgrad.graph.places import place_of
 from fxgrad.kinds import Kind, Operand, Role, transfer
-from fxgrad.table.row import Row, RuleTable
+from fxgrad.table.loading import RuleTable
+from fxgrad.table.row import Row
 
 
 def classify(captured: Captured, table: RuleTable) -> Classified:
@@ -44,7 +45,7 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
 
     Example:
         >>> from fxgrad.capture.export import capture
-        >>> from fxgrad.table.load import load
+        >>> from fxgrad.table.loading import load
         >>> model = torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.GELU()).eval()
         >>> classified = classify(capture(model, (torch.zeros(2, 3),)), load())
         >>> [d.kind.value for d in classified.decisions.values()]
@@ -57,7 +58,7 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
         walk.visit(node)
     if walk.unruled:
         raise no_rule(walk.unruled, walk.data)
-    facts = {**walk.decisions, **scores_of(captured.graph, walk.decisions)}
+    facts = with_scores(captured.graph, walk.decisions)
     outputs = [n.name for n in captured.graph.output_node().all_input_nodes if walk.roles[n] and differentiable(n)]
     if not outputs:
         raise CaptureError(
@@ -65,7 +66,8 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
             "What the model computes under its own torch.no_grad() counts as a constant: through_no_grad=True would "
             "attribute through it."
         )
-    live = with_liveness(outputs, {k: d.under(table.policy) for k, d in facts.items()}, table.name)
+    decided = with_averages({name: fact.under(table.backwards) for name, fact in facts.items()})
+    live = with_liveness(outputs, decided, table.name)
     return Classified(captured, table, narrow(captured.graph, live))
 
 
@@ -104,7 +106,7 @@ class _Walk:
             self.roles[node] = decision.role
             if decision.role is not Role.CONSTANT:
                 self.decisions[node.name] = decision
-                self.kinds[node.name] = self.kind_of_value(decision)
+                self.kinds[node.name] = kind_of_value(decision, lambda o: self.seeds.get(str(o.value), str(o.value)))
                 self.seeds[node.name] = self.seed(node, decision)
 
     def decide(self, node: fx.Node) -> Decision:
@@ -116,49 +118,42 @@ class _Walk:
         row = self.row(node)
         kind = row.kind if row else Kind.LINEAR
         operands = tuple(operands_of(node, row.part_of if row else {"self": "carrier"}, self.roles, self.kinds))
-        options = row.options if row else {}
         stray = [o.name for o in operands if o.data and not _may_be_computed(kind, o.part)]
         if stray:
             raise _UnruledError(f"has {', '.join(stray)} computed from the input, which its row does not provide for")
-        if kind is Kind.LINEAR and any(o.data for o in operands if o.part in ("coefficient", "held")):
-            kind = Kind.PRODUCT
-        roles = {o.role for o in operands if o.data}
-        if kind is Kind.PRODUCT and min(roles) is Role.PURE_GATE and len(roles) > 1:
-            kind = Kind.ATTENTION  # softmax weights times values
-        degree = options.get("degree")
-        if isinstance(degree, str):
-            degree = arguments_of(node)[degree]
-            if not isinstance(degree, (int, float)):
-                raise _UnruledError("has an exponent that is not a number")
-        role = transfer(kind, operands, degree=degree, carries=degree is not None or options.get("secant", False))
-        if self.lifts_an_odd_squash(str(node.target), operands) or self.bounds_a_lifted(operands, options):
-            role = min(role, Role.GATE)
-        return Decision(
-            node=node.name,
-            op=str(node.target) if row else "getitem",
-            kind=kind,
-            role=role,
-            operands=operands,
-            degree=degree,
-            sources=tuple(self.sources(node, operands))
-            + ((f"bound of {node.target}",) if options.get("saturates") else ()),
-            row=row,
-            place=place_of(node),
+        pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
+        named = tuple(self.sources(node, operands))
+        if row and row.options.get("saturates"):
+            named += (f"bound of {node.target}",)
+        op, degree = str(node.target) if row else "getitem", self.degree(node, row)
+        decision = Decision(
+            node.name, op, kind, Role.CARRIER, operands, degree, named, row, place_of(node), pointwise=pointwise
         )
+        ceiling = Role.CARRIER
+        for idiom in IDIOMS:
+            if idiom.matches(decision, self.decisions):
+                ceiling = min(ceiling, idiom.ceiling)
+                decision = replace(decision, kind=idiom.kind or decision.kind, idiom=idiom.reason or decision.idiom)
+        carries = degree is not None or decision.options.get("secant", False)
+        role = transfer(decision.kind, operands, degree=degree, carries=carries)
+        return replace(decision, role=min(role, ceiling))
 
-    def kind_of_value(self, decision: Decision) -> Kind:
-        """The decision's kind, but a move or a scaling keeps its operand's, and x * gate(x) is a gated activation."""
-        data = [o for o in decision.operands if o.data]
-        if decision.kind in (Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT) and len(data) == 1 and not decision.sources:
-            return decision.kind if mixes(decision) else data[0].kind or decision.kind
-        gate_times_carrier = sorted(o.role for o in data) == [Role.GATE, Role.CARRIER]
-        if decision.kind in (Kind.PRODUCT, Kind.QUOTIENT) and gate_times_carrier and not mixes(decision):
-            same = len({self.seeds.get(str(o.value), o.value) for o in data}) == 1
-            return Kind.GATED_ACTIVATION if same else decision.kind
-        return decision.kind
+    def degree(self, node: fx.Node, row: Row | None) -> float | None:
+        """Its degree of homogeneity, if its row says one: a number, or the operand that holds it.
+
+        Raises:
+            _UnruledError: that operand is not a number.
+        """
+        degree = row.options.get("degree") if row else None
+        if not isinstance(degree, str):
+            return degree
+        number = arguments_of(node)[degree]
+        if not isinstance(number, (int, float)):
+            raise _UnruledError("has an exponent that is not a number")
+        return number
 
     def seed(self, node: fx.Node, decision: Decision) -> str:
-        """The node that this one is computed from element by element; itself if there is none, or more than one."""
+        """The single node of which this one is an elementwise function; the node itself if there is none."""
         data = [n for n in node.all_input_nodes if self.roles[n]]
         seeds = {self.seeds.get(n.name, n.name) for n in data}
         shapes = {str(getattr(n.meta["val"], "shape", None)) for n in [node, *data]}
@@ -190,35 +185,6 @@ class _Walk:
             if arguments[name] not in values:
                 raise _UnruledError(f"has {name} = {arguments[name]!r}, which its row does not provide for")
         return row
-
-    def lifted(self, op: str, operands: tuple[Operand, ...]) -> str | None:
-        """Of a sum number + carrier, the carrier.
-
-        A number, not a parameter: tanh(x) + bias is a layer's output.
-        """
-        numbers = [o for o in operands if not isinstance(o.value, str) and o.value != 0]
-        carriers = [o for o in operands if o.role is Role.CARRIER]
-        if not op.startswith(SUMS) or len(numbers) != 1 or len(carriers) != 1:
-            return None
-        return str(carriers[0].value)
-
-    def bounds_a_lifted(self, operands: tuple[Operand, ...], options: Mapping[str, Any]) -> bool:
-        """Whether an op with two bounds is given number + x, as in relu6(x + 3): a gate, a hard sigmoid."""
-        bounds = [o for o in operands if o.part == "source"]
-        if not options.get("bounded") or len(bounds) == 1:
-            return False
-        decision = self.decisions.get(str(operands[0].value))
-        return decision is not None and self.lifted(decision.op, decision.operands) is not None
-
-    def lifts_an_odd_squash(self, op: str, operands: tuple[Operand, ...]) -> bool:
-        """Whether a sum is number + c * f(x) with f odd and bounded, as in 1 + tanh(x): a gate."""
-        decision = self.decisions.get(self.lifted(op, operands) or "")
-        while decision is not None and decision.kind in (Kind.PRODUCT, Kind.QUOTIENT, Kind.LINEAR):
-            upstream = [o for o in decision.operands if o.data]
-            if len(upstream) != 1 or decision.sources or any(o.part == "coefficient" for o in decision.operands):
-                return False
-            decision = self.decisions.get(str(upstream[0].value))
-        return decision is not None and decision.row is not None and bool(decision.row.options.get("odd"))
 
     def sources(self, node: fx.Node, operands: tuple[Operand, ...]) -> Iterator[str]:
         """Names of the constants that enter additively: sources, and carriers that are constant."""

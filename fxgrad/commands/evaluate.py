@@ -1,26 +1,26 @@
-"""`fxgrad evaluate`: the command line's way in."""
+"""`fxgrad evaluate`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fxgrad.commands.options import weight_options
+from fxgrad.commands.terminal import progress, write
 from fxgrad.data import DATA
 from fxgrad.errors import InputError
 from fxgrad.evaluate.page import pages
 from fxgrad.evaluate.plan import POLICIES, Plan
-from fxgrad.evaluate.run import Watch, evaluate
+from fxgrad.evaluate.run import evaluate as measure
 from fxgrad.evaluate.store import read
 from fxgrad.methods import METHODS
 
 _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module.path:factory."
+_METHODS_HELP = f"{', '.join(METHODS)}; or module.path:function of your own. Repeatable. Default: all of fxgrad's."
+_METRICS_HELP = "module.path:metric of your own, beside fxgrad's: a fxgrad.metrics.Metric. Repeatable."
 
 
 @click.command("evaluate")
@@ -28,7 +28,7 @@ _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module
 @click.option("--data", default="digits", show_default=True, metavar="NAME[:PATH]", help=_DATA_HELP)
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="How many pictures.")
 @click.option("--all-pictures", is_flag=True, help="All there are, instead of --count.")
-@click.option("--method", "methods", multiple=True, type=click.Choice(list(METHODS)), help="Repeatable. Default: all.")
+@click.option("--method", "methods", multiple=True, metavar="NAME", help=_METHODS_HELP)
 @click.option("--policy", "policies", multiple=True, metavar="NAME|FILE", help="Repeatable. Default: all presets.")
 @click.option("--target", type=click.Choice(["label", "predicted"]), default="label", show_default=True)
 @click.option(
@@ -44,15 +44,14 @@ _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module
 @click.option(
     "--option", "options", multiple=True, metavar="M.O=V", help="Of a method: smoothgrad.samples=5. Repeatable."
 )
+@click.option("--metric", "metrics", multiple=True, metavar="MODULE:METRIC", help=_METRICS_HELP)
 @click.option("--chunk", type=click.IntRange(1), default=25, show_default=True, help="Pictures at once.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32", show_default=True)
 @click.option(
     "--seed", type=int, default=0, show_default=True, help="Of the choice of pictures, and of random methods."
 )
-@click.option("--pretrained", is_flag=True, help="timm's weights, from the hub or its cache; random otherwise.")
-@click.option("--checkpoint", metavar="FILE", help="Weights: a .safetensors file that fits the model exactly.")
-@click.option("--input-size", nargs=3, type=click.IntRange(1), metavar="C H W", help="Size of one input.")
+@weight_options
 @click.option(
     "--store",
     "stores",
@@ -68,7 +67,7 @@ _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module
     help="Write the tables there, and those of each of several models in a folder beside it; instead of to stdout.",
 )
 @click.option("--summary", is_flag=True, help="Measure nothing: print the tables of --store.")
-def command(
+def evaluate(
     models: tuple[str, ...],
     count: int,
     all_pictures: bool,
@@ -103,8 +102,8 @@ def command(
             count=None if all_pictures else count,
             **options,
         )
-        with _progress() as watch:
-            runs = [evaluate(plan, stores[0], watch=watch)]
+        with progress() as watch:
+            runs = [measure(plan, stores[0], watch=watch)]
         if os.environ.get("RANK", "0") != "0":
             return
     if out is None:
@@ -112,24 +111,5 @@ def command(
         return
     for name, text in pages(runs, Path(out).stem).items():
         path = Path(out).parent / name if name != f"{Path(out).stem}.md" else Path(out)
-        try:
-            path.parent.mkdir(exist_ok=True)
-            path.write_text(text, "utf-8")
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+        write(path, text, folder=True)
         click.echo(f"wrote {path}")
-
-
-@contextmanager
-def _progress() -> Iterator[Watch]:
-    """A bar on stderr, where a person is watching."""
-    console = Console(stderr=True)
-    columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
-    bar = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)
-    task = bar.add_task("starting", total=None)
-
-    def watch(done: int, total: int, what: str) -> None:
-        bar.update(task, completed=done, total=total, description=what or "done")
-
-    with bar:
-        yield watch

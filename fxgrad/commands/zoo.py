@@ -1,4 +1,4 @@
-"""`fxgrad zoo`: the command line's way in."""
+"""`fxgrad zoo`."""
 
 from __future__ import annotations
 
@@ -8,18 +8,17 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from fxgrad.commands.terminal import progress
 from fxgrad.errors import InputError
 from fxgrad.zoo.case import Limits
-from fxgrad.zoo.page import page
+from fxgrad.zoo.report import page
 from fxgrad.zoo.rows import Row, bar, read
-from fxgrad.zoo.run import Watch, run, summary
+from fxgrad.zoo.running import Watch, run, summary
 from fxgrad.zoo.suites import SUITES, named, suite
 
 _PIXELS = "Larger images are made smaller where the model allows it. Default: 256 for timm-families, else 128."
-_PAGE = "Run nothing: print docs/architectures.md as it follows from such a table. Repeatable."
+_PAGE = "Run nothing: print bench/measured/architectures.md as it follows from such a table. Repeatable."
 
 
 @click.command()
@@ -62,8 +61,8 @@ def zoo(
     \b
     Examples:
       fxgrad zoo timm:resnet18 torchvision:swin_t
-      fxgrad zoo --suite timm-families --csv docs/zoo/timm-families.csv
-      fxgrad zoo --summary docs/zoo/timm-families.csv > docs/architectures.md
+      fxgrad zoo --suite timm-families --csv bench/measured/zoo/timm-families.csv
+      fxgrad zoo --summary bench/measured/zoo/timm-families.csv > bench/measured/architectures.md
     """
     if tables:
         click.echo(page({Path(table).stem: _read(table) for table in tables}), nl=False)
@@ -85,22 +84,17 @@ def zoo(
 
 @contextmanager
 def _progress(names: Sequence[str]) -> Iterator[Watch]:
-    """A line on stdout for every new row; a bar on stderr, where a person is watching."""
-    console = Console(stderr=True)
+    """A line on stdout for every new row, and a bar."""
     done: list[Row] = []
     width = max(map(len, names))
-    columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
-    bar = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)
-    task = bar.add_task("starting", total=len(names))
+    with progress() as show:
 
-    def watch(row: Row | None, busy: Sequence[str]) -> None:
-        bar.update(task, description=", ".join(busy) or "done")
-        if row is not None:
-            done.append(row)
-            bar.advance(task)
-            click.echo(f"{row.model:{width}}  {_outcome(row)}", file=sys.stdout)
+        def watch(row: Row | None, busy: Sequence[str]) -> None:
+            if row is not None:
+                done.append(row)
+                click.echo(f"{row.model:{width}}  {_outcome(row)}", file=sys.stdout)
+            show(len(done), len(names), ", ".join(busy))
 
-    with bar:
         yield watch
 
 

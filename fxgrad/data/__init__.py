@@ -10,13 +10,10 @@ Anything with `__len__`, `__getitem__`, `class_names` and `multilabel` is a data
 
 from __future__ import annotations
 
-import importlib
 import inspect
-import os
-import sys
 from collections.abc import Callable
-from typing import Any
 
+from fxgrad.data.factory import load_object
 from fxgrad.data.sample import Batch, Data, Sample, collate, mask_of
 from fxgrad.data.sets import Digits, Files, ImageNetHard, folder, imagenet, imagenet_s, mura, pet
 from fxgrad.errors import InputError, one_line
@@ -62,14 +59,10 @@ def open_data(spec: str) -> Data:
         return DATA[name](*paths)
     if len(paths) != 1:
         raise InputError(f"data is {', '.join(sorted(DATA))}, or module.path:factory; {spec!r} is neither.")
-    here = os.getcwd()
-    sys.path.insert(0, here)
     try:
-        data: Any = getattr(importlib.import_module(name), paths[0])()
+        _, data = load_object(spec, call=True)
     except Exception as error:
         raise InputError(f"{spec} cannot be imported and called with nothing: {one_line(error)}") from error
-    finally:
-        sys.path.remove(here)
     missing = [m for m in ("__len__", "__getitem__", "class_names", "multilabel") if not hasattr(data, m)]
     if missing:
         raise InputError(f"{spec} is no data set: what it returned has no {', '.join(missing)}.")

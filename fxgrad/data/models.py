@@ -7,69 +7,20 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import importlib
-import os
-import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
-import numpy as np
 import safetensors.torch
 import torch
-from PIL import Image
 from torch import Tensor, nn
 
-from fxgrad.errors import CaptureError, InputError, one_line
-
-Size = tuple[int, int, int]
-"""Channels, height, width."""
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """From a picture to the tensor that the model was trained on, and back again for display.
-
-    Attributes:
-        size: of the model's input; one channel makes the picture grey.
-        mean, std: per channel, of pixels in [0, 1].
-        transform: resizes, crops and normalizes a PIL image to float32 (C, H, W).
-        interpolation: the name of Pillow's filter that it resizes with.
-        crop: the side of the crop from the middle, relative to the resized picture; None where it resizes to the
-            model's size, whatever the picture's shape.
-    """
-
-    size: Size
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    transform: Callable[[Image.Image], Tensor]
-    interpolation: str = "bicubic"
-    crop: float | None = None
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """A batch of one, float32 (1, C, H, W).
-
-        Raises:
-            InputError: the model takes a number of channels that no picture has.
-        """
-        if self.size[0] not in _MODES:
-            raise InputError(f"the model takes {self.size[0]} channels; a picture has 1, 3 or 4.")
-        return self.transform(image.convert(_MODES[self.size[0]]))[None]
-
-    def constants(self) -> dict[str, Any]:
-        """What another program needs to do the same, as JSON values; pixels are in [0, 1] before mean and std."""
-        names = ("size", "mean", "std", "interpolation", "crop")
-        return {name: getattr(self, name) for name in names}
-
-    def invert(self, x: Tensor) -> Tensor:
-        """Pixels in [0, 1], float32 (C, H, W), of a batch of one (1, C, H, W)."""
-        mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
-        return (x.detach()[0].float().cpu() * std + mean).clamp(0, 1)
+from fxgrad.data.factory import load_object
+from fxgrad.data.pictures import Preprocessing, Size, import_timm, preprocessing_of
+from fxgrad.errors import CaptureError, one_line
 
 
 @dataclass(frozen=True)
@@ -153,7 +104,7 @@ def load_model(
     cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     cfg = dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
     return LoadedModel(
-        model.eval(), spec, _preprocessing(spec, model, cfg, input_size), _class_names(model, cfg, names), weights
+        model.eval(), spec, preprocessing_of(spec, model, cfg, input_size), _class_names(model, cfg, names), weights
     )
 
 
@@ -212,15 +163,8 @@ def _hub(reachable: bool) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _import_timm() -> ModuleType:
-    try:
-        return importlib.import_module("timm")
-    except ImportError as error:
-        raise CaptureError(f'this needs timm ({error}): pip install "fxgrad[timm]"') from error
-
-
 def _timm(name: str, pretrained: bool, input_size: Size | None) -> nn.Module:
-    timm = _import_timm()
+    timm = import_timm()
     on_hub = name.startswith("hf-hub:")
     if not on_hub and not timm.is_model(name):
         close = difflib.get_close_matches(name, timm.list_models(), 3)
@@ -250,15 +194,10 @@ def _timm(name: str, pretrained: bool, input_size: Size | None) -> nn.Module:
 
 def _from_factory(source: str, name: str) -> tuple[nn.Module, Sequence[str] | None]:
     """What the factory makes, and the CLASS_NAMES beside it."""
-    here = os.getcwd()
-    sys.path.insert(0, here)
     try:
-        module = importlib.import_module(source)
-        model = getattr(module, name)()
+        module, model = load_object(f"{source}:{name}", call=True)
     except Exception as error:
         raise CaptureError(f"{source}:{name} cannot be imported and called with nothing: {one_line(error)}") from error
-    finally:
-        sys.path.remove(here)
     if not isinstance(model, nn.Module):
         raise CaptureError(f"{source}:{name} returned {type(model).__name__}; it must return a torch.nn.Module.")
     return model, getattr(module, "CLASS_NAMES", None)
@@ -290,34 +229,6 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
     model.load_state_dict(state)
 
 
-def _preprocessing(spec: str, model: nn.Module, cfg: dict[str, Any], size: Size | None) -> Preprocessing:
-    if cfg:
-        data = _import_timm().data
-        config = data.resolve_model_data_config(model, pretrained_cfg=cfg, args={"input_size": size} if size else None)
-        size = cast(Size, tuple(config["input_size"]))
-        for key in ("mean", "std"):
-            if len(config[key]) != size[0]:  # built for another number of channels than it was trained on
-                config[key] = (sum(config[key]) / len(config[key]),) * size[0]
-        transform = data.create_transform(**config, is_training=False)
-        crop = None if config["crop_mode"] == "squash" else config["crop_pct"]
-        return Preprocessing(
-            size, tuple(config["mean"]), tuple(config["std"]), transform, config["interpolation"], crop
-        )
-    if size is None:
-        raise InputError(
-            f"{spec} does not say how large its input is. Give --input-size C H W, or attach a pretrained_cfg with "
-            "input_size, mean and std to the model."
-        )
-    channels, height, width = size
-
-    def scale(image: Image.Image) -> Tensor:
-        """Pixels in [0, 1], for a model that says nothing else."""
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
-        return torch.tensor(pixels).reshape(height, width, channels).permute(2, 0, 1)
-
-    return Preprocessing(size, (0.0,) * channels, (1.0,) * channels, scale)
-
-
 def _class_names(model: nn.Module, cfg: dict[str, Any], beside: Sequence[str] | None) -> tuple[str, ...] | None:
     """The config's own names, those beside the factory, or ImageNet's: whichever fits the number of classes."""
     count = getattr(model, "num_classes", None) or cfg.get("num_classes")
@@ -326,6 +237,6 @@ def _class_names(model: nn.Module, cfg: dict[str, Any], beside: Sequence[str] | 
             return tuple(map(str, names))
     if not cfg:
         return None
-    data = _import_timm().data
+    data = import_timm().data
     subset = data.infer_imagenet_subset({"num_classes": count})
     return tuple(data.ImageNetInfo(subset).label_descriptions()) if subset else None

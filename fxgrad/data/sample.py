@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fxgrad.data.models import Preprocessing
+from fxgrad.data.pictures import Preprocessing
 from fxgrad.errors import InputError
 
 

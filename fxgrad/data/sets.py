@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from fxgrad.data.pictures import read_image
 from fxgrad.data.sample import Sample, mask_of
 from fxgrad.errors import InputError
 
@@ -35,7 +36,7 @@ class Digits:
         >>> digits[7].label, digits[7].image.size, digits[7].id
         (9, (48, 48), 'heldout/7')
 
-    Source: `fxgrad.demo.canvas`; the scans are scikit-learn's `load_digits`.
+    Source: `fxgrad.demo.canvas`, the function; the scans are scikit-learn's `load_digits`.
     """
 
     multilabel = True
@@ -97,7 +98,7 @@ class Files:
         path, label = self.files[index]
         mask = self._mask(path)
         return Sample(
-            _read(path), label, None if mask is None else mask_of(mask), path.relative_to(self.root).as_posix()
+            read_image(path), label, None if mask is None else mask_of(mask), path.relative_to(self.root).as_posix()
         )
 
 
@@ -118,7 +119,7 @@ def folder(root: str, masks: str | None = None) -> Files:
 
     def mask(path: Path) -> Any:
         file = Path(masks or "", path.relative_to(base)).with_suffix(".png")
-        return np.asarray(_read(file).convert("L")) > 127 if masks and file.exists() else None
+        return np.asarray(read_image(file).convert("L")) > 127 if masks and file.exists() else None
 
     return Files(base, [(path, names.index(path.parent.name)) for path in files], names, mask)
 
@@ -153,7 +154,7 @@ def imagenet_s(root: str) -> Files:
 
     def mask(path: Path) -> Any:
         file = base / "validation-segmentation" / path.parent.name / f"{path.stem}.png"
-        red, green = np.moveaxis(np.asarray(_read(file).convert("RGB")).astype(int), 2, 0)[:2]
+        red, green = np.moveaxis(np.asarray(read_image(file).convert("RGB")).astype(int), 2, 0)[:2]
         return red + 256 * green == numbers[path.parent.name]
 
     return _imagenet(base, "validation", mask)
@@ -190,7 +191,9 @@ def pet(root: str) -> Files:
         raise InputError(f"{root} does not hold Oxford-IIIT Pet, as torchvision lays it out: {error}") from error
     trimaps = Path(root) / "oxford-iiit-pet" / "annotations" / "trimaps"
     files = [(Path(image), int(label)) for image, label in zip(found._images, found._labels)]
-    return Files(Path(root), files, found.classes, lambda path: np.asarray(_read(trimaps / f"{path.stem}.png")) == 1)
+    return Files(
+        Path(root), files, found.classes, lambda path: np.asarray(read_image(trimaps / f"{path.stem}.png")) == 1
+    )
 
 
 class ImageNetHard:
@@ -222,12 +225,6 @@ class ImageNetHard:
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
         return Sample(row["image"], int(row["label"][0]), None, str(index))
-
-
-def _read(path: Path) -> Image.Image:
-    from fxgrad.commands.explain import read_image
-
-    return read_image(path)
 
 
 def _by_class(root: Path) -> list[Path]:

@@ -9,7 +9,7 @@
 makes a model's weights anew. Needs the packages timm, scikit-learn and safetensors.
 """
 
-from fxgrad.demo.canvas import SPLITS, Canvas, batches, canvas, split_scans
+from fxgrad.demo.canvases import SPLITS, Canvas, batches, canvas, split_scans
 from fxgrad.demo.model import CLASS_NAMES, digits_vit, preprocess
 
 __all__ = ["CLASS_NAMES", "SPLITS", "Canvas", "batches", "canvas", "digits_vit", "preprocess", "split_scans"]

@@ -15,16 +15,16 @@ from torch import Tensor
 
 from fxgrad.capture.export import capture
 from fxgrad.classify.walk import classify
-from fxgrad.commands.cli import stage
-from fxgrad.commands.explain import Explanation, draw, explain, page
+from fxgrad.commands.explanation import Explanation, draw, explain, page
+from fxgrad.commands.terminal import stage
 from fxgrad.data.models import LoadedModel, load_model
-from fxgrad.demo.canvas import Canvas, canvas
+from fxgrad.demo.canvases import Canvas, canvas
 from fxgrad.demo.model import preprocess
 from fxgrad.errors import CaptureError, FxgradError
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.pipeline import convert
 from fxgrad.proof.check import check
-from fxgrad.table.load import load
+from fxgrad.table.loading import load
 
 MODEL = "fxgrad.demo.model:digits_vit"
 LARGE = "timm:vit_base_patch16_224"

@@ -12,7 +12,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fxgrad.demo.canvas import COLOURS, SIDE
+from fxgrad.demo.canvases import COLOURS, SIDE
 from fxgrad.demo.model import CFG, CLASS_NAMES
 from fxgrad.errors import InputError
 

@@ -12,7 +12,7 @@ from timm.models import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from fxgrad.demo.canvas import COLOURS
+from fxgrad.demo.canvases import COLOURS
 from fxgrad.demo.clip import DigitsClip, caption
 from fxgrad.demo.model import CLASS_NAMES
 

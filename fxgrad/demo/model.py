@@ -45,7 +45,7 @@ def digits_vit(weights: bool = True) -> VisionTransformer:
         CaptureError: the weights are missing, with the command that makes them, or do not fit this model.
 
     Example:
-        >>> from fxgrad.demo.canvas import canvas
+        >>> from fxgrad.demo.canvases import canvas
         >>> with torch.no_grad():
         ...     digits_vit()(preprocess(canvas(7).image)).shape
         torch.Size([1, 10])

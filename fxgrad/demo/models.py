@@ -1,7 +1,7 @@
 """Small models of eight architectures that read the demo's canvases, in timm's own classes.
 
 Each factory is a MODEL of the command line, as in `fxgrad check fxgrad.demo.models:deit3`. `python -m
-fxgrad.demo.train NAME` makes a model's weights; docs/models.md says how well each one reads.
+fxgrad.demo.train NAME` makes a model's weights; bench/measured/models.md says how well each one reads.
 """
 
 from __future__ import annotations

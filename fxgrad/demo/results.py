@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 import fxgrad
-from fxgrad.demo.canvas import canvas
+from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import preprocess
 from fxgrad.demo.models import MODELS
 from fxgrad.demo.score import in_colour
+from fxgrad.report import markdown
 
 _PAGE = """# The demo's models
 
@@ -101,11 +102,11 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         "timm",
     ]
     heads += ["libragrad, mean", "largest", "at logit", "plain, mean"]
-    lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    rows: list[list[object]] = []
     for name in (n for n in MODELS if n in results):
         f = results[name]
         seconds = f.get("seconds")
-        cells = [
+        cells: list[object] = [
             name,
             f"{f['parameters']:,}",
             f"{f['inherited']:.1%}",
@@ -117,8 +118,8 @@ def page(results: dict[str, dict[str, Any]]) -> str:
         cells += [f"{seconds:,}" if seconds else "", f["seed"], f["torch"], f["timm"]]
         cells += [f"{f[key]:.1e}" for key in ("libragrad_mean", "libragrad_largest")]
         cells += [f"{f['libragrad_largest_at']:.2f}", f"{f['gradient_mean']:.2f}"]
-        lines.append("| " + " | ".join(map(str, cells)) + " |")
+        rows.append(cells)
     notes = [f"`{name}`: {f['note']}" for name, f in results.items() if "note" in f]
     any_one = next(iter(results.values()))
     counts = {"count": f"{any_one['heldout_canvases']:,}", "pictures": any_one["pictures"]}
-    return _PAGE.format(table="\n".join(lines), notes="\n".join(notes), **counts).strip() + "\n"
+    return _PAGE.format(table="\n".join(markdown(heads, rows)), notes="\n".join(notes), **counts).strip() + "\n"

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fxgrad.demo.canvas import canvas
+from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import CFG, preprocess
 
 

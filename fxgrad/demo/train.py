@@ -21,7 +21,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from fxgrad.demo import losses
-from fxgrad.demo.canvas import COLOURS, canvas
+from fxgrad.demo.canvases import COLOURS, canvas
 from fxgrad.demo.hints import Adapters, Tokens, hints, inherit, width
 from fxgrad.demo.model import checkpoint
 from fxgrad.demo.models import MODELS

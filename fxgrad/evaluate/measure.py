@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fxgrad.data import Batch
+from fxgrad.data.factory import load_object
+from fxgrad.errors import InputError, one_line
 from fxgrad.evaluate.methods import Attribution
-from fxgrad.metrics import (
-    Removal,
-    answer,
-    average_precision,
-    completeness,
-    deletion_insertion,
-    faithfulness,
-    iou,
-    pointing_game,
-    removal_curve,
-)
+from fxgrad.metrics import METRICS, Measured, Metric, Removal
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,19 +20,19 @@ class Ruler:
     """How pictures are measured: the same for all attributions of a model.
 
     Attributes:
+        metrics: all that are to be measured.
         tokens: removes tokens.
         pixels: removes pixels; None leaves deletion and insertion out.
         fractions, steps: as in `Plan`.
         multilabel: as in `Data`.
-        batch: pictures per forward.
     """
 
+    metrics: Sequence[Metric]
     tokens: Removal
     pixels: Removal | None
     fractions: Sequence[float]
     steps: int
     multilabel: bool
-    batch: int = 128
 
     def measure(
         self, pictures: Batch, x: Tensor, target: Tensor, logits: Tensor, attributions: Mapping[str, Attribution]
@@ -55,35 +47,81 @@ class Ruler:
             attributions: by the name of their method.
 
         Returns:
-            Method -> metric -> one value per picture; segmentation is left out where no picture has a mask.
+            Method -> metric -> one value per picture. A metric that has no value for any picture is left out.
+
+        Raises:
+            InputError: a metric returned something else than (attributions, pictures).
         """
-        found: dict[str, Tensor] = {}
-        names = list(attributions)
-        maps = torch.stack([attributions[name].pixels.cpu().float() for name in names])
-        patches = torch.stack([attributions[name].patches.cpu().float() for name in names]).flatten(2)
-        options = {"multilabel": self.multilabel, "batch": self.batch}
-        most, least = (
-            removal_curve(
-                self.tokens,
-                x,
-                patches,
-                target,
-                most_first=first,
-                fractions=self.fractions,
-                **options,  # type: ignore[arg-type]
-            )
-            for first in (True, False)
+        measured = self._measured(pictures, x, target, logits, list(attributions.values()))
+        found: dict[str, dict[str, list[float]]] = {name: {} for name in attributions}
+        for metric in self.metrics:
+            values = metric(measured)
+            for name, column in zip(attributions, () if values is None else values):
+                if not column.isnan().all():
+                    found[name][metric.name] = column.tolist()
+        return found
+
+    def _measured(
+        self, pictures: Batch, x: Tensor, target: Tensor, logits: Tensor, attributions: Sequence[Attribution]
+    ) -> Measured:
+        output = torch.stack([a.output.cpu() for a in attributions])
+        totals = [
+            torch.full_like(own, torch.nan) if a.total is None else a.total.cpu()
+            for own, a in zip(output, attributions)
+        ]
+        return Measured(
+            maps=torch.stack([a.pixels.cpu().float() for a in attributions]),
+            scores=torch.stack([a.patches.cpu().float() for a in attributions]).flatten(2),
+            total=torch.stack(totals),
+            output=output,
+            masks=pictures.masks,
+            x=x,
+            target=target,
+            logits=logits,
+            multilabel=self.multilabel,
+            tokens=self.tokens,
+            pixels=self.pixels,
+            fractions=self.fractions,
+            steps=self.steps,
         )
-        whole = answer(logits.cpu(), target.cpu(), multilabel=self.multilabel)
-        found |= faithfulness(whole, most, least, self.fractions)
-        if self.pixels is not None:
-            found |= deletion_insertion(self.pixels, x, maps.flatten(2), target, steps=self.steps, **options)  # type: ignore[arg-type]
-        if pictures.masks.any():
-            for metric in (average_precision, pointing_game, iou):
-                found[metric.__name__] = metric(maps, pictures.masks)
-        measured = {name: {metric: v[i].tolist() for metric, v in found.items()} for i, name in enumerate(names)}
-        for name in names:
-            total, output = attributions[name].total, attributions[name].output
-            if total is not None:
-                measured[name] |= {m: v.tolist() for m, v in completeness(total.cpu(), output.cpu()).items()}
-        return measured
+
+
+def named_metric(spec: str) -> Metric:
+    """A metric of one's own.
+
+    Args:
+        spec: `module.path:metric`, looked for in the current directory and on sys.path.
+
+    Raises:
+        InputError: there is none.
+
+    Example:
+        >>> named_metric("fxgrad.metrics:iou")
+        Traceback (most recent call last):
+        fxgrad.errors.InputError: fxgrad.metrics:iou is a function, and no fxgrad.metrics.Metric...
+    """
+    try:
+        _, found = load_object(spec)
+    except Exception as error:
+        raise InputError(f"a metric of your own is module.path:metric; {spec!r} is not: {one_line(error)}") from error
+    if not isinstance(found, Metric):
+        raise InputError(f"{spec} is a {type(found).__name__}, and no fxgrad.metrics.Metric(name, better, function).")
+    return found
+
+
+def all_metrics(own: Iterable[Metric]) -> tuple[Metric, ...]:
+    """fxgrad's metrics, then the user's own.
+
+    Raises:
+        InputError: two of one name.
+
+    Example:
+        >>> [metric.name for metric in all_metrics([])][:2]
+        ['srg_aopc', 'srg_lodds']
+    """
+    found = dict(METRICS)
+    for metric in own:
+        if metric.name in found:
+            raise InputError(f"there is a metric {metric.name!r} already. Give this one another name.")
+        found[metric.name] = metric
+    return tuple(found.values())

@@ -10,13 +10,16 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from fxgrad import methods as attributing
-from fxgrad.errors import InputError
+from fxgrad.data.factory import load_object
+from fxgrad.errors import InputError, one_line
+from fxgrad.methods import METHODS, Method, anatomy, attribute
+from fxgrad.methods.definition import method_of
+from fxgrad.methods.entry import known
 from fxgrad.metrics.removal import Grid
 from fxgrad.module.converted import ConvertedModule
 
-POLICY_FREE = ("raw_attention", "rollout", "random")
-"""Methods that take no gradient, and so are the same under every policy."""
+POLICY_FREE = tuple(name for name, function in METHODS.items() if not method_of(function).takes_gradient)
+"""fxgrad's methods that take no gradient, and so are the same under every policy."""
 LARGEST = 16
 """How many parts a side of a picture is divided into at most, where the model has no patches."""
 
@@ -49,7 +52,7 @@ def attributes(names: Sequence[str], options: Sequence[str] = ()) -> dict[str, A
     """The methods by name, with their options set.
 
     Args:
-        names: in `fxgrad.methods.METHODS`.
+        names: in `fxgrad.methods.METHODS`, or `module.path:function` of your own.
         options: such as "integrated_gradients.n_steps=20".
 
     Raises:
@@ -59,10 +62,42 @@ def attributes(names: Sequence[str], options: Sequence[str] = ()) -> dict[str, A
         >>> list(attributes(["saliency", "smoothgrad"], ["smoothgrad.samples=5"]))
         ['saliency', 'smoothgrad']
     """
-    unknown = [name for name in names if name not in attributing.METHODS]
-    if unknown:
-        raise InputError(f"there is no method {unknown[0]!r}. There are {', '.join(attributing.METHODS)}.")
-    return {name: functools.partial(_attribute, name, chosen) for name, chosen in _parsed(names, options).items()}
+    methods = {name: named_method(name) for name in names}
+    chosen = _parsed(names, options)
+    return {name: functools.partial(_attribute, method, chosen[name]) for name, method in methods.items()}
+
+
+def named_method(name: str) -> Method:
+    """A method by its name.
+
+    Args:
+        name: in `fxgrad.methods.METHODS`, or `module.path:function` of your own, looked for in the current directory
+            and on sys.path.
+
+    Raises:
+        InputError: there is no such method.
+
+    Example:
+        >>> named_method("random").takes_gradient, named_method("fxgrad.methods.inputs:random").takes_gradient
+        (False, False)
+    """
+    if ":" not in name:
+        return known(name)
+    try:
+        _, function = load_object(name)
+    except Exception as error:
+        raise InputError(f"a method of your own is module.path:function; {name!r} is not: {one_line(error)}") from error
+    return method_of(function)
+
+
+def takes_gradient(name: str) -> bool:
+    """Whether a method differs from policy to policy; of strangers by name, yes.
+
+    Example:
+        >>> takes_gradient("rollout"), takes_gradient("saliency"), takes_gradient("a stranger")
+        (False, True, True)
+    """
+    return name not in POLICY_FREE and (":" not in name or named_method(name).takes_gradient)
 
 
 def grid_of(converted: ConvertedModule) -> Grid:
@@ -74,15 +109,15 @@ def grid_of(converted: ConvertedModule) -> Grid:
     Raises:
         InputError: the model's input is no picture.
     """
-    anatomy = attributing.anatomy(converted.classified)
-    if anatomy.size is None:
+    parts = anatomy(converted.classified)
+    if parts.size is None:
         raise InputError("evaluate takes models of pictures, (batch, channels, height, width).")
-    height, width = (max(n for n in range(1, LARGEST + 1) if side % n == 0) for side in anatomy.size)
-    return anatomy.grid or (height, width)
+    height, width = (max(n for n in range(1, LARGEST + 1) if side % n == 0) for side in parts.size)
+    return parts.grid or (height, width)
 
 
 def _attribute(
-    method: str,
+    method: Method,
     options: Mapping[str, Any],
     converted: ConvertedModule,
     x: Tensor,
@@ -90,18 +125,17 @@ def _attribute(
     grid: Grid,
     seed: int,
 ) -> Attribution:
-    seeded = {"seed": seed} if "seed" in inspect.signature(attributing.METHODS[method]).parameters else {}
-    return attributing.attribute(converted, (x,), target=target, method=method, grid=grid, **{**seeded, **options})
+    chosen = {"seed": seed, **options} if "seed" in inspect.signature(method.function).parameters else options
+    return attribute(converted, (x,), target=target, method=method.function, grid=grid, **chosen)
 
 
 def _parsed(names: Sequence[str], options: Sequence[str]) -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {name: {} for name in names}
     for option in options:
         left, _, value = option.partition("=")
-        method, _, name = left.partition(".")
-        known = inspect.signature(attributing.METHODS[method]).parameters if method in attributing.METHODS else {}
+        method, _, name = left.rpartition(".")
         try:
-            if name not in list(known)[1:]:
+            if (method not in METHODS and method not in found) or named_method(method).refused(name):
                 raise ValueError("there is no such option")
             parsed = ast.literal_eval(value)
         except (ValueError, SyntaxError) as error:

@@ -16,6 +16,7 @@ from fxgrad.evaluate.plan import ANY, METRICS, POLICIES
 from fxgrad.evaluate.store import Results
 from fxgrad.methods import METHODS
 from fxgrad.metrics import Interval, bootstrap, paired
+from fxgrad.report import markdown
 
 PLAIN = "gradient"
 BALANCED = "libragrad"
@@ -53,7 +54,7 @@ def compare(results: Results, model: str, metric: str) -> dict[tuple[str, str], 
     Args:
         results: of `evaluate`.
         model: which.
-        metric: one of `METRICS`.
+        metric: one of `METRICS`, or of the user's own.
 
     Returns:
         (policy, method) -> value and outcome; those without a value for any picture are left out.
@@ -75,13 +76,24 @@ def compare(results: Results, model: str, metric: str) -> dict[tuple[str, str], 
     if not table:
         return {}
     means = dict(zip(table, bootstrap(torch.stack(list(table.values()), 1))))
-    better = 1 if METRICS[metric] == "higher" else -1
+    better = 1 if ways(results)[metric] == "higher" else -1
     plain = {key: table[PLAIN, key[1]] for key in table if key[0] != PLAIN and (PLAIN, key[1]) in table}
     outcomes: dict[tuple[str, str], int] = {}
     if plain:
         differences = paired(_columns(table, plain), torch.stack(list(plain.values()), 1))
         outcomes = {key: better * difference.sign for key, difference in zip(plain, differences)}
     return {key: Compared(means[key], outcomes.get(key)) for key in table}
+
+
+def ways(*runs: Results) -> dict[str, str]:
+    """Every metric, and which way is better: fxgrad's, and the user's own that some results have.
+
+    Example:
+        >>> ways(Results({}, {}, {"settings": {"metrics": {"mine": "lower"}}}, frozenset()))["mine"]
+        'lower'
+    """
+    own = [run.facts.get("settings", {}).get("metrics", {}) for run in runs]
+    return METRICS | {name: way for metrics in own for name, way in metrics.items()}
 
 
 Found = Mapping[tuple[str, str], Mapping[tuple[str, str], Compared]]
@@ -105,14 +117,14 @@ def pages(runs: Sequence[Results], stem: str = "results") -> dict[str, str]:
         ['| saliency | 0.5 [0.5, 0.5] |']
     """
     of = {model: run for run in runs for model in sorted({model for model, *_ in run.values})}
-    found: Found = {(model, metric): compare(run, model, metric) for model, run in of.items() for metric in METRICS}
+    found: Found = {(model, metric): compare(run, model, metric) for model, run in of.items() for metric in ways(run)}
     head = ["# Evaluation", "", *(_settings(run) + "\n" for run in runs), _LEGEND]
     if len(of) < 2:
         return {
             f"{stem}.md": _text([*head, *(line for model, run in of.items() for line in _model(run, model, found))])
         }
     files = {model: f"{stem}/{re.sub(r'[^A-Za-z0-9]+', '-', _short(model))}.md" for model in of}
-    return {f"{stem}.md": _text([*head, *_overview(files, found)])} | {
+    return {f"{stem}.md": _text([*head, *_overview(files, found, ways(*runs))])} | {
         file: _text([*head[:1], "", _settings(of[model]) + "\n", _LEGEND, *_model(of[model], model, found)])
         for model, file in files.items()
     }
@@ -127,19 +139,19 @@ def _short(model: str) -> str:
     return model.rpartition(":")[2]
 
 
-def _overview(files: Mapping[str, str], found: Found) -> list[str]:
+def _overview(files: Mapping[str, str], found: Found, better: Mapping[str, str]) -> list[str]:
     """All models side by side: who wins, and one metric of each family."""
     linked = [f"[{_short(model)}]({file})" for model, file in files.items()]
-    rows = [[metric, *(_record(found[model, metric], BALANCED) for model in files)] for metric in METRICS]
+    rows = [[metric, *(_record(found.get((model, metric), {}), BALANCED) for model in files)] for metric in better]
     rows = [row for row in rows if any(row[1:])]
     lines = [f"## {BALANCED} against the plain gradient: methods won / tied / lost", ""]
-    lines += _table(["metric", *linked], rows) if rows else [", ".join(linked)]
+    lines += markdown(["metric", *linked], rows) if rows else [", ".join(linked)]
     for metric in SHOWN:
         there = {method for model in files for policy, method in found[model, metric] if policy in (PLAIN, ANY)}
         cells = [[method, *(_change(found[model, metric], method) for model in files)] for method in _methods(there)]
         if cells:
-            title = f"### {metric} ({METRICS[metric]} is better): plain gradient → {BALANCED}"
-            lines += ["", title, "", *_table(["method", *map(_short, files)], cells)]
+            title = f"### {metric} ({better[metric]} is better): plain gradient → {BALANCED}"
+            lines += ["", title, "", *markdown(["method", *map(_short, files)], cells)]
     return lines
 
 
@@ -152,16 +164,17 @@ def _change(cells: Mapping[tuple[str, str], Compared], method: str) -> str:
 
 def _model(results: Results, model: str, found: Found) -> list[str]:
     """One model: every method under every policy, by every metric."""
-    alike = _alike([found[model, metric] for metric in METRICS])
+    better = ways(results)
+    alike = _alike([found[model, metric] for metric in better])
     dropped = {policy for _, *others in alike for policy in others}
     found = {(of, m): {k: c for k, c in cells.items() if k[0] not in dropped} for (of, m), cells in found.items()}
     lines = [f"## {model}", "", *_facts(results, model)]
     for first, *others in alike:
         lines.append(f"The same numbers as {first}, and so no column: {', '.join(others)}.\n")
-    lines += _wins(model, found)
-    for metric in METRICS:
+    lines += _wins([(metric, found[model, metric]) for metric in better])
+    for metric, way in better.items():
         if found[model, metric]:
-            lines += _metric(metric, found[model, metric])
+            lines += _metric(f"{metric} ({way} is better)", metric in SHOWN, found[model, metric])
     return lines + _refused(results, model)
 
 
@@ -182,12 +195,12 @@ def _methods(there: Iterable[str]) -> list[str]:
     return [m for m in METHODS if m in there] + sorted(there - set(METHODS))
 
 
-def _wins(model: str, found: Found) -> list[str]:
-    policies = [p for p in _policies(found[model, metric] for metric in METRICS) if p not in (PLAIN, ANY)]
-    rows = [[metric, *(_record(found[model, metric], policy) for policy in policies)] for metric in METRICS]
+def _wins(metrics: Sequence[tuple[str, Mapping[tuple[str, str], Compared]]]) -> list[str]:
+    policies = [p for p in _policies(cells for _, cells in metrics) if p not in (PLAIN, ANY)]
+    rows = [[metric, *(_record(cells, policy) for policy in policies)] for metric, cells in metrics]
     rows = [row for row in rows if any(row[1:])]
     heading = "Against the plain gradient, methods won / tied / lost:"
-    return [heading, "", *_table(["metric", *policies], rows), ""] if rows else []
+    return [heading, "", *markdown(["metric", *policies], rows), ""] if rows else []
 
 
 def _record(cells: Mapping[tuple[str, str], Compared], policy: str) -> str:
@@ -195,13 +208,12 @@ def _record(cells: Mapping[tuple[str, str], Compared], policy: str) -> str:
     return " / ".join(str(outcomes.count(outcome)) for outcome in (1, 0, -1)) if outcomes else ""
 
 
-def _metric(metric: str, cells: Mapping[tuple[str, str], Compared]) -> list[str]:
+def _metric(title: str, open: bool, cells: Mapping[tuple[str, str], Compared]) -> list[str]:
     policies = _policies([cells])
     methods = _methods(method for _, method in cells)
     rows = [[m, *(str(cells.get((policy, m), "")) for policy in policies)] for m in methods]
-    body = ["", *_table(["method", *policies], rows), ""]
-    title = f"{metric} ({METRICS[metric]} is better)"
-    if metric in SHOWN:
+    body = ["", *markdown(["method", *policies], rows), ""]
+    if open:
         return [f"### {title}", *body]
     return [f"<details><summary>{title}</summary>", *body, "</details>", ""]
 
@@ -237,12 +249,9 @@ def _columns(table: Mapping[tuple[str, str], Tensor], keys: Iterable[tuple[str, 
     return torch.stack([table[key] for key in keys], 1)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    lines = [list(head), ["---"] + ["---:"] * (len(head) - 1), *rows]
-    return [f"| {' | '.join(line)} |" for line in lines]
-
-
 def _plain(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} ({way} is better)" for name, way in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, fields
 
+from fxgrad import metrics
 from fxgrad.errors import InputError
 from fxgrad.metrics import FRACTIONS
 
@@ -20,24 +21,7 @@ POLICIES = (
 )
 """The plain gradient, which the others are compared with, and the presets."""
 
-METRICS = {
-    "srg_aopc": "higher",
-    "srg_lodds": "higher",
-    "srg_accuracy": "higher",
-    "mif_aopc": "higher",
-    "mif_lodds": "higher",
-    "mif_accuracy": "lower",
-    "lif_aopc": "lower",
-    "lif_lodds": "lower",
-    "lif_accuracy": "higher",
-    "deletion": "lower",
-    "insertion": "higher",
-    "average_precision": "higher",
-    "pointing_game": "higher",
-    "iou": "higher",
-    "completeness": "lower",
-    "completeness_relative": "lower",
-}
+METRICS = {name: metric.better for name, metric in metrics.METRICS.items()}
 """Every metric, and which way is better."""
 
 ANY = "any"
@@ -59,7 +43,7 @@ class Plan:
 
     Attributes:
         models: as for `load_model`.
-        methods: names of attribution methods.
+        methods: names of attribution methods, or module.path:function of your own.
         policies: names of presets, or paths of policy files.
         data: as for `fxgrad.data.open_data`.
         count: how many pictures, drawn by the seed; None is all.
@@ -69,6 +53,7 @@ class Plan:
         fractions: shares of the tokens that are removed.
         steps: of deletion and insertion; 0 leaves both out.
         options: of methods, such as "integrated_gradients.n_steps=20".
+        metrics: module.path:metric of your own, beside fxgrad's.
         chunk: pictures that are measured together, the unit of work.
         dtype: of the model and of its input.
         device: "cpu", or "cuda", where each process of a machine takes the GPU of its number.
@@ -93,6 +78,7 @@ class Plan:
     fractions: tuple[float, ...] = FRACTIONS
     steps: int = 5
     options: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
     chunk: int = 25
     dtype: str = "float32"
     device: str = "cpu"
@@ -115,8 +101,11 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, object]:
-        """All that a result depends on beside its own key: results of other settings do not mix with these."""
-        grows = {"models", "methods", "policies", "count", "device"}
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in grows}
+        """All that a result depends on beside its own key: results of other settings do not mix with these.
+
+        `evaluate` adds the user's own metrics, which are known once they are imported.
+        """
+        others = {"models", "methods", "policies", "count", "device", "metrics"}
+        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
         found: dict[str, object] = json.loads(json.dumps(plain))
         return found

@@ -1,13 +1,12 @@
 """The explainer: forward and attribution as one program that runs without fxgrad, without autograd, without Python.
 
-The path is straight, a file each: settings (what to compute), trace (into one program), formats (a file of it).
+The path is straight, a file each: settings (what to compute), tracing (into one program), formats (a file of it).
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from importlib import metadata as installed
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +15,8 @@ import torch
 from fxgrad.errors import ExportError
 from fxgrad.explainer.formats import FORMATS
 from fxgrad.explainer.settings import METHODS, Settings
-from fxgrad.explainer.trace import trace
+from fxgrad.explainer.tracing import trace
+from fxgrad.installed import version
 from fxgrad.module.converted import ConvertedModule
 
 __all__ = ["METHODS", "export_explainer"]
@@ -100,7 +100,7 @@ def export_explainer(
     traced = trace(converted, leaves, settings, chosen.decompositions)
     table = converted.classified.table
     described = {
-        "producer": f"fxgrad {_version()}, torch {torch.__version__}",
+        "producer": f"fxgrad {version()}, torch {torch.__version__}",
         "policy": table.name,
         "cite": table.cite,
         "method": method,
@@ -116,10 +116,3 @@ def export_explainer(
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}.") from error
     return described
-
-
-def _version() -> str:
-    try:
-        return installed.version("fxgrad")
-    except installed.PackageNotFoundError:
-        return "from source"

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxgrad.errors import ExportError
-from fxgrad.explainer.items import Items, batch_axis
 from fxgrad.explainer.settings import Settings
-from fxgrad.graph.nodes import placeholders_of
+from fxgrad.graph.axes import Within, where
+from fxgrad.graph.sizes import known, sizes_of
 from fxgrad.module.converted import ConvertedModule
+from fxgrad.run.examples import BATCH, places_of
 from fxgrad.run.recording import Contributions, Recording
-from fxgrad.run.sources import has_offset
 
 
 class Explanation(nn.Module):
@@ -107,9 +107,7 @@ def _outputs(converted: ConvertedModule) -> list[Any]:
     return [getattr(node, "meta", {}).get("val") for node in outputs]
 
 
-def _completeness_error(
-    parts: Contributions, places: Mapping[str, Items | None], logits: Tensor, one_hot: Tensor
-) -> Tensor:
+def _completeness_error(parts: Contributions, places: Mapping[str, Within], logits: Tensor, one_hot: Tensor) -> Tensor:
     """|y - inputs - sources| / |y| of every item, (batch,): FullGrad's eq. 1, item by item."""
     batch = logits.shape[0]
     y = (logits * one_hot).reshape(batch, -1).sum(1)
@@ -118,27 +116,31 @@ def _completeness_error(
         kept = kept - (value * parts.gradients[name]).reshape(batch, -1).sum(1).to(y.dtype)
     for node, tensors in parts.sources.items():
         for tensor in tensors:
-            axis, ahead = places[node] or (0, 1)
-            kept = kept - tensor.movedim(axis, 0).reshape(ahead, batch, -1).sum((0, 2)).to(y.dtype)
+            kept = kept - places.get(node, Within(0, 1, 1)).sums(tensor, batch).to(y.dtype)
     return kept.abs() / y.abs().clamp(min=torch.finfo(y.dtype).tiny)
 
 
-def _places(converted: ConvertedModule) -> dict[str, Items | None]:
+def _places(converted: ConvertedModule) -> dict[str, Within]:
     """Of every node whose constants contribute: where the items of the batch are in its value.
 
     Raises:
         ExportError: they cannot be told apart.
     """
     captured, decisions = converted.classified.captured, converted.classified.decisions
-    entries = placeholders_of(captured.graph)[len(captured.state) :]
-    batch = next(p.meta["val"].shape[0] for p in entries if isinstance(p.meta.get("val"), Tensor))
-    found = {node.name: batch_axis(node, batch) for node in captured.graph.nodes}
+    entries = captured.entry_nodes
+    batch = next(sizes_of(p)[0] for p in entries if sizes_of(p))
+    axes = places_of(converted.classified, batch)
+    found = {}
     for name, decision in decisions.items():
-        if has_offset(decision) and (found[name] is None or decision.vjp == "twin"):
-            raise ExportError(
-                f"what the constants of {decision.op} at {decision.place} contribute cannot be told apart by items of "
-                "the batch. Pass completeness=False."
-            )
+        if decision.keeps:
+            place = where(axes.get(name, ()), BATCH, batch)
+            free = place is not None and not any(isinstance(size, int) for size in place[1:])
+            if place is None or free or decision.backward.sums_the_batch:
+                raise ExportError(
+                    f"what the constants of {decision.op} at {decision.place} contribute cannot be told apart by items "
+                    "of the batch. Pass completeness=False."
+                )
+            found[name] = Within(place.axis, known(place.ahead, {}), known(place.behind, {}))
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 from fxgrad.errors import ExportError, one_line
 from fxgrad.explainer.decompositions import DECOMPOSITIONS
 from fxgrad.explainer.onnx import save_onnx
-from fxgrad.explainer.trace import Traced
+from fxgrad.explainer.tracing import Traced
 
 EXTRA = "explainer.json"
 """The extra file of a .pt2 that says what is in it."""

@@ -14,7 +14,7 @@ from typing import Any, cast
 import torch
 
 from fxgrad.errors import ExportError, one_line
-from fxgrad.explainer.trace import Traced
+from fxgrad.explainer.tracing import Traced
 from fxgrad.graph.places import Place
 
 OPSET = 18

@@ -16,7 +16,7 @@ from torch import Tensor, fx, nn
 
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.ops.attention import SDPA, value_only
-from fxgrad.ops.weighted import weighted
+from fxgrad.ops.weights import weighted
 
 
 def plain_attention(

@@ -13,6 +13,8 @@ import torch
 from torch import fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int, statically_known_true
 
+from fxgrad.graph.copies import prune
+
 aten = torch.ops.aten
 MOVES = {
     aten.view.default,
@@ -61,7 +63,7 @@ def simplify(graph: fx.Graph) -> None:
                 expanded = _expanded(graph, node, *found)
             if expanded is not None and node.target is not aten.add.Tensor:  # which may add a mask
                 biases.add(expanded)
-    graph.eliminate_dead_code()
+    prune(graph)
 
 
 def _in_place(node: fx.Node) -> bool:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxgrad.graph.nodes import arguments_of
+
 
 def copied(graph: fx.Graph) -> fx.Graph:
     """A copy of a graph, its nodes of the same names; fx would rename `input`.
@@ -53,3 +55,31 @@ def moved(graph: fx.Graph, devices: Mapping[torch.device, torch.device]) -> fx.G
         node.args = fx.node.map_aggregate(node.args, move)
         node.kwargs = fx.node.map_aggregate(node.kwargs, move)
     return copy
+
+
+def prune(graph: fx.Graph) -> None:
+    """Drop, in place, the nodes that nothing needs, though torch calls them impure for random numbers they never draw.
+
+    Args:
+        graph: of functional ATen ops.
+
+    Example:
+        >>> class Unused(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return torch.nn.functional.scaled_dot_product_attention(x, x, x), x + 1
+        >>> graph = torch.export.export(Unused(), (torch.ones(1, 2, 3),)).run_decompositions({}).graph
+        >>> attention, more, output = list(graph.nodes)[1:]
+        >>> output.args = ((more,),)
+        >>> prune(graph)
+        >>> [node.name for node in graph.nodes]
+        ['x', 'add', 'output']
+    """
+    graph.eliminate_dead_code(is_impure_node=lambda node: node.is_impure() and not _draws_nothing(node))
+
+
+def _draws_nothing(node: fx.Node) -> bool:
+    """Whether an op that may draw random numbers draws none: attention without dropout, or any op told not to train."""
+    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
+        return False
+    arguments = arguments_of(node)
+    return arguments.get("dropout_p") == 0 or arguments.get("train") is False or arguments.get("training") is False

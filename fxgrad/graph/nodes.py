@@ -30,6 +30,16 @@ def differentiable(node: fx.Node) -> bool:
     return any(v.is_floating_point() or v.is_complex() for v in tensors_of(node))
 
 
+def op_name(node: fx.Node) -> str:
+    """A node's op without namespace and overload; "" for what is no call of an op of PyTorch's.
+
+    Example:
+        >>> [op_name(node) for node in torch.export.export(torch.nn.ReLU(), (torch.ones(2),)).graph.nodes]
+        ['', 'relu', '']
+    """
+    return str(getattr(getattr(node.target, "overloadpacket", None), "__name__", ""))
+
+
 def arguments_of(node: fx.Node) -> dict[str, Any]:
     """The node's arguments by their names in the op's schema, defaults filled in."""
     if node.target is operator.getitem:

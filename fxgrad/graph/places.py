@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import traceback
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import torch
@@ -80,3 +81,52 @@ def block_of(path: str) -> str:
     """
     match = re.match(r"(?:.*?\.)?\d+(?=\.|$)", path)
     return match.group() if match else ""
+
+
+def calls_of(nodes: Iterable[fx.Node]) -> Iterator[tuple[fx.Node, list[str]]]:
+    """Every call of an op, with the calls of modules that it was traced in, outermost first.
+
+    A call's name is its module's path; a second one's has @1 behind, as with `torch.export.unflatten`. A module's
+    nodes follow one another in the graph, since it was traced in the order of execution.
+
+    Args:
+        nodes: in the order of the graph.
+
+    Example:
+        >>> class Twice(torch.nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.f = torch.nn.ReLU()
+        ...
+        ...     def forward(self, x):
+        ...         return self.f(self.f(x) - 1)
+        >>> graph = torch.export.export(Twice(), (torch.ones(2),)).graph
+        >>> [(node.name, calls) for node, calls in calls_of(graph.nodes)]
+        [('relu', ['f']), ('sub', []), ('relu_1', ['f@1'])]
+    """
+    open_: list[tuple[str, str]] = []
+    counts: dict[str, int] = {}
+    for node in nodes:
+        if node.op != "call_function":
+            continue
+        stack = _stack(node)
+        if stack is not None:  # a node of which nothing is known belongs where the one before it does
+            differ = (i for i, ((own, _), path) in enumerate(zip(open_, stack)) if own != path)
+            shared = next(differ, min(len(open_), len(stack)))
+            del open_[shared:]
+            for path in stack[shared:]:
+                count = counts[path] = counts.get(path, -1) + 1
+                open_.append((path, f"{path}@{count}" if count else path))
+        yield node, [name for _, name in open_]
+
+
+def _stack(node: fx.Node) -> list[str] | None:
+    """The paths of the modules that a node was traced in, outermost first, the model itself left out."""
+    found = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    if not found or any(not isinstance(path, str) or path.startswith("_empty_nn_module_stack") for path in found):
+        return None
+    nested: list[str] = []
+    for path in (p.partition("@")[0] for p in found):
+        if path and path not in nested:
+            nested.append(path)
+    return nested

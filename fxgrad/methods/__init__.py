@@ -1,11 +1,16 @@
 """Attribution methods, for any converted model under any policy.
 
-fxgrad.attribute(libra, (x,), target="tabby", method="fullgrad_plus").patches
+    fxgrad.attribute(libra, (x,), target="tabby", method="fullgrad_plus").patches
+
+A method is a function of a `Problem` that returns a `Map`; `attribute` takes one of your own, too.
 """
 
-from fxgrad.methods.anatomy import Anatomy, anatomy
 from fxgrad.methods.attribution import Attribution
+from fxgrad.methods.definition import Method, method
 from fxgrad.methods.entry import METHODS, attribute
+from fxgrad.methods.parts import Anatomy
+from fxgrad.methods.problem import Map, Problem
+from fxgrad.methods.search import anatomy
 from fxgrad.methods.targets import Contrast, Probability, Similarity, Target, Token
 
 __all__ = [
@@ -13,10 +18,14 @@ __all__ = [
     "Anatomy",
     "Attribution",
     "Contrast",
+    "Map",
+    "Method",
     "Probability",
+    "Problem",
     "Similarity",
     "Target",
     "Token",
     "anatomy",
     "attribute",
+    "method",
 ]

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.errors import InputError
-from fxgrad.methods.anatomy import Attention, Block
+from fxgrad.methods.definition import method
+from fxgrad.methods.parts import Attention, Block
 from fxgrad.methods.problem import Map, Problem
 
 
+@method(takes_gradient=False)
 def raw_attention(problem: Problem) -> Map:
     """mean_heads A of the last block, the class token's row. It knows nothing of the target.
 
@@ -29,6 +31,7 @@ def raw_attention(problem: Problem) -> Map:
     return Map(tokens=problem.row_of(_weights(problem, values, last[0]).mean(1)))
 
 
+@method(takes_gradient=False)
 def rollout(problem: Problem) -> Map:
     """Product over blocks of (I + mean_heads A) / 2, later ones on the left, the class token's row.
 

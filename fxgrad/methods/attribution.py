@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxgrad.errors import InputError
-from fxgrad.methods.anatomy import Anatomy, Grid
+from fxgrad.methods.parts import Anatomy, Grid
 from fxgrad.methods.placing import resample
 
 if TYPE_CHECKING:
@@ -142,7 +142,14 @@ class Attribution:
         from fxgrad.methods import drawing
 
         self._has(example)
-        return drawing.single(self, path, picture=picture, example=example, clip=clip, title=title)
+        size, error = self.anatomy.size, self.completeness_error
+        if size is None:
+            raise InputError("the input is no picture: show a text's tokens by .text(words).")
+        values = (self.map if self.of_pixels else self.patches)[example].detach().float().cpu()
+        complete = "" if error is None else f", completeness error {error:#.2g}"
+        title = title or f"{self.label}: {float(self.output[example]):.3g}"
+        caption = f"{self.method}, {self.rules}{complete}"
+        return drawing.single(values, size, path, picture=picture, clip=clip, title=title, caption=caption)
 
     def text(self, words: Sequence[str], example: int = 0, clip: float | None = None) -> Text:
         """Coloured tokens: for the terminal (rich), a notebook, or as HTML.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
+from fxgrad.methods.definition import method
 from fxgrad.methods.placing import layout, per_token
 from fxgrad.methods.problem import Map, Problem
 from fxgrad.run.recording import Contributions
@@ -16,6 +17,7 @@ Score = Callable[[Tensor, Tensor], Tensor]
 """h and g, (batch, tokens, channels) -> (batch, tokens). Tokens ahead of the patches are left out."""
 
 
+@method(layered=True)
 def gradcam(problem: Problem) -> Map:
     """relu(sum_c h * mean_t(g)), the mean over the patches.
 
@@ -24,6 +26,7 @@ def gradcam(problem: Problem) -> Map:
     return _cam(problem, "gradcam", lambda h, g: (h * g.mean(1, keepdim=True)).sum(2).relu())
 
 
+@method(layered=True)
 def gradcam_plus(problem: Problem) -> Map:
     """sum_c h * mean_t(g): Grad-CAM without its ReLU, so that what speaks against the target stays.
 
@@ -32,6 +35,7 @@ def gradcam_plus(problem: Problem) -> Map:
     return _cam(problem, "gradcam_plus", lambda h, g: (h * g.mean(1, keepdim=True)).sum(2))
 
 
+@method(layered=True)
 def xgradcam_plus(problem: Problem) -> Map:
     """sum_c h * w, w = sum_t(g * |h|) / sum_t |h|: gradients weighted by how strong a channel is where.
 
@@ -47,6 +51,7 @@ def xgradcam_plus(problem: Problem) -> Map:
     return _cam(problem, "xgradcam_plus", score)
 
 
+@method(shares=True, layered=True)
 def hirescam(problem: Problem) -> Map:
     """sum_c h * g, of all tokens; with what the constants behind the layer contribute, kept apart, it is complete.
 
@@ -91,4 +96,4 @@ def _cam(problem: Problem, method: str, score: Score) -> Map:
     inside = slice(where.ahead, where.ahead + problem.anatomy.count) if len(where.tokens) == 1 else slice(None)
     scores = torch.zeros_like(h[:, :, 0])
     scores[:, inside] = score(h[:, inside], g[:, inside])
-    return Map(tokens=where.put(scores, value, problem.anatomy))
+    return Map(tokens=where.put(scores, problem.anatomy))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 from torch import Tensor
 from torch.nn import functional as F
@@ -17,35 +17,35 @@ try:
 except ImportError as missing:
     raise InputError(f'drawing needs matplotlib ({missing}): pip install "fxgrad[cli]"') from missing
 
-if TYPE_CHECKING:
-    from fxgrad.methods.attribution import Attribution
-
-
 LEGEND = "Red speaks for the target, blue against it, in full from the panel's 99th percentile."
 _SIGN = ListedColormap(["#1f5fd6", "#d6201f"])  # against, for; the strength is the opacity
 
 
 def single(
-    attribution: Attribution,
+    values: Tensor,
+    size: tuple[int, ...],
     path: str | Path | IO[bytes] | None,
     *,
     picture: Tensor | None,
-    example: int,
     clip: float | None,
     title: str,
+    caption: str,
 ) -> Figure:
-    """One example of an attribution; see `Attribution.plot`."""
-    pixels, size = attribution.of_pixels, attribution.anatomy.size
-    if size is None:
-        raise InputError("the input is no picture: show a text's tokens by .text(words).")
-    values = (attribution.map if pixels else attribution.patches)[example].detach().float().cpu()
+    """One attribution alone.
+
+    Args:
+        values, size, picture, clip: as for `panel`.
+        path: as for `write`; None writes nothing.
+        title, caption: above and below.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
     figure = Figure(figsize=(4.2, 4.2 * size[0] / size[1] + 0.8), dpi=160, layout="constrained")
     axes = figure.subplots()
     panel(axes, values, size, picture=picture, clip=clip)
-    axes.set_title(title or f"{attribution.label}: {float(attribution.output[example]):.3g}", loc="left", fontsize=10)
-    error = attribution.completeness_error
-    complete = "" if error is None else f", completeness error {error:#.2g}"
-    axes.set_xlabel(f"{attribution.method}, {attribution.rules}{complete}", loc="left", fontsize=9)
+    axes.set_title(title, loc="left", fontsize=10)
+    axes.set_xlabel(caption, loc="left", fontsize=9)
     if path is not None:
         write(figure, path)
     return figure

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, overload
 
@@ -11,9 +10,11 @@ from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.methods import attentions, cams, fullgrad, inputs
-from fxgrad.methods.anatomy import Grid, anatomy
 from fxgrad.methods.attribution import Attribution, joined
+from fxgrad.methods.definition import Method, method_of
+from fxgrad.methods.parts import Grid
 from fxgrad.methods.problem import Map, Problem
+from fxgrad.methods.search import Search
 from fxgrad.methods.targets import Target, scored
 from fxgrad.module.converted import ConvertedModule
 
@@ -27,10 +28,7 @@ METHODS: dict[str, Callable[..., Map]] = {
         *(attentions.raw_attention, attentions.rollout, inputs.random),
     )
 }
-"""Every method by its name; the docstrings have the formulas."""
-SHARES = ("input_x_gradient", "hirescam", "fullgrad", "fullgrad_plus")
-"""Methods that also count what the constants contribute."""
-LAYERED = ("gradcam", "gradcam_plus", "xgradcam_plus", "hirescam")
+"""Every method by its name; the docstrings have the formulas, the decorators further facts."""
 
 
 @overload
@@ -40,7 +38,7 @@ def attribute(
     kwargs: Mapping[str, Any] | None = ...,
     *,
     target: list[Target],
-    method: str = ...,
+    method: str | Callable[..., Map] = ...,
     layer: str | None = ...,
     **options: Any,
 ) -> list[Attribution]: ...
@@ -51,7 +49,7 @@ def attribute(
     kwargs: Mapping[str, Any] | None = ...,
     *,
     target: Target,
-    method: str = ...,
+    method: str | Callable[..., Map] = ...,
     layer: str | None = ...,
     **options: Any,
 ) -> Attribution: ...
@@ -61,7 +59,7 @@ def attribute(
     kwargs: Mapping[str, Any] | None = None,
     *,
     target: Target | list[Target],
-    method: str = "input_x_gradient",
+    method: str | Callable[..., Map] = "input_x_gradient",
     layer: str | None = None,
     class_names: Sequence[str] | None = None,
     input: str | None = None,
@@ -79,7 +77,8 @@ def attribute(
         target: a class's number or name, an int64 tensor (batch,) with one class per example, None for the largest
             logit, a `Contrast`, `Token`, `Probability` or `Similarity`, or any function of the outputs that returns
             (batch,). A list of them gives a list of attributions.
-        method: a name in `fxgrad.methods.METHODS`.
+        method: a name in `fxgrad.methods.METHODS`, or a function of your own from a `fxgrad.methods.Problem` to a
+            `fxgrad.methods.Map`. The decorator `fxgrad.methods.method` says that it counts constants, or takes a layer.
         layer: module path whose output gradcam, gradcam_plus, xgradcam_plus and hirescam look at; by default they take
             the input of the last block.
         class_names: one per logit, for targets by name.
@@ -91,8 +90,8 @@ def attribute(
         The attribution: .tokens (batch, tokens), .patches (batch, rows, columns), .pixels (batch, height, width).
 
     Raises:
-        InputError: no such method, option, layer or target; or the model lacks what the method needs: the message says
-            what.
+        InputError: no such method, option, layer or target; the model lacks what the method needs; or a method of your
+            own returned something else than a map of the model's input. The message says what.
 
     Example:
         >>> import fxgrad, timm
@@ -102,41 +101,67 @@ def attribute(
         >>> found = attribute(libra, (x,), target=torch.tensor([7, 3]), method="fullgrad")
         >>> found.patches.shape, found.completeness_error < 1e-4
         (torch.Size([2, 10, 10]), True)
+        >>> from fxgrad.methods import Map, Problem
+        >>> def squared(problem: Problem, power: int = 2) -> Map:
+        ...     gradient = problem.run().gradients[problem.main[0]]
+        ...     return Map(pixels=(gradient.abs() ** power).sum(1))
+        >>> attribute(libra, (x,), target=7, method=squared, power=3).pixels.shape
+        torch.Size([2, 160, 160])
 
     Source: docs/methods.md has every method's formula and paper.
     """
-    if method not in METHODS:
-        raise InputError(f"there is no method {method!r}. There are {', '.join(METHODS)}.")
-    known = list(inspect.signature(METHODS[method]).parameters)[1:]
-    unknown = [name for name in options if name not in known]
-    if unknown:
-        takes = f"takes {', '.join(known)}" if known else "takes none of its own"
-        raise InputError(f"{method} has no option {unknown[0]!r}; it {takes}.")
-    if layer is not None and method not in LAYERED:
-        raise InputError(f"{method} does not look at one layer. Leave out layer={layer!r}; {', '.join(LAYERED)} do.")
-    parts = anatomy(converted.classified, input=input, blocks=blocks, grid=grid, prefix=prefix, class_token=class_token)
+    chosen = _chosen(method, layer, options)
     with torch.no_grad():
         entries = converted.entries(args, kwargs or {})
+    search = Search(converted.classified, input, entries)
+    parts = search.anatomy(blocks, grid, prefix, class_token)
+    with torch.no_grad():
         outputs = converted.run(entries)
 
     def one(target: Target) -> Attribution:
         fitted = scored(target, outputs, class_names)
         output = fitted.score(outputs).detach()
         problem = Problem(converted, entries, fitted, parts, layer)
-        if problem.batch > 1 and method in SHARES and problem.mixed:
+        if problem.batch > 1 and chosen.shares and problem.mixed:
             single = [problem.only(i) for i in range(problem.batch)]
-            return joined([_solved(method, p, y[None], options) for p, y in zip(single, output)])
-        return _solved(method, problem, output, options)
+            return joined([_solved(chosen, p, y[None], options) for p, y in zip(single, output)])
+        return _solved(chosen, problem, output, options)
 
     return [one(t) for t in target] if isinstance(target, list) else one(target)
 
 
-def _solved(method: str, problem: Problem, output: Tensor, options: Mapping[str, Any]) -> Attribution:
-    found = METHODS[method](problem, **options)
-    map = found.tokens if found.pixels is None else found.pixels
-    assert map is not None
+def known(method: str | Callable[..., Map]) -> Method:
+    """A method by its name, or a function with the facts that its decorator states.
+
+    Raises:
+        InputError: there is no such method.
+
+    Example:
+        >>> known("hirescam").layered
+        True
+    """
+    if isinstance(method, str) and method not in METHODS:
+        raise InputError(f"there is no method {method!r}. There are {', '.join(METHODS)}.")
+    return method_of(METHODS[method] if isinstance(method, str) else method)
+
+
+def _chosen(method: str | Callable[..., Map], layer: str | None, options: Mapping[str, Any]) -> Method:
+    """The method that is asked for, if it takes the layer and the options."""
+    chosen = known(method)
+    for option in options:
+        if refused := chosen.refused(option):
+            raise InputError(f"{refused}.")
+    if layer is not None and not chosen.layered:
+        others = ", ".join(name for name, function in METHODS.items() if method_of(function).layered)
+        raise InputError(f"{chosen.name} does not look at one layer. Leave out layer={layer!r}; {others} do.")
+    return chosen
+
+
+def _solved(method: Method, problem: Problem, output: Tensor, options: Mapping[str, Any]) -> Attribution:
+    found = method.function(problem, **options)
+    map = _checked(method, problem, found)
     return Attribution(
-        method,
+        method.name,
         problem.converted.classified.table.name,
         problem.target.label,
         output,
@@ -146,3 +171,26 @@ def _solved(method: str, problem: Problem, output: Tensor, options: Mapping[str,
         problem.anatomy,
         problem.target.note,
     )
+
+
+def _checked(method: Method, problem: Problem, found: Map) -> Tensor:
+    """The pixels or the tokens that a method found, if they are of the problem's shape."""
+    returns = f"{method.name} must return Map(pixels=(batch, height, width)) or Map(tokens=(batch, tokens))"
+    if not isinstance(found, Map):
+        raise InputError(f"{returns}, of fxgrad.methods; it returned {type(found).__name__}.")
+    map = found.tokens if found.pixels is None else found.pixels
+    if map is None or (found.pixels is not None and found.tokens is not None):
+        raise InputError(f"{returns}; its Map has {'neither' if map is None else 'both'}. Give one of them.")
+    anatomy, batch = problem.anatomy, problem.batch
+    if found.pixels is not None:
+        size = tuple(problem.entries[list(problem.inputs).index(anatomy.input)].shape[2:])
+        if tuple(map.shape) != (batch, *size):
+            raise InputError(f"{returns}; its pixels are {tuple(map.shape)}, the input's {(batch, *size)}.")
+    elif map.dim() != 2 or len(map) != batch or (anatomy.grid and map.shape[1] != anatomy.prefix + anatomy.count):
+        tokens = anatomy.prefix + anatomy.count if anatomy.grid else "tokens"
+        ahead = f", of which {anatomy.prefix} lie ahead of the patches" if anatomy.prefix else ""
+        raise InputError(f"{returns}; its tokens are {tuple(map.shape)}, the model's ({batch}, {tokens}){ahead}.")
+    if found.apart is not None and tuple(found.apart.shape) != (batch,):
+        given = tuple(found.apart.shape)
+        raise InputError(f"apart holds one number per example, ({batch},); {method.name} returned {given}. Sum it.")
+    return map

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 
 from fxgrad.errors import InputError
+from fxgrad.methods.definition import method
 from fxgrad.methods.inputs import on_tokens, products
 from fxgrad.methods.placing import per_token
 from fxgrad.methods.problem import Map, Problem
 
 
+@method(shares=True)
 def fullgrad(problem: Problem) -> Map:
     """sum_c x * dy/dx plus, at each token, every source's sum_c b * dy/db.
 
@@ -25,6 +27,7 @@ def fullgrad(problem: Problem) -> Map:
     return Map(tokens=own + tokens, apart=apart + problem.beside(found, everywhere))
 
 
+@method(shares=True)
 def fullgrad_plus(problem: Problem) -> Map:
     """sum over blocks l of (sum_c h_l * g_l plus the sources from block l on), h_l the block's input.
 

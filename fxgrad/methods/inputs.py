@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
+from fxgrad.methods.definition import method
 from fxgrad.methods.placing import resample
 from fxgrad.methods.problem import Map, Problem
 from fxgrad.run.recording import Contributions
@@ -30,6 +31,7 @@ def saliency(problem: Problem) -> Map:
     return _mapped(problem, {name: g.abs() for name, g in problem.run().gradients.items()}, over=_largest)
 
 
+@method(shares=True)
 def input_x_gradient(problem: Problem) -> Map:
     """sum_c x * dy/dx. What the constants contribute has no place on the input and is kept apart.
 
@@ -90,6 +92,7 @@ def smoothgrad(problem: Problem, samples: int = 25, noise: float = 0.15, seed: i
     return _mapped(problem, dict(zip(problem.main, found)))
 
 
+@method(takes_gradient=False)
 def random(problem: Problem, seed: int = 0) -> Map:
     """Normal noise on the tokens: what every method is to be better than."""
     total = problem.anatomy.count + problem.anatomy.prefix

@@ -13,7 +13,11 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from fxgrad.methods.anatomy import Anatomy, Grid, is_map, shape_of, sizes, spatial_axes
+from fxgrad.graph.axes import Within, where
+from fxgrad.graph.sizes import known, same, sizes_of
+from fxgrad.methods.maps import is_map, spatial_axes
+from fxgrad.methods.parts import TOKENS, Anatomy, Grid
+from fxgrad.run.examples import BATCH
 
 
 @dataclass(frozen=True)
@@ -21,11 +25,13 @@ class Layout:
     """How the tokens lie in a node's value.
 
     Attributes:
-        batch: the axis of the examples; None where it is merged into another one, and there is but one example.
+        shape: the value's, with axes parted into what was merged.
+        batch: the axis of the examples; None where it is not found, and there is but one example.
         tokens: the axis of the tokens, or the two of rows and columns.
         ahead: how many of these tokens lie ahead of the patches.
     """
 
+    shape: tuple[int, ...]
     batch: int | None
     tokens: tuple[int, ...]
     ahead: int
@@ -33,36 +39,55 @@ class Layout:
     def rows(self, value: Tensor) -> Tensor:
         """A value as (batch, tokens, channels); whatever is neither batch nor token is a channel."""
         places = self.tokens if self.batch is None else (self.batch, *self.tokens)
-        moved = value.movedim(places, tuple(range(len(places))))
+        moved = value.reshape(self.shape).movedim(places, tuple(range(len(places))))
         moved = moved[None] if self.batch is None else moved
         return moved.flatten(1, len(self.tokens)).unsqueeze(-1).flatten(2)
 
-    def put(self, scores: Tensor, value: Tensor, anatomy: Anatomy) -> Tensor:
+    def put(self, scores: Tensor, anatomy: Anatomy) -> Tensor:
         """Scores of these tokens, (batch, tokens), where they lie among the model's: (batch, ahead and patches)."""
         if len(self.tokens) == 2:
-            maps = scores.reshape(-1, *(value.shape[axis] for axis in self.tokens))
+            maps = scores.reshape(-1, *(self.shape[axis] for axis in self.tokens))
             assert anatomy.grid is not None
             return F.pad(resample(maps, anatomy.grid).flatten(1), (anatomy.prefix, 0))
         return F.pad(scores, (anatomy.prefix - self.ahead, 0))[:, : anatomy.prefix + anatomy.count]
 
 
 def layout(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout | None:
-    """How the tokens lie in a node's value; None where it has no axis of tokens, or several examples share one.
+    """How the tokens lie in a node's value; None where it has no axis of tokens, or no axis holds the examples.
 
-    The axis is `Anatomy.axes`'s; along it lie all tokens, or the patches alone. A map of features, of any resolution,
-    lies on the patches as on the picture.
+    Along the axis lie all tokens, or the patches alone. A map of features, of any resolution, lies on the patches as on
+    the picture.
     """
-    examples = batch_axis(node, anatomy)
-    if value.dim() != len(sizes(node)) or (examples is None and batch > 1):
+    examples = within(node, anatomy)
+    if value.dim() != len(sizes_of(node)) or (examples is None and batch > 1):
         return None
-    map, axis = is_map(node), anatomy.axes.get(node.name)
-    if anatomy.tokens is not None and not map:
-        if axis is None or axis == examples or value.shape[axis] not in (anatomy.tokens, anatomy.count):
-            return None
-        return Layout(examples, (axis,), anatomy.prefix if value.shape[axis] == anatomy.tokens else 0)
-    if anatomy.grid is not None and value.dim() == 4 and examples == 0 and (map or anatomy.tokens is None):
-        return Layout(0, spatial_axes(node), 0)
+    if anatomy.tokens is not None and not is_map(node):
+        return _sequence(value, node, anatomy, batch)
+    if anatomy.grid is not None and value.dim() == 4 and examples == (0, 1, 1):
+        return Layout(tuple(value.shape), 0, spatial_axes(node), 0)
     return None
+
+
+def _sequence(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout | None:
+    """How one axis of tokens lies in a value, whatever is merged into that axis."""
+    places = anatomy.places.get(node.name, ())
+    found = [atom for axis in places for atom in axis if atom.origin == TOKENS]
+    if len(found) != 1 or found[0].stride != 1:
+        return None
+    (tokens,) = found
+    count = known(tokens.size, anatomy.free)
+    if count not in (anatomy.tokens, anatomy.count):
+        return None
+    parts = [atom for axis in places for atom in axis or (None,)]
+    whole = [i for i, p in enumerate(parts) if p is not None and p.origin == BATCH and same(p.size, anatomy.examples)]
+    shape = tuple(
+        batch if i in whole else 1 if atom is None else known(atom.size, anatomy.free) for i, atom in enumerate(parts)
+    )
+    if min(shape) < 0 or math.prod(shape) != value.numel() or (batch > 1 and not whole):
+        return None
+    return Layout(
+        shape, whole[0] if whole else None, (parts.index(tokens),), anatomy.prefix if count == anatomy.tokens else 0
+    )
 
 
 def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tuple[Tensor, Tensor]:
@@ -79,7 +104,7 @@ def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tupl
 
     Example:
         >>> import fxgrad
-        >>> from fxgrad.methods.anatomy import anatomy
+        >>> from fxgrad.methods import anatomy
         >>> model = torch.nn.Sequential(torch.nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)).eval()
         >>> libra = fxgrad.convert(model, (torch.zeros(2, 5, 8),))
         >>> last = list(libra.classified.captured.graph.nodes)[-2]
@@ -87,13 +112,13 @@ def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tupl
         >>> tokens.tolist()[0], apart.tolist()
         ([8.0, 8.0, 8.0, 8.0, 8.0], [0.0, 0.0])
     """
-    where = layout(part, node, anatomy, batch)
-    if where is None:
+    place = layout(part, node, anatomy, batch)
+    if place is None:
         return part.new_zeros(batch, anatomy.prefix + anatomy.count), per_example(part, node, anatomy, batch)
-    scores = where.rows(part).sum(2)
-    tokens = where.put(scores, part, anatomy)
+    scores = place.rows(part).sum(2)
+    tokens = place.put(scores, anatomy)
     # What lies behind the patches has no place.
-    return tokens, scores[:, where.ahead + anatomy.count :].sum(1) if len(where.tokens) == 1 else part.new_zeros(batch)
+    return tokens, scores[:, place.ahead + anatomy.count :].sum(1) if len(place.tokens) == 1 else part.new_zeros(batch)
 
 
 def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Tensor:
@@ -104,15 +129,23 @@ def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Te
     """
     if batch == 1:
         return part.sum()[None]
-    axis = batch_axis(node, anatomy)
-    if axis is None or part.dim() != len(sizes(node)) or part.shape[axis] != batch:
+    place = within(node, anatomy)
+    if (
+        place is None
+        or part.dim() != len(sizes_of(node))
+        or part.shape[place.axis] != place.ahead * batch * place.behind
+    ):
         raise ValueError(f"{node.name}: no axis of {tuple(part.shape)} is that of {batch} examples")
-    return part.movedim(axis, 0).flatten(1).sum(1) if part.dim() > 1 else part
+    return place.sums(part, batch)
 
 
-def batch_axis(node: fx.Node, anatomy: Anatomy) -> int | None:
-    """The axis of a node's value that is the batch's: of the size, as captured, of the input's; None if merged."""
-    return next((axis for axis, size in enumerate(shape_of(node)) if str(size) == anatomy.batch), None)
+def within(node: fx.Node, anatomy: Anatomy) -> Within | None:
+    """Where the examples are in a node's value; None where they cannot be told apart."""
+    found = where(anatomy.places.get(node.name, ()), BATCH, anatomy.examples)
+    if found is None:
+        return None
+    ahead, behind = (known(size, anatomy.free) for size in found[1:])
+    return None if ahead < 0 and behind < 0 else Within(found.axis, ahead, behind)
 
 
 def resample(maps: Tensor, grid: Grid) -> Tensor:

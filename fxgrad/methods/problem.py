@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.errors import InputError
-from fxgrad.graph.nodes import placeholders_of
-from fxgrad.methods.anatomy import Anatomy, sizes
-from fxgrad.methods.placing import batch_axis, per_example, per_token
+from fxgrad.graph.places import calls_of
+from fxgrad.graph.sizes import sizes_of
+from fxgrad.methods.parts import Anatomy
+from fxgrad.methods.placing import per_example, per_token, within
 from fxgrad.methods.targets import Scored
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.recording import Contributions, Recorder, contributions
-from fxgrad.run.sources import has_offset
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,13 +65,13 @@ class Problem:
     def inputs(self) -> dict[str, fx.Node]:
         """The placeholder of every input and embedding, by its name."""
         captured = self.converted.classified.captured
-        placeholders = placeholders_of(captured.graph)[len(captured.state) :]
+        placeholders = captured.entry_nodes
         return {declared.name: node for declared, node in zip(captured.entries, placeholders)}
 
     @cached_property
     def main(self) -> list[str]:
         """The attributed inputs that the map is of: the one looked at, and those that have the same tokens."""
-        own = sizes(self.inputs[self.anatomy.input])
+        own = sizes_of(self.inputs[self.anatomy.input])
         return [name for name in self.attributed if name == self.anatomy.input or self._alike(name, own)]
 
     @cached_property
@@ -79,23 +79,26 @@ class Problem:
         """Names of the attributed inputs."""
         return [entry.name for entry in self.converted.classified.captured.entries if entry.attributed]
 
-    def _alike(self, name: str, own: tuple[int, ...]) -> bool:
-        return len(own) == 3 and sizes(self.inputs[name]) == own and self._varies(name)
+    def _alike(self, name: str, own: tuple[Any, ...]) -> bool:
+        return len(own) == 3 and sizes_of(self.inputs[name]) == own and self._varies(name)
 
     def _varies(self, name: str) -> bool:
         """Whether an input has one row per example."""
-        return batch_axis(self.inputs[name], self.anatomy) == 0
+        place = within(self.inputs[name], self.anatomy)
+        return place is not None and place.axis == 0
 
     @cached_property
     def mixed(self) -> bool:
         """Whether what some constants or inputs contribute cannot be told apart by example: then these go one by one.
 
-        So it is of an op whose biases are asked for their gradient, which is summed over the batch, where the axis
-        of the batch is merged into another one, and of an input that all examples share.
+        So it is of an op whose biases are asked for their gradient, which is summed over the batch, of one behind which
+        the graph does not tell where the examples are, and of an input that all examples share.
         """
-        kept = [d for d in self.converted.classified.decisions.values() if has_offset(d)]
+        kept = [d for d in self.converted.classified.decisions.values() if d.keeps]
         shared = not all(self._varies(name) for name in self.attributed)
-        return shared or any(d.vjp == "twin" or batch_axis(self.nodes[d.node], self.anatomy) is None for d in kept)
+        return shared or any(
+            d.backward.sums_the_batch or within(self.nodes[d.node], self.anatomy) is None for d in kept
+        )
 
     @property
     def batch(self) -> int:
@@ -173,19 +176,53 @@ class Problem:
     def layer_node(self, default: str) -> str:
         """The node that a layer's output is: `default` where no layer is asked for.
 
+        A layer that is called several times is several, `f` and `f@1`; of these the one is meant that depends on the
+        attributed input.
+
         Raises:
-            InputError: no node of the program belongs to that layer.
+            InputError: no node of the program belongs to that layer, or it is called several times on the same input.
         """
         if self.layer is None:
             return default
         decisions = self.converted.classified.decisions
-        inside = {n for n, d in decisions.items() if f"{d.place.module_path}.".startswith(f"{self.layer}.")}
+        inside = self._call(self.layer)
         exits = [n for n in decisions if n in inside and any(u.name not in inside for u in self.nodes[n].users)]
         if not exits:
             paths = sorted({d.place.module_path for d in decisions.values()})
             close = ", ".join(difflib.get_close_matches(self.layer, paths, 3)) or ", ".join(paths[:3])
             raise InputError(f"no layer {self.layer!r} that depends on the input. Close to it: {close}.")
         return exits[-1]
+
+    def _call(self, layer: str) -> set[str]:
+        """The nodes that depend on an input in a call of a layer; of all that is below, for a path that is no call."""
+        decisions = self.converted.classified.decisions
+        calls: dict[str, set[str]] = {}
+        for node, names in calls_of(self.nodes.values()):
+            for name in names if node.name in decisions else ():
+                calls.setdefault(name, set()).add(node.name)
+        path, at, number = layer.partition("@")
+        if at:
+            return calls.get(path if number == "0" else layer, set())
+        own = {name: nodes for name, nodes in calls.items() if name.partition("@")[0] == path}
+        if not own:
+            return {n for n, d in decisions.items() if f"{d.place.module_path}.".startswith(f"{path}.")}
+        reached = self._reached()
+        fitting = {name: nodes for name, nodes in own.items() if nodes & reached} if len(own) > 1 else own
+        if len(fitting) > 1:
+            choices = ", ".join(repr(name if "@" in name else f"{name}@0") for name in fitting)
+            raise InputError(
+                f"layer {layer!r} is called {len(fitting)} times on what depends on {self.anatomy.input!r}. Pick a "
+                f"call: {choices}."
+            )
+        return next(iter(fitting.values()), set())
+
+    def _reached(self) -> set[str]:
+        """Names of the nodes that depend on the input looked at."""
+        reached = {self.inputs[self.anatomy.input].name}
+        for node in self.nodes.values():
+            if any(n.name in reached for n in node.all_input_nodes):
+                reached.add(node.name)
+        return reached
 
     def row_of(self, matrix: Tensor) -> Tensor:
         """What flows into the token that the output is read from, (batch, rows, columns) to (batch, tokens).

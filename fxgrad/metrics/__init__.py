@@ -7,28 +7,36 @@
     metrics.removal_curve(tokens, x, scores, target, most_first=True)         # what the model says without them
     metrics.bootstrap(values)                                                 # means with confidence intervals
 
-`fxgrad.evaluate` runs them all over a data set.
+`fxgrad.evaluate` runs them all, and yours, over a data set; a `Metric` is what it runs.
 """
 
-from fxgrad.metrics.faithfulness import (
+from fxgrad.metrics import curves, segmentation, shares
+from fxgrad.metrics.curves import (
     FRACTIONS,
     Answer,
     answer,
     area,
-    completeness,
     deletion_insertion,
     faithfulness,
     removal_curve,
 )
 from fxgrad.metrics.intervals import Interval, bootstrap, paired
+from fxgrad.metrics.metric import Measured, Metric
 from fxgrad.metrics.removal import Dropping, Removal, Replacing, blurred
 from fxgrad.metrics.segmentation import average_precision, iou, pointing_game
+from fxgrad.metrics.shares import completeness
+
+METRICS = {metric.name: metric for metric in (*curves.METRICS, *segmentation.METRICS, *shares.METRICS)}
+"""Every metric of `fxgrad.evaluate` by its name, in the order of the page."""
 
 __all__ = [
     "FRACTIONS",
+    "METRICS",
     "Answer",
     "Dropping",
     "Interval",
+    "Measured",
+    "Metric",
     "Removal",
     "Replacing",
     "answer",

@@ -17,6 +17,7 @@ from torch import Tensor, fx, nn
 from torch.nn import functional as F
 
 from fxgrad.errors import InputError, one_line
+from fxgrad.graph.copies import prune
 from fxgrad.kinds import Kind
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.ops.attention import SDPA
@@ -229,7 +230,7 @@ def _until(graph: fx.Graph, cut: fx.Node) -> fx.Graph:
         if node is cut:
             break
     head.output(copies[cut])
-    head.eliminate_dead_code()
+    prune(head)
     # The placeholders behind the cut are the caller's all the same.
     return head
 
@@ -250,7 +251,7 @@ def _from(graph: fx.Graph, cut: fx.Node) -> fx.Graph:
             copies[node].meta = dict(node.meta)
         elif all(operand in copies for operand in node.all_input_nodes):
             copies[node] = tail.node_copy(node, copies.__getitem__)
-    tail.eliminate_dead_code()
+    prune(tail)
     return tail
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
+from fxgrad.metrics.metric import Metric
 
 
 def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
@@ -100,3 +101,10 @@ def _flat(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
             f"{tuple(masks.shape)} of {masks.dtype}."
         )
     return maps.double().flatten(-2), masks.expand(maps.shape).flatten(-2)
+
+
+METRICS = (
+    Metric("average_precision", "higher", lambda m: average_precision(m.maps, m.masks)),
+    Metric("pointing_game", "higher", lambda m: pointing_game(m.maps, m.masks)),
+    Metric("iou", "higher", lambda m: iou(m.maps, m.masks)),
+)

@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
-from torch.utils import _pytree as pytree
+from torch import Tensor
 
-from fxgrad.classify.decision import Classified
-from fxgrad.classify.walk import classify
 from fxgrad.errors import InputError
-from fxgrad.graph.nodes import placeholders_of
-from fxgrad.module.checkpoint import checkpointed
-from fxgrad.module.rewrite import rewrite
-from fxgrad.module.unflatten import Root, unflatten
+from fxgrad.module import forms
+from fxgrad.module.core import Core
+from fxgrad.ops.weights import HELD, NATIVE
 from fxgrad.report import Report, report
-from fxgrad.table.load import load
-from fxgrad.table.row import Rules
+from fxgrad.table.loading import Rules
 
 
-class ConvertedModule(nn.Module):
+class ConvertedModule(Core):
     """A model whose outputs are the original's, bit for bit, and whose gradients are the policy's.
 
     It owns parameters and buffers under the original's paths, so state_dict keys are the original's;
@@ -45,117 +38,13 @@ class ConvertedModule(nn.Module):
 
     Example:
         >>> import fxgrad, torch
+        >>> from torch import nn
         >>> model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)).eval()
         >>> x = torch.randn(5, 3, requires_grad=True)
         >>> libra = fxgrad.convert(model, (x,))
         >>> torch.equal(libra(x), model(x)), list(libra.state_dict()) == list(model.state_dict())
         (True, True)
     """
-
-    program: fx.GraphModule
-    form: str
-    runner: nn.Module
-    lookup: fx.GraphModule | None
-    _slots: list[tuple[nn.Module | None, str]]
-
-    def __init__(self, classified: Classified) -> None:
-        super().__init__()
-        # The tensors live in this module from here on: the captured program must not keep a second set.
-        captured = classified.captured
-        self._compile(replace(classified, captured=captured.with_tensors({}, {})))
-        copies: dict[int, nn.Parameter] = {}
-        for path, parameter in captured.parameters.items():
-            # One copy per tensor, so that tied parameters stay tied.
-            copy = copies.setdefault(id(parameter), nn.Parameter(parameter.detach(), parameter.requires_grad))
-            self._owner(path)._parameters[path.rpartition(".")[2]] = copy
-        for path, buffer in captured.buffers.items():
-            owner, name = self._owner(path), path.rpartition(".")[2]
-            owner._buffers[name] = buffer.detach()
-            if path in captured.transient:
-                owner._non_persistent_buffers_set.add(name)
-        self._find_state()
-        self.eval()
-
-    def _find_state(self) -> None:
-        """Look the state's tensors up once, for small models."""
-        paths = self.classified.captured.state
-        owners = [self._owner(path) for path in paths]
-        # Without this module itself, which would then not be freed at once.
-        slots = [(None if o is self else o, p.rpartition(".")[2]) for o, p in zip(owners, paths)]
-        object.__setattr__(self, "_slots", slots)
-
-    def _compile(self, classified: Classified) -> None:
-        """Make the programs that run: no submodules, for they have no state, and the module tree is the original's."""
-        self.classified = classified
-        program = fx.GraphModule(nn.Module(), rewrite(classified), class_name="FxgradProgram")
-        lookup = classified.captured.lookup
-        object.__setattr__(self, "program", program)
-        object.__setattr__(self, "lookup", lookup and fx.GraphModule(nn.Module(), lookup))
-        self._run_as("flat", program)
-
-    def _apply(self, fn: Any, recurse: bool = True) -> ConvertedModule:
-        """As any module, by which `.to` and its like move tensors; what the program itself makes follows them."""
-        before = [tensor.device for tensor in self._tensors()]
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        self._follow({old: new.device for old, new in zip(before, self._tensors()) if old != new.device})
-        return self
-
-    def _follow(self, devices: Mapping[torch.device, torch.device]) -> None:
-        """Make masks, positions and the like on other devices from now on."""
-        if not devices:
-            return
-        before, form = self.runner, self.form
-        self._compile(replace(self.classified, captured=self.classified.captured.moved(devices)))
-        if form == "checkpointed":
-            self._run_as(form, checkpointed(self.program))
-        elif isinstance(before, Root):
-            before.follow(self._unflatten())  # its parts stay, since hooks are on them
-            self._run_as(form, before)
-
-    def _run_as(self, form: str, runner: nn.Module) -> None:
-        self.form = form
-        object.__setattr__(self, "runner", runner)
-
-    def _tensors(self) -> list[Tensor]:
-        return [*self.parameters(), *self.buffers()]
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ConvertedModule:
-        other = self.__class__.__new__(self.__class__)
-        memo[id(self)] = other
-        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return other
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """For pickle, which takes a module to other processes: as an artefact, so that no code is pickled."""
-        from fxgrad.module.save import pieces
-
-        return pieces(self)
-
-    def _owner(self, path: str) -> nn.Module:
-        """The submodule that holds a tensor, made where it is missing.
-
-        By torch's own tables, since its methods refuse a name that this class has for something else, such as `embed`.
-        """
-        module: nn.Module = self
-        for name in path.split(".")[:-1]:
-            if name not in module._modules:
-                module._modules[name] = nn.Module()
-            module = cast(nn.Module, module._modules[name])
-        return module
-
-    @property
-    def state(self) -> list[Tensor]:
-        """The tensors that the program takes ahead of the inputs."""
-        found = []
-        for owner, name in self._slots:
-            holder = self if owner is None else owner
-            found.append(holder._parameters.get(name, holder._buffers.get(name)))
-        return found  # type: ignore[return-value]
-
-    @property
-    def graph(self) -> fx.Graph:
-        """The rewritten graph."""
-        return self.program.graph
 
     @property
     def report(self) -> Report:
@@ -178,14 +67,7 @@ class ConvertedModule(nn.Module):
             >>> libra.under("gradient").report[0].rule
             'native'
         """
-        other = load(rules, self.classified.table.on_unknown)
-        table = replace(self.classified.table, name=other.name, policy=other.policy, cite=other.cite)
-        return ConvertedModule(classify(self._with_tensors().captured, table))
-
-    def _with_tensors(self) -> Classified:
-        """The classified program, with this module's tensors."""
-        tensors = (dict(named(remove_duplicate=False)) for named in (self.named_parameters, self.named_buffers))
-        return replace(self.classified, captured=self.classified.captured.with_tensors(*tensors))
+        return forms.under(self, rules)
 
     def checkpointed(self) -> ConvertedModule:
         """The same module, keeping nothing inside a block for the backward, but running it again there.
@@ -198,6 +80,7 @@ class ConvertedModule(nn.Module):
 
         Example:
             >>> import fxgrad, torch
+            >>> from torch import nn
             >>> model = nn.Sequential(*(nn.Sequential(nn.Linear(8, 8), nn.GELU()) for _ in range(3))).eval()
             >>> x = torch.randn(2, 8, requires_grad=True)
             >>> libra = fxgrad.convert(model, (x,))
@@ -207,9 +90,7 @@ class ConvertedModule(nn.Module):
 
         Source: Chen et al., Training Deep Nets with Sublinear Memory Cost, arXiv:1604.06174.
         """
-        other = ConvertedModule(self._with_tensors())
-        other._run_as("checkpointed", checkpointed(other.program))
-        return other
+        return forms.checkpointed(self)
 
     def unflattened(self) -> ConvertedModule:
         """The same module, with submodules that are called: hooks on them, by the original's paths, find their layer.
@@ -221,6 +102,7 @@ class ConvertedModule(nn.Module):
 
         Example:
             >>> import fxgrad, torch
+            >>> from torch import nn
             >>> model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2)).eval()
             >>> libra = fxgrad.convert(model, (torch.zeros(2, 3),)).unflattened()
             >>> seen = []
@@ -230,53 +112,7 @@ class ConvertedModule(nn.Module):
             >>> torch.equal(seen[0], model[:2](x))
             True
         """
-        other = ConvertedModule(self._with_tensors())
-        root = other._unflatten()
-        for path, part in root.parts.items():
-            owner, name = other._owner(path), path.rpartition(".")[2]
-            held = owner._modules.get(name)
-            if held is not None:
-                part._parameters, part._buffers, part._modules = held._parameters, held._buffers, held._modules
-                part._non_persistent_buffers_set = held._non_persistent_buffers_set
-            owner._modules[name] = part
-        other._find_state()
-        other._run_as("unflattened", root)
-        return other.eval()
-
-    def _unflatten(self) -> Root:
-        """The program as a tree of parts, which do not hang under the model's paths yet."""
-        captured = self.classified.captured
-        entries = placeholders_of(captured.graph)[len(captured.state) :]
-        inputs = {n.name for n, declared in zip(entries, captured.entries) if declared.attributed}
-        return unflatten(self.program, inputs | set(self.classified.decisions))
-
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the rewritten program.
-
-        Args:
-            *args, **kwargs: as the original model takes them.
-
-        Returns:
-            What the original model returns, in the same structure.
-
-        Raises:
-            InputError: inputs of another structure, shape or dtype than the captured ones.
-        """
-        return self.run(self.entries(args, kwargs))
-
-    def entries(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-        """What the program takes after the state: the inputs as a flat list, then the embedded tokens.
-
-        Raises:
-            InputError: inputs of another structure, shape or dtype than the captured ones.
-        """
-        leaves = self.classified.captured.flatten(args, kwargs)
-        return leaves + (list(self.lookup(*self.state, *leaves)) if self.lookup else [])
-
-    def run(self, entries: list[Any]) -> Any:
-        """What the original model returns, given what `entries` returned."""
-        outputs = self.runner(*self.state, *entries)
-        return pytree.tree_unflatten(list(outputs), self.classified.captured.out_spec)
+        return forms.unflattened(self)
 
     def embed(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Look up the token ids among the inputs: the tensors that get attributed in their stead.
@@ -293,6 +129,7 @@ class ConvertedModule(nn.Module):
 
         Example:
             >>> import fxgrad, torch
+            >>> from torch import nn
             >>> model = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2, bias=False)).eval()
             >>> ids = torch.tensor([[1, 5, 2]])
             >>> libra = fxgrad.convert(model, (ids,))
@@ -333,7 +170,7 @@ class ConvertedModule(nn.Module):
 
     def __repr__(self) -> str:
         captured, decisions = self.classified.captured, self.classified.decisions
-        rewritten = sum(d.backward not in ("native", "held") for d in decisions.values())
+        rewritten = sum(d.backward not in (NATIVE, HELD) for d in decisions.values())
         inputs = ", ".join(i.name for i in captured.entries if i.attributed)
         return (
             f"ConvertedModule(rules={self.classified.table.name!r}, attributed inputs: {inputs}; "

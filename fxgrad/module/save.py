@@ -8,6 +8,7 @@ checked here holds there.
 from __future__ import annotations
 
 import contextlib
+import copyreg
 import inspect
 import io
 import json
@@ -16,9 +17,8 @@ import secrets
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -29,7 +29,9 @@ from fxgrad.capture.captured import Captured, Input
 from fxgrad.capture.export import captured_from
 from fxgrad.classify.walk import classify
 from fxgrad.errors import ArtefactError, FxgradError, one_line
+from fxgrad.installed import version
 from fxgrad.module.converted import ConvertedModule
+from fxgrad.module.forms import FORMS
 from fxgrad.pt2.archive import Archive, digests_of, read, read_from
 from fxgrad.pt2.vet import expect, is_name, vetted
 from fxgrad.table.data import from_data, own_twins, to_data
@@ -37,11 +39,6 @@ from fxgrad.table.row import Twins
 
 FORMAT = 1
 """Of the extra files. A file with a higher one is from a newer fxgrad."""
-FORMS: dict[str, Callable[[ConvertedModule], ConvertedModule]] = {
-    "flat": lambda converted: converted,
-    "checkpointed": ConvertedModule.checkpointed,
-    "unflattened": ConvertedModule.unflattened,
-}
 RULES, MANIFEST = "fxgrad/rules.json", "fxgrad/manifest.json"
 
 
@@ -150,7 +147,7 @@ def from_pieces(
 
 def _write(converted: ConvertedModule, file: IO[bytes], empty: bool = False) -> None:
     """Write the artefact to an open file; `empty` leaves the tensors' values out."""
-    captured, table = converted._with_tensors().captured, converted.classified.table
+    captured, table = converted.with_tensors().captured, converted.classified.table
     if any(tensor.is_meta for tensor in [*captured.parameters.values(), *captured.buffers.values()]) and not empty:
         raise ArtefactError("the module is on the device meta, where tensors have no values: there is nothing to save.")
     stored: dict[Any, Tensor] = {}
@@ -197,7 +194,7 @@ def _manifest_of(converted: ConvertedModule, captured: Captured, digests: Mappin
     table = converted.classified.table
     return {
         "format": FORMAT,
-        "fxgrad": _version(),
+        "fxgrad": version(),
         "torch": torch.__version__,
         "policy": table.name,
         "cite": table.cite,
@@ -266,7 +263,7 @@ def _restored(
         if tensors is not None:
             captured = captured.with_tensors(*tensors)
         converted = ConvertedModule(classify(captured, table))
-        return FORMS[options["form"]](converted)
+        return cast(ConvertedModule, FORMS[options["form"]](converted))
     except ArtefactError as error:
         raise ArtefactError(f"{archive.origin}: {error}") from error
     except FxgradError:
@@ -288,10 +285,10 @@ def _manifest(archive: Archive) -> dict[str, Any]:
         )
     manifest = archive.json(member)
     try:
-        version = expect(int, manifest["format"], "format")
-        if version > FORMAT:
+        format = expect(int, manifest["format"], "format")
+        if format > FORMAT:
             raise ArtefactError(
-                f"fxgrad {manifest.get('fxgrad')} wrote it, in format {version}; this is fxgrad {_version()}, which "
+                f"fxgrad {manifest.get('fxgrad')} wrote it, in format {format}; this is fxgrad {version()}, which "
                 f"knows formats up to {FORMAT}. Install that version or a later one."
             )
         wanted = dict(expect(dict, manifest["sha256"], "sha256"))
@@ -316,13 +313,6 @@ def _manifest(archive: Archive) -> dict[str, Any]:
     return dict(manifest)
 
 
-def _version() -> str:
-    try:
-        return metadata.version("fxgrad")
-    except metadata.PackageNotFoundError:
-        return "of unknown version"
-
-
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
     """A new file, written beside the old one, that takes its place when it is complete and on the disk."""
@@ -336,3 +326,7 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+# Pickle takes a module to other processes as an artefact, so that no code is pickled.
+copyreg.pickle(ConvertedModule, pieces)

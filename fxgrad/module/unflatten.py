@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import fx, nn
 
 from fxgrad.errors import InputError
+from fxgrad.graph.places import calls_of
 
 
 class _Name(str):
@@ -150,21 +151,15 @@ def unflatten(program: fx.GraphModule, depends: set[str]) -> Root:
     graph = program.graph
     whole = Segment("")
     open_: list[Segment] = [whole]
-    calls: dict[str, int] = {}
-    for node in graph.nodes:
-        if node.op != "call_function":
-            continue
-        stack = _stack(node)
-        if stack is not None:  # a node of which nothing is known belongs where the one before it does
-            own = [segment.path.partition("@")[0] for segment in open_[1:]]
-            shared = next((i for i, (a, b) in enumerate(zip(own, stack)) if a != b), min(len(own), len(stack)))
-            del open_[shared + 1 :]
-            for path in stack[shared:]:
-                count = calls[path] = calls.get(path, -1) + 1
-                open_[-1].steps.append(Segment(f"{path}@{count}" if count else path))
-                open_.append(open_[-1].steps[-1])  # type: ignore[arg-type]
+    for node, calls in calls_of(graph.nodes):
+        own = [segment.path for segment in open_[1:]]
+        shared = next((i for i, (a, b) in enumerate(zip(own, calls)) if a != b), min(len(own), len(calls)))
+        del open_[shared + 1 :]
+        for name in calls[shared:]:
+            open_[-1].steps.append(Segment(name))
+            open_.append(open_[-1].steps[-1])  # type: ignore[arg-type]
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: _Name(n.name))
-        open_[-1].steps.append(Step(node.name, node.target, args, kwargs))
+        open_[-1].steps.append(Step(node.name, node.target, args, kwargs))  # type: ignore[arg-type]
     nodes = {n.name: n for n in graph.nodes}
     parts = {}
     for segment in list(whole.walk())[1:]:
@@ -179,18 +174,6 @@ def unflatten(program: fx.GraphModule, depends: set[str]) -> Root:
         object.__setattr__(part, "parts", parts)
     takes = tuple(n.name for n in graph.nodes if n.op == "placeholder")
     return Root(whole, takes, fx.node.map_arg(graph.output_node().args[0], lambda n: _Name(n.name)), parts)
-
-
-def _stack(node: fx.Node) -> list[str] | None:
-    """The paths of the modules that a node was traced in, outermost first, the model itself left out."""
-    found = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    if not found or any(not isinstance(path, str) or path.startswith("_empty_nn_module_stack") for path in found):
-        return None
-    nested: list[str] = []
-    for path in (p.partition("@")[0] for p in found):
-        if path and path not in nested:
-            nested.append(path)
-    return nested
 
 
 def _filled(arguments: Any, values: Mapping[str, Any]) -> Any:

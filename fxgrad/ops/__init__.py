@@ -8,10 +8,9 @@ from fxgrad.ops.attention import value_only
 from fxgrad.ops.composed import TWINS
 from fxgrad.ops.normalization import Layout, hold_scale
 from fxgrad.ops.rows import Rows, rows_of
-from fxgrad.ops.secant import Taylor, secant, taylor
-from fxgrad.ops.through import root_of, through
+from fxgrad.ops.secants import Taylor, reference, rescale, root_of, secant, taylor, through
 from fxgrad.ops.twins import Twin
-from fxgrad.ops.weighted import relaid, weighted
+from fxgrad.ops.weights import relaid, weighted
 
 __all__ = [
     "TWINS",
@@ -20,7 +19,9 @@ __all__ = [
     "Taylor",
     "Twin",
     "hold_scale",
+    "reference",
     "relaid",
+    "rescale",
     "root_of",
     "rows_of",
     "secant",

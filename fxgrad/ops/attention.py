@@ -12,14 +12,18 @@ and one to apply it. Two ways to do so:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from fxgrad.kinds import Kind, Operand
+from fxgrad.ops.backward import Decided, Rewriting, replace_call
 from fxgrad.ops.blocks import split_axis, weights_transposed_times
 from fxgrad.ops.function import Function
-from fxgrad.ops.weighted import recording, weighted
+from fxgrad.ops.weights import Weighted, recording, share, weighted
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
@@ -215,3 +219,39 @@ def _laid_out(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> tuple[Tensor, T
     rows = q.expand(*lead, *q.shape[-3:]).clone(memory_format=torch.contiguous_format)
     columns = k.transpose(-2, -1).expand(*lead, k.shape[-1], k.shape[-2]).clone(memory_format=torch.contiguous_format)
     return rows, columns
+
+
+def hold_weights(operands: Sequence[Operand], degree: float | None) -> list[float]:
+    """Only the value gets a cotangent: dV = P^T dO. Written out, that is a product with held softmax weights."""
+    if not any(o.part == "value" for o in operands):
+        return share(operands, degree)
+    return [1.0 if o.part == "value" else 0.0 for o in operands]
+
+
+def split(operands: Sequence[Operand], degree: float | None) -> list[float]:
+    """Every factor an equal share, whatever its role: weights and value half each, query and key half of that."""
+    parts = {o.part for o in operands if o.data}
+    if any(o.part == "value" for o in operands):
+        scores = parts & {"query", "key"}
+        half = 1 / (("value" in parts) + bool(scores or "mask" in parts))
+        shares = {"value": half, "mask": half, **{part: half / len(scores) for part in scores}}
+        return [shares.get(o.part, 1.0) for o in operands]
+    n = len({o.part if o.part == "carrier" else o.name for o in operands if o.part != "source" and o.data})
+    return [1 / n if o.data and o.part != "source" else 1.0 for o in operands]
+
+
+@dataclass(frozen=True)
+class HoldWeights(Weighted):
+    """As its weights say; of the fused op without computing what is dropped."""
+
+    def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
+        if node.target is not SDPA:
+            return super().call(node, decided, done)
+        replace_call(node, value_only)
+        return node
+
+
+BACKWARDS = (
+    HoldWeights("hold_weights", frozenset({Kind.ATTENTION}), hold_weights),
+    Weighted("split", frozenset({Kind.ATTENTION}), split),
+)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fxgrad.ops.normalization import Layout, hold_scale
 from fxgrad.ops.recurrences import RECURRENCES
-from fxgrad.ops.weighted import weighted
+from fxgrad.ops.weights import weighted
 
 
 def glu(self: Tensor, dim: int = -1) -> Tensor:

@@ -6,13 +6,17 @@ is affine in x: the mean subtraction stays linear, and the shift b is a source.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from fxgrad.graph.nodes import arguments_of
+from fxgrad.kinds import Kind
+from fxgrad.ops.backward import Backward, Decided, Rewriting, replace_call
 from fxgrad.ops.function import Function
-from fxgrad.ops.weighted import recording
+from fxgrad.ops.weights import recording
 
 
 class Layout(NamedTuple):
@@ -141,3 +145,40 @@ def hold_scale(op: Any, layout: Layout, *args: Any) -> Tensor:
     if not recording(*args):
         return op(*args)  # type: ignore[no-any-return]
     return _HoldScale.call(op, layout, *args)[0]  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class HoldScale(Backward):
+    """The scale of a normalization held."""
+
+    def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
+        node.args, node.kwargs = tuple(arguments_of(node).values()), {}
+        replace_call(node, hold_scale, _layout(node, decided))
+        return node
+
+
+def _layout(node: fx.Node, decided: Decided) -> Layout:
+    arguments = arguments_of(node)
+    places = {name: position for position, name in enumerate(arguments)}
+
+    def place(part: str) -> int | None:
+        names = [n for n in decided.parts.get(part, ()) if arguments[n] is not None]
+        return places[names[0]] if names else None
+
+    carrier = places[decided.parts["carrier"][0]]
+    x = node.args[carrier]
+    over, groups, eps = (decided.options.get(key) for key in ("over", "groups", "eps"))
+    # Read the channel count only if needed: int() on a symbolic size would specialize the graph to it.
+    channels = int(x.meta["val"].shape[1]) if isinstance(x, fx.Node) and not (over or groups) else 0
+    return Layout(
+        carrier=carrier,
+        weight=place("coefficient"),
+        bias=place("source"),
+        trailing=len(arguments[over]) if over else 0,
+        groups=arguments[groups] if groups else channels,
+        centered=decided.options.get("centered", True),
+        eps=arguments[eps] if eps else 0.0,
+    )
+
+
+BACKWARDS = (HoldScale("hold_scale", frozenset({Kind.NORMALIZATION})),)

@@ -7,13 +7,16 @@ takes its values from there and its vjp from here, with the rows of the weight t
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
+from fxgrad.graph.replay import Replay
+from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting
 from fxgrad.ops.function import Function
-from fxgrad.ops.weighted import recording
+from fxgrad.ops.weights import recording
 
 
 class Rows(NamedTuple):
@@ -42,6 +45,9 @@ class Rows(NamedTuple):
             index = [i + stride * step for i in index for step in range(size)]
         run = range(self.first, self.first + len(index))
         return slice(run.start, run.stop) if index == list(run) else index
+
+
+NO_ROWS = Rows((), 0, ())
 
 
 class _Rows(Function):
@@ -102,3 +108,36 @@ def rows_of(rows: Rows, piece: Tensor, x: Tensor, weight: Tensor, bias: Tensor |
     Source: LibraGrad, arXiv:2411.16760, section 3.2: what is held is not differentiated.
     """
     return _Rows.call(rows, piece, x, weight, bias) if recording(x, weight, bias) else piece
+
+
+@dataclass(frozen=True)
+class OfRows(Backward):
+    """The backward of a piece of a linear layer's output, decided as the layer is. No policy's choice.
+
+    Attributes:
+        rows: which piece.
+        moves: names of the nodes from the layer up to this one, which are held.
+    """
+
+    name: str = "rows"
+    rows: Rows = NO_ROWS
+    moves: tuple[str, ...] = ()
+
+    def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
+        # The values come from the piece as it was cut, the vjp from the layer, whose operands these are.
+        operands = [done.nodes[str(o.value)] for o in decided.operands if isinstance(o.value, str)]
+        with node.graph.inserting_after(node):
+            call = node.graph.call_function(rows_of, (self.rows, node, *operands))
+        call.meta = dict(node.meta)
+        node.name, call.name = f"{decided.node}_value", decided.node
+        return call
+
+    def reads(self, decided: Decided) -> tuple[str, ...]:
+        return (decided.node, *self.moves)
+
+    def offset(self, decided: Decided, original: Replay, carrying: list[str], g: Any) -> Pairs:
+        found = {name: torch.zeros_like(original.values[name]) for name in carrying}
+        with torch.no_grad():
+            for name in self.moves:
+                found[name] = original.call(name, found)
+            return [(g, original.call(decided.node, found))]

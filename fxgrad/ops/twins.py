@@ -6,15 +6,20 @@ loop out, with `.detach()` on what is to be held. The same serves any op that a 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxgrad.graph.replay import Replay
+from fxgrad.kinds import Kind, Operand
+from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting, replace_call
 from fxgrad.ops.function import Function
-from fxgrad.ops.weighted import recording
+from fxgrad.ops.weights import recording
 
 
 class _Graft(Function):
@@ -70,3 +75,32 @@ class Twin:
 def _detached(leaf: Any) -> Any:
     # A parameter's flag stays as it is, since kernels are picked by it.
     return leaf.detach() if isinstance(leaf, Tensor) and not leaf.is_leaf else leaf
+
+
+@dataclass(frozen=True)
+class OfTwin(Backward):
+    """The gradient of the row's twin, which decides what is held."""
+
+    sums_the_batch: ClassVar[bool] = True
+
+    def weights(self, operands: Sequence[Operand], degree: float | None) -> list[float]:
+        return [0.0 if o.part == "held" else 1.0 for o in operands]
+
+    def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
+        assert decided.twin is not None
+        replace_call(node, Twin(decided.twin))
+        return node
+
+    def keeps(self, decided: Decided) -> bool:
+        return True
+
+    def offset(self, decided: Decided, original: Replay, carrying: list[str], g: Any) -> Pairs:
+        # Only the twin knows what it holds, so each constant's share is had from its gradient.
+        assert decided.twin is not None
+        names = [str(o.value) for o in decided.operands if not o.data and o.part in ("carrier", "source")]
+        function = functools.partial(Twin(decided.twin), original.nodes[decided.node].target)
+        gradients = original.vjp(decided.node, names, g, function=function)
+        return [(b, original.values[name]) for b, name in zip(gradients, names) if b is not None]
+
+
+BACKWARDS = (OfTwin("twin", frozenset({Kind.COMPOSED})),)

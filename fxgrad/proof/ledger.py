@@ -9,7 +9,6 @@ Source: FullGrad (Srinivas & Fleuret, NeurIPS 2019, arXiv:1905.00780), eq. 1, ap
 
 from __future__ import annotations
 
-import functools
 import operator
 from dataclasses import dataclass
 from typing import Any
@@ -20,11 +19,11 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.classify.decision import Decision
 from fxgrad.errors import InputError, first_line
-from fxgrad.graph.nodes import placeholders_of
 from fxgrad.graph.places import place_of
+from fxgrad.graph.replay import Replay
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.recording import Recorder
-from fxgrad.run.sources import Offsets, point
+from fxgrad.run.sources import Offsets
 
 
 @dataclass(frozen=True)
@@ -87,11 +86,11 @@ class Ledger:
         self.decisions = converted.classified.decisions
         self.program = converted.program
         captured = converted.classified.captured
-        names = [n.name for n in placeholders_of(captured.graph)][len(captured.state) :]
-        self.attributed = {name: declared for name, declared in zip(names, captured.entries) if declared.attributed}
+        self.attributed = {n.name: d for n, d in zip(captured.entry_nodes, captured.entries) if d.attributed}
         recorder = Recorder(self.program)
         self.values = recorder.values
         self.offsets = Offsets(converted, self.values)
+        self.ours, self.original = Replay(self.program.graph, self.values), self.offsets.original
         with torch.no_grad():
             self.outputs: list[Any] = list(recorder.run(*converted.state, *leaves))
 
@@ -123,7 +122,7 @@ class Ledger:
             if node.name not in self.decisions and node.name not in self.attributed:
                 # An output that no attributed input reaches explains itself.
                 share = dot(g, self.values[node.name])
-                place = place_of(self.offsets.originals[node.name])
+                place = place_of(self.original.nodes[node.name])
                 sources.append(SourceRow(f"output {node.name}", node.name, share, share / scale, *place))
         for node in reversed(list(self.program.graph.nodes)):
             decision = self.decisions.get(node.name)
@@ -153,7 +152,7 @@ class Ledger:
     ) -> tuple[LedgerRow, SourceRow | None]:
         carrying = self.offsets.carrying(decision)
         try:
-            gradients = self.offsets.vjp(node, carrying, g)
+            gradients = self.ours.vjp(node.name, carrying, g)
         except (RuntimeError, NotImplementedError) as error:
             raise InputError(
                 f"{decision.op} at {decision.place} has no gradient of its own ({first_line(error)}). Register one, or "
@@ -169,37 +168,19 @@ class Ledger:
             node=node.name,
             op=decision.op,
             kind=decision.kind.value,
-            rule=decision.backward,
+            rule=str(decision.backward),
             inflow=inflow,
             outflow=outflow,
             source=source,
             residual=residual,
-            error=max(abs(residual) / scale, self._limit_error(node, decision)),
+            error=max(abs(residual) / scale, decision.backward.limit_error(decision, self.ours, self.original)),
             module_path=decision.place.module_path,
             source_line=decision.place.source_line,
         )
         if source == 0:
             return row, None
-        name = ", ".join(decision.sources) or f"{decision.op} at {point(decision):g}"
+        name = ", ".join(decision.sources) or f"{decision.op} at {decision.backward.point(decision):g}"
         return row, SourceRow(name, node.name, source, source / scale, *decision.place)
-
-    def _limit_error(self, node: fx.Node, decision: Decision) -> float:
-        """How far a secant's slope at 0 is from f'(0). Completeness cannot see it: 0 times anything is 0."""
-        if decision.vjp != "secant":
-            return 0.0
-        name = str(decision.operands[0].value)
-        one = torch.ones_like(self.values[name])
-        at = functools.partial(torch.full_like, fill_value=point(decision))
-        (ours,) = self.offsets.vjp(node, [name], one, at=at)
-        try:
-            (exact,) = self.offsets.vjp(self.offsets.originals[decision.node], [name], one, at=at)
-        except (RuntimeError, NotImplementedError):  # no derivative has been written for it
-            return 0.0
-        if exact is None:
-            return 0.0
-        error = (ours - exact).abs().max() / exact.abs().max().clamp(min=1)
-        # PyTorch's own derivatives hold constants in float32 here and there (hardsigmoid's sixth, selu's scale).
-        return float(error) if error > max(1e-7, 4 * torch.finfo(error.dtype).eps) else 0.0
 
     def _deliver(self, arrived: dict[str, Any], name: str, g: Tensor | None) -> None:
         if g is not None:

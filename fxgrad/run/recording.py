@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxgrad.graph.nodes import placeholders_of
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.run.sources import Offsets, Pairs, detached, has_offset, products, reads
+from fxgrad.ops.backward import Pairs
+from fxgrad.run.sources import Offsets, detached, products, reads
 
 
 class Recorder(fx.Interpreter):
@@ -85,11 +85,11 @@ class Recording:
     ) -> None:
         captured = converted.classified.captured
         entries = [v.detach().requires_grad_() if d.attributed else v for v, d in zip(entries, captured.entries)]
-        placeholders = placeholders_of(captured.graph)[len(captured.state) :]
+        placeholders = captured.entry_nodes
         self.converted, self.also, self.sources = converted, also, sources
         self.names = {n.name: d.name for n, d in zip(placeholders, captured.entries) if d.attributed}
         self.inputs = {n.name: v for n, v in zip(placeholders, entries) if n.name in self.names}
-        self.decisions = {n: d for n, d in converted.classified.decisions.items() if sources and has_offset(d)}
+        self.decisions = {n: d for n, d in converted.classified.decisions.items() if sources and d.keeps}
         recorder = Recorder(converted.program, {*also, *self.decisions, *(reads(converted) if sources else ())})
         with torch.enable_grad():
             self._outputs = list(recorder.run(*converted.state, *entries))
@@ -169,8 +169,7 @@ def _unreached(converted: ConvertedModule, outputs: list[Any], cotangents: Cotan
     """Outputs that no attributed input reaches: they explain themselves."""
     nodes = pytree.tree_leaves(converted.program.graph.output_node().args[0])
     captured = converted.classified.captured
-    placeholders = placeholders_of(captured.graph)[len(captured.state) :]
-    reached = {n.name for n, d in zip(placeholders, captured.entries) if d.attributed}
+    reached = {n.name for n, d in zip(captured.entry_nodes, captured.entries) if d.attributed}
     reached |= set(converted.classified.decisions)
     found: dict[str, Pairs] = {}
     for node, value, g in zip(nodes, outputs, cotangents):

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from fxgrad.errors import ArtefactError, RuleTableError
 from fxgrad.kinds import Kind
 from fxgrad.ops import TWINS
-from fxgrad.table.load import attach, policy_of
-from fxgrad.table.row import GRAMMAR, Row, RuleTable, Twins, row_of
+from fxgrad.table.loading import RuleTable, attach, load
+from fxgrad.table.policy import policy_of
+from fxgrad.table.row import GRAMMAR, Row, Twins, row_of
 
 
 def own_twins(table: RuleTable) -> dict[str, str]:
     """The twins that are the user's own functions: op -> the function's import path, for people to read.
 
     Example:
-        >>> from fxgrad.table.load import load
+        >>> from fxgrad.table.loading import load
         >>> own_twins(load("libragrad"))
         {}
     """
@@ -28,14 +30,14 @@ def to_data(table: RuleTable) -> dict[str, Any]:
     """The table as JSON can hold it; functions are left out.
 
     Example:
-        >>> from fxgrad.table.load import load
+        >>> from fxgrad.table.loading import load
         >>> to_data(load("gradient"))["rows"]["aten.gelu"]
         {'kind': 'gated_activation', 'origin': 'rules/ops.toml [gated_activation]', 'is': {'carrier': ['self']}}
     """
     rows = {
         op: {"kind": row.kind.value, "origin": row.origin, "is": _entry(row)} for op, row in sorted(table.rows.items())
     }
-    policy = {kind.value: backward for kind, backward in table.policy.items()}
+    policy = {kind.value: choice for kind, choice in table.policy.items()}
     return {
         "name": table.name,
         "cite": table.cite,
@@ -48,7 +50,15 @@ def to_data(table: RuleTable) -> dict[str, Any]:
 def _entry(row: Row) -> dict[str, Any]:
     """The row as TOML spells it."""
     when = {"when": {name: list(values) for name, values in row.when.items()}} if row.when else {}
-    return {**{part: list(names) for part, names in row.parts.items()}, **row.options, **when}
+    known = _shipped_moves().get(row.op)
+    options = {k: v for k, v in row.options.items() if k != "moves" or v != known}
+    return {**{part: list(names) for part, names in row.parts.items()}, **options, **when}
+
+
+@functools.cache
+def _shipped_moves() -> Mapping[str, str]:
+    """How PyTorch's own ops move elements: a fact about them, which a file need not repeat."""
+    return {op: row.options["moves"] for op, row in load().rows.items() if "moves" in row.options}
 
 
 def from_data(data: Any, twins: Twins, own: Mapping[str, str], needed: set[str]) -> RuleTable:
@@ -65,7 +75,7 @@ def from_data(data: Any, twins: Twins, own: Mapping[str, str], needed: set[str])
         ArtefactError: it is no such table, or twins are missing or too many.
 
     Example:
-        >>> from fxgrad.table.load import load
+        >>> from fxgrad.table.loading import load
         >>> table = load("gradient")
         >>> from_data(to_data(table), {}, {}, set()) == table
         True
@@ -87,14 +97,16 @@ def from_data(data: Any, twins: Twins, own: Mapping[str, str], needed: set[str])
         if strange or data["on_unknown"] not in ("error", "native"):
             raise ArtefactError(f"the rule table has the kind {', '.join(strange)}, which this fxgrad does not know.")
         rows: dict[str, Row] = {}
+        moves = _shipped_moves()
         for op, row in data["rows"].items():
             try:
-                rows[op] = row_of(str(row["origin"]), op, Kind(row["kind"]), row["is"])
+                fact = {"moves": moves[op]} if op in moves and row["kind"] == Kind.LINEAR.value else {}
+                rows[op] = row_of(str(row["origin"]), op, Kind(row["kind"]), {**fact, **row["is"]})
             except RuleTableError:
                 if op in needed or op.rpartition(".")[0] in needed or any(n.startswith(f"{op}.") for n in needed):
                     raise
         attach({op: twin for op, twin in twins.items() if op in rows}, rows)
-        policy = dict(policy_of("the artefact's rule table", {"backward": data["backward"]}))
+        policy = policy_of("the artefact's rule table", data["backward"])
         if set(policy) != set(GRAMMAR) - {Kind.CONSTANT}:
             raise ArtefactError("the rule table lacks a backward for some kind.")
         return RuleTable(str(data["name"]), rows, policy, str(data["cite"]), data["on_unknown"])

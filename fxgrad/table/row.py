@@ -1,31 +1,30 @@
-"""One row of the rule table: what an op is, with the grammar of rows."""
+"""One row of the rule table: what an op is, and the grammar of rows."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal, Union
+from typing import Any
 
 import torch
 
 from fxgrad.errors import RuleTableError
+from fxgrad.graph.axes import MOVES
 from fxgrad.kinds import Kind
 from fxgrad.ops import TWINS
 
 Twins = Mapping[str, Callable[..., Any]]
-Rules = Union[str, Path, Sequence[Union[str, Path, Twins]]]
-"""A preset's name, the path of a TOML file, or several of either, and twins of composed ops: op -> function."""
-OnUnknown = Literal["error", "native"]
-"""What to do about ops without a row: refuse the model, or keep the ops' own gradients and book what they lack."""
+"""Composed op -> the function whose gradient is the balanced one."""
 
 OPTIONS: dict[str, type | tuple[type, ...]] = {
+    "moves": str,  # linear: how it moves elements, one of fxgrad.graph.axes.MOVES
     "relaid": bool,  # linear: PyTorch's backward is wrong for a cotangent of other strides than the input's
     "saturates": bool,  # piecewise linear: has offsets that no operand names
     "bounded": bool,  # piecewise linear: saturates on both sides, so that f(number + x) is a gate
     "odd": bool,  # squash: odd and bounded, so that number + f(x) is a gate
     "secant": bool,  # gate: finite at 0, so that it can carry attribution by its secant
     "through": (int, float),  # gate: where it is 0, if it is not finite at 0; its secant is taken through there
+    "log": bool,  # softmax: a logarithm, so not the weights of an average
     "degree": (int, float, str),  # power, gate: degree of homogeneity, or the operand that holds it
     "over": str,  # normalization: the operand that holds the normalized shape
     "groups": str,  # normalization: the operand that holds the number of groups
@@ -35,7 +34,7 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
 
 # For every kind: parts that a row must name, parts that it may name, options that it may set.
 GRAMMAR: dict[Kind, tuple[set[str], set[str], set[str]]] = {
-    Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "held", "like"}, {"relaid"}),
+    Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "held", "like"}, {"relaid", "moves"}),
     Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, {"saturates", "bounded"}),
     Kind.GATED_ACTIVATION: ({"carrier"}, set(), set()),
     Kind.SQUASH: ({"carrier"}, set(), {"odd"}),
@@ -43,7 +42,7 @@ GRAMMAR: dict[Kind, tuple[set[str], set[str], set[str]]] = {
     Kind.PRODUCT: ({"factor"}, {"source"}, set()),
     Kind.QUOTIENT: ({"numerator", "denominator"}, set(), set()),
     Kind.POWER: ({"carrier"}, set(), {"degree"}),
-    Kind.SOFTMAX: ({"carrier"}, set(), set()),
+    Kind.SOFTMAX: ({"carrier"}, set(), {"log"}),
     Kind.NORMALIZATION: ({"carrier"}, {"coefficient", "source"}, {"over", "groups", "centered", "eps"}),
     Kind.ATTENTION: ({"query", "key", "value"}, {"mask"}, set()),
     Kind.COMPOSED: ({"carrier"}, {"coefficient", "source", "parameters", "held", "like"}, set()),
@@ -63,6 +62,7 @@ class Row:
         origin: file and section, for messages.
         twin: for composed ops, the function whose gradient is the balanced one.
         when: values of arguments for which alone the row holds: name -> values.
+        replaces: whether it takes the place of a row that the shipped table has for the op.
     """
 
     op: str
@@ -72,6 +72,7 @@ class Row:
     origin: str
     twin: Callable[..., Any] | None = None
     when: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    replaces: bool = field(default=False, compare=False)
 
     @property
     def part_of(self) -> dict[str, str]:
@@ -89,82 +90,80 @@ class Row:
         return self.operands <= {argument.name for argument in overload._schema.arguments}
 
 
-@dataclass(frozen=True)
-class RuleTable:
-    """Rows and policy, merged from one or more files.
+def row_of(origin: str, op: str, kind: Kind, entry: Any) -> Row:
+    """A row from what a file says of an op.
 
-    Attributes:
-        name: how the policy was asked for, as in "libragrad".
-        rows: op -> row.
-        policy: kind -> name of its backward.
-        cite: where the policy comes from.
-        on_unknown: what to do about an op without a row.
+    Args:
+        origin: file and section, for messages.
+        op: as in `Row`.
+        kind: the section's.
+        entry: what stands behind the equals sign.
+
+    Raises:
+        RuleTableError: an unknown key, a wrong type, an op or operand that torch does not have.
+
+    Example:
+        >>> row_of("mine.toml [squash]", "aten.tanh", Kind.SQUASH, {"carrier": "self", "odd": True}).part_of
+        {'self': 'carrier'}
     """
 
-    name: str
-    rows: Mapping[str, Row]
-    policy: Mapping[Kind, str]
-    cite: str = ""
-    on_unknown: OnUnknown = "error"
-
-    def row(self, overload: Any) -> Row | None:
-        """The row of an `OpOverload`: its own, else its packet's if that one fits its schema.
-
-        Example:
-            >>> load("libragrad").row(torch.ops.aten.gelu.default).kind.value
-            'gated_activation'
-        """
-        name = str(overload)
-        exact = self.rows.get(name)
-        packet = self.rows.get(name.rpartition(".")[0])
-        return exact or (packet if packet is not None and packet.fits(overload) else None)
-
-
-def row_of(origin: str, op: str, kind: Kind, entry: Any) -> Row:
     def fail(problem: str) -> RuleTableError:
         return RuleTableError(f"{origin} {op!r}: {problem}")
 
     if not isinstance(entry, dict):
         raise fail(f'a row is a table such as {{ carrier = "self" }}, not {entry!r}.')
     required, optional, options = GRAMMAR[kind]
-    parts: dict[str, tuple[str, ...]] = {}
-    chosen: dict[str, Any] = {}
-    when: dict[str, tuple[Any, ...]] = {}
+    found: dict[str, dict[str, Any]] = {"parts": {}, "options": {}, "when": {}}
+    replaces = False
     for key, value in entry.items():
         if key == "when":
             if not isinstance(value, dict) or not all(isinstance(values, list) for values in value.values()):
                 raise fail(f'when must be a table such as {{ reduce = ["sum"] }}, not {value!r}.')
-            when = {name: tuple(values) for name, values in value.items()}
+            found["when"] = {name: tuple(values) for name, values in value.items()}
+        elif key == "replace":
+            if not isinstance(value, bool):
+                raise fail(f"replace = {value!r} has the wrong type.")
+            replaces = value
         elif key in required | optional:
             names = [value] if isinstance(value, str) else value
             if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
                 raise fail(f"{key} must be an operand's name or a list of names, not {value!r}.")
-            parts[key] = tuple(names)
+            found["parts"][key] = tuple(names)
         elif key in options:
             if not isinstance(value, OPTIONS[key]) or (isinstance(value, bool) and OPTIONS[key] is not bool):
                 raise fail(f"{key} = {value!r} has the wrong type.")
-            chosen[key] = value
+            found["options"][key] = value
         else:
             known = ", ".join(sorted(required | optional | options))
             raise fail(f"unknown key {key!r}. A {kind.value} row takes {known or 'none'}.")
-    if missing := required - set(parts):
-        raise fail(f"{', '.join(sorted(missing))} is missing.")
-    if kind is Kind.POWER and "degree" not in chosen:
-        raise fail("degree is missing: a number, or the operand that holds it.")
-    if "through" in chosen and not chosen.get("secant"):
-        raise fail("through says where the secant is taken, so it needs secant = true.")
-    row = Row(op, kind, parts, chosen, origin, TWINS.get(op), when)
-    overloads = overloads_of(op)
-    if not overloads:
-        raise fail("torch has no such op. Import the library that defines it before converting, or correct the name.")
-    if not any(row.fits(overload) for overload in overloads):
-        schemas = "; ".join(str(overload._schema) for overload in overloads[:3])
-        raise fail(f"no overload has the operands {', '.join(sorted(row.operands))}. Its schema: {schemas}.")
-    if (kind in (Kind.SQUASH, Kind.GATED_ACTIVATION) or chosen.get("secant")) and not any(
-        overload._schema.arguments[0].name == parts["carrier"][0] for overload in overloads if row.fits(overload)
-    ):
-        raise fail("the carrier must be the op's first operand, for the secant is taken in that.")
+    twin = TWINS.get(op) if kind is Kind.COMPOSED else None
+    row = Row(op, kind, found["parts"], found["options"], origin, twin, found["when"], replaces)
+    if (problem := _problem(row, required)) is not None:
+        raise fail(problem)
     return row
+
+
+def _problem(row: Row, required: set[str]) -> str | None:
+    """What is wrong with a row as a whole: what is missing, what torch does not have."""
+    if missing := required - set(row.parts):
+        return f"{', '.join(sorted(missing))} is missing."
+    if row.kind is Kind.POWER and "degree" not in row.options:
+        return "degree is missing: a number, or the operand that holds it."
+    if "through" in row.options and not row.options.get("secant"):
+        return "through says where the secant is taken, so it needs secant = true."
+    if row.options.get("moves", "same") not in MOVES:
+        return f"moves = {row.options['moves']!r} must be one of {', '.join(MOVES)}."
+    overloads = overloads_of(row.op)
+    if not overloads:
+        return "torch has no such op. Import the library that defines it before converting, or correct the name."
+    fitting = [overload for overload in overloads if row.fits(overload)]
+    if not fitting:
+        schemas = "; ".join(str(overload._schema) for overload in overloads[:3])
+        return f"no overload has the operands {', '.join(sorted(row.operands))}. Its schema: {schemas}."
+    by_secant = row.kind in (Kind.SQUASH, Kind.GATED_ACTIVATION) or row.options.get("secant")
+    if by_secant and all(o._schema.arguments[0].name != row.parts["carrier"][0] for o in fitting):
+        return "the carrier must be the op's first operand, for the secant is taken in that."
+    return None
 
 
 def overloads_of(op: str) -> list[Any]:

@@ -6,13 +6,13 @@
 
 It is a tool beside the pass, of which it uses what any user would. A file each: a case (case),
 the lists of cases (suites), how a large model is made small (shrink), one case measured (measure),
-processes (workers, run), the table (rows) and the documentation's page (page).
+processes (workers, running), the table (rows) and the documentation's page (report).
 """
 
 from fxgrad.zoo.case import Built, Case, Limits
-from fxgrad.zoo.page import page
+from fxgrad.zoo.report import page
 from fxgrad.zoo.rows import Row, bar, read
-from fxgrad.zoo.run import run, summary
+from fxgrad.zoo.running import run, summary
 from fxgrad.zoo.suites import SUITES, named, suite
 
 __all__ = ["SUITES", "Built", "Case", "Limits", "Row", "bar", "named", "page", "read", "run", "suite", "summary"]

@@ -22,7 +22,7 @@ from fxgrad.data.models import randomize
 from fxgrad.errors import FxgradError
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.proof.check import check, identical
-from fxgrad.table.load import load
+from fxgrad.table.loading import load
 from fxgrad.zoo.case import Case
 from fxgrad.zoo.rows import Row, bar
 from fxgrad.zoo.shrink import count

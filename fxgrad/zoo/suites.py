@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from fxgrad.data.factory import load_object
 from fxgrad.errors import InputError, one_line
 from fxgrad.zoo.case import Built, Case, Limits
 from fxgrad.zoo.shrink import build_for_images, parameter_count
@@ -69,7 +70,7 @@ def named(spec: str, limits: Limits = DEFAULT) -> Case:
     if not package or not name:
         raise InputError(f"a model is PACKAGE:NAME, as in timm:resnet18; {spec!r} is not.")
     if package not in _FINDERS:
-        return Case(spec, package, partial(_from_factory, package, name, os.getcwd()))
+        return Case(spec, package, partial(_from_factory, spec, os.getcwd()))
     cases = {case.name: case for case in _FINDERS[package](name, limits)}
     if spec not in cases:
         close = ", ".join(difflib.get_close_matches(spec, cases, 3)) or "nothing"
@@ -209,12 +210,8 @@ def _build_transformers(name: str) -> Built:
     return built
 
 
-def _from_factory(source: str, name: str, directory: str) -> Built:
-    sys.path.insert(0, directory)
-    try:
-        model, args, kwargs = getattr(importlib.import_module(source), name)()
-    finally:
-        sys.path.remove(directory)
+def _from_factory(spec: str, directory: str) -> Built:
+    model, args, kwargs = load_object(spec, call=True, directory=directory)[1]
     return Built(model, args, kwargs)
 
 

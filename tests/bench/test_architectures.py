@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bench.architectures import BARS, MODELS, measure
+from bench.tables.architectures import BARS, MODELS, measure
 
 SMALLER = ("vit_tiny_patch16_224", "convnext_atto", "swin_tiny_patch4_window7_224")
 """In the dtypes below float64, too."""

@@ -21,9 +21,9 @@ from timm.models.mlp_mixer import MlpMixer
 from transformers.models.llama import modeling_llama
 
 import fxgrad
-from bench import lxt_patches
-from bench.baselines import BASELINES, KINDS, Baseline, Refusal, Row, adapted, compare, vjp
-from bench.hook_baseline import STYLES, hooked
+from bench.speed import lxt_patches
+from bench.speed.baselines import BASELINES, KINDS, Baseline, Refusal, Row, adapted, compare, vjp
+from bench.speed.hook_baseline import STYLES, hooked
 from tests.helpers.lxt_gradients import float64_throughout
 
 BY_NAME = {baseline.name: baseline for baseline in BASELINES}
@@ -301,4 +301,4 @@ def test_lxt_is_in_place_during_a_step_only(kind: str, policy: str) -> None:
 
 @pytest.mark.parametrize("name", ["baselines", "held", "hook_baseline", "lxt_patches"])
 def test_examples_run(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(f"bench.{name}")).failed == 0
+    assert doctest.testmod(importlib.import_module(f"bench.speed.{name}")).failed == 0

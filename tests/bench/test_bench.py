@@ -18,14 +18,14 @@ if missing := [name for name in ("matplotlib", "timm", "transformers") if import
     pytest.skip(f"needs {', '.join(missing)}", allow_module_level=True)
 
 import fxgrad
-from bench import page, plots, results
-from bench.bars import Bar, bars
-from bench.baselines import vjp
-from bench.floor import count
-from bench.measure import Turns, conversion, peak_bytes, saved_bytes
-from bench.models import BASE, LARGE, SMALL, Case, Shape, cases, vit
-from bench.results import BAR, BY_HAND, CONVERSION, FORWARD, FXGRAD, PLAIN, SAME, Results, Row, Spread
-from bench.series import series
+from bench.speed import page, plots, results
+from bench.speed.bars import Bar, bars
+from bench.speed.baselines import vjp
+from bench.speed.floor import count
+from bench.speed.measure import Turns, conversion, peak_bytes, saved_bytes
+from bench.speed.models import BASE, LARGE, SMALL, Case, Shape, cases, vit
+from bench.speed.results import BAR, BY_HAND, CONVERSION, FORWARD, FXGRAD, PLAIN, SAME, Results, Row, Spread
+from bench.speed.series import series
 
 WIDTH, TOKENS, BATCH = 32, 5, 3
 TINY = Case("tiny", "models", 0, "vit", vit(Shape(WIDTH, 1, 2), 2), (BATCH, 3, 32, 32), blocks=1, tokens=TOKENS - 1)
@@ -234,7 +234,7 @@ def test_rivals_are_those_with_the_same_gradient() -> None:
 
 @pytest.mark.parametrize("name", ["bars", "floor", "measure", "models", "page", "plots", "results", "series", "tables"])
 def test_examples_run(name: str) -> None:
-    assert doctest.testmod(importlib.import_module(f"bench.{name}")).failed == 0
+    assert doctest.testmod(importlib.import_module(f"bench.speed.{name}")).failed == 0
 
 
 def test_without_rows_there_is_nothing_to_plot(tmp_path: Path) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import json
+import subprocess
 import sys
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import safetensors.torch
 import timm
@@ -16,10 +19,13 @@ import torch
 from click.testing import CliRunner, Result
 from PIL import Image
 
-from fxgrad.commands import cli
+import fxgrad
+from fxgrad import installed
+from fxgrad.commands import cli, terminal
 from fxgrad.data import models
 from fxgrad.explainer.run import OnnxExplainer
 
+ROOT = Path(__file__).parents[2]
 FACTORIES = """
 import torch
 from torch import nn
@@ -268,11 +274,78 @@ def test_without_click_a_hint(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Ca
 
 
 def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    with cli.stage("waiting"):
+    with terminal.stage("waiting"):
         pass
     assert capsys.readouterr() == ("", "")
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
-    with cli.stage("waiting"):
+    with terminal.stage("waiting"):
         pass
     out, err = capsys.readouterr()
     assert out == "" and "waiting ..." in err
+
+
+def loaded_by(*arguments: str) -> set[str]:
+    """The modules that a fresh Python has imported by the end."""
+    code = f"import sys; {arguments[0]}; sys.stderr.write(' '.join(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
+    return set(done.stderr.split())
+
+
+def test_import_loads_nothing_that_is_not_asked_for() -> None:
+    modules = loaded_by("import fxgrad; assert 'convert' in dir(fxgrad) and '__version__' in dir(fxgrad)")
+    assert "fxgrad" in modules and not modules & {"torch", "numpy", "click", "fxgrad.pipeline"}
+    modules = loaded_by("from fxgrad import convert, methods; assert methods.METHODS and callable(convert)")
+    assert "torch" in modules and not modules & {"click", "matplotlib", "timm", "PIL", "fxgrad.proof.check"}
+
+
+def test_help_is_there_without_torch() -> None:
+    call = "from fxgrad.commands.cli import main; main(['--help'], standalone_mode=False)"
+    assert not loaded_by(call) & {"torch", "numpy", "timm", "matplotlib", "rich", "PIL", "fxgrad.data"}
+    call = "from fxgrad.commands.cli import main; main(['rules', '--help'], standalone_mode=False)"
+    assert not loaded_by(call) & {"timm", "matplotlib", "PIL", "fxgrad.data"}
+
+
+def test_the_list_of_commands_says_what_their_own_help_says() -> None:
+    context = click.Context(cli.main)
+    text = " ".join(succeed("--help").split())
+    for name, says in cli.COMMANDS.items():
+        command = cli.main.get_command(context, name)
+        assert command is not None and command.name == name and command.help is not None
+        assert " ".join(command.help.split("\n\n")[0].split()) == says and says in text
+    assert "No such command 'explian'" in run("explian").output
+
+
+def test_every_command_for_models_takes_the_same_options() -> None:
+    context = click.Context(cli.main)
+    for name in ("convert", "check", "explain", "export", "evaluate"):
+        command = cli.main.get_command(context, name)
+        assert command is not None
+        names = {option for parameter in command.params for option in parameter.opts}
+        assert {"--pretrained", "--checkpoint", "--input-size"} <= names, name
+        assert ("--rules" in names) != (name == "evaluate"), name  # which compares policies
+
+
+def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "fxgrad.commands.run", raising=False)
+    monkeypatch.setitem(sys.modules, "fxgrad.explainer.run", None)
+    result = CliRunner().invoke(cli.main, ["run", "a.onnx", "cat.png"])
+    assert result.exit_code == 2 and 'pip install "fxgrad[cli]"' in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_the_version_is_the_package_s_or_says_that_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fxgrad.__version__ == metadata.version("fxgrad")
+    assert fxgrad.__version__ in succeed("--version")
+
+    def absent(name: str) -> str:
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", absent)
+    assert installed.version() == "unknown (run from source, not installed)"
+
+
+def test_public_names() -> None:
+    assert set(fxgrad._HOMES) == set(fxgrad.__all__) <= set(dir(fxgrad))
+    for name in fxgrad.__all__:
+        assert not isinstance(getattr(fxgrad, name), type(fxgrad)), name
+    with pytest.raises(AttributeError, match="module 'fxgrad' has no attribute 'nonsense'"):
+        fxgrad.nonsense  # noqa: B018

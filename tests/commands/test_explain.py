@@ -14,9 +14,10 @@ from PIL import Image
 from torch import nn
 
 import fxgrad
-from fxgrad.commands.explain import Explanation, Side, draw, explain, page, read_image
+from fxgrad.commands.explanation import Explanation, Side, draw, explain, page
+from fxgrad.data.pictures import read_image
 from fxgrad.demo import __main__ as demo
-from fxgrad.demo.canvas import canvas
+from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import digits_vit, preprocess
 from fxgrad.errors import InputError
 from fxgrad.methods.drawing import pool_sum

@@ -15,7 +15,7 @@ from sklearn.datasets import load_digits
 from fxgrad.demo import CLASS_NAMES, Canvas, batches, canvas, digits_vit, preprocess, split_scans
 from fxgrad.demo import model as model_module
 from fxgrad.demo import train as train_module
-from fxgrad.demo.canvas import COLOURS, SIZES, _enlarged
+from fxgrad.demo.canvases import COLOURS, SIZES, _enlarged
 from fxgrad.demo.model import checkpoint
 from fxgrad.demo.train import RECIPES, SEED, evaluate, main, train
 from fxgrad.errors import CaptureError

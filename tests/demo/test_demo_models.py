@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 import fxgrad
 from fxgrad.data.models import load_model
 from fxgrad.demo import models, train
-from fxgrad.demo.canvas import COLOURS, canvas
+from fxgrad.demo.canvases import COLOURS, canvas
 from fxgrad.demo.clip import DigitsClip
 from fxgrad.demo.hints import Adapters, Tokens, inherit
 from fxgrad.demo.losses import Batch, at_patch_size, captions, contrastive, flexible, multilabel
@@ -25,7 +25,7 @@ from fxgrad.demo.results import measure, page
 from fxgrad.demo.score import evaluate
 from fxgrad.errors import CaptureError, InputError
 
-RESULTS = Path(__file__).parents[2] / "docs" / "models.json"
+RESULTS = Path(__file__).parents[2] / "bench" / "measured" / "models.json"
 
 
 @pytest.fixture(scope="module")

@@ -18,10 +18,10 @@ import pytest
 import torch
 
 import fxgrad
-from fxgrad.demo.canvas import canvas
+from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import digits_vit
 
-WEB = Path(__file__).parents[2] / "docs" / "web"
+WEB = Path(__file__).parents[2] / "docs" / "examples" / "web"
 CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("chromium-browser")
 PATCH = 6
 

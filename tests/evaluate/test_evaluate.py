@@ -22,8 +22,9 @@ from fxgrad.data import collate
 from fxgrad.data.models import load_model
 from fxgrad.errors import InputError
 from fxgrad.evaluate import METRICS, POLICIES, Plan, Results, Store, evaluate, read
+from fxgrad.evaluate.bench import Bench
 from fxgrad.evaluate.page import compare, pages
-from fxgrad.evaluate.run import Bench, _refuse_missing
+from fxgrad.evaluate.run import _refuse_missing
 from tests.helpers import evaluated
 
 ROOT = Path(__file__).parents[2]
@@ -313,3 +314,84 @@ def test_plans_that_make_no_sense() -> None:
     with pytest.raises(InputError, match="chunk and count are at least 1"):
         Plan(("m",), ("saliency",), count=0)
     assert POLICIES[0] == "gradient"
+
+
+def test_metrics_and_methods_of_ones_own_are_measured_stored_and_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same share by hand, from the attribution itself; the page knows which way is better without the code."""
+    (tmp_path / "mine_too.py").write_text(
+        "from fxgrad.methods import METHODS, method\n"
+        "from fxgrad.metrics import Metric\n"
+        "spread = Metric('spread', 'lower', lambda m: m.maps.flatten(2).std(2))\n"
+        "nothing = Metric('nothing', 'higher', lambda m: None)\n"
+        "@method(takes_gradient=False)\n"
+        "def flipped(problem, seed=0):\n"
+        "    return METHODS['random'](problem, seed)\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    inside = metrics.Metric("inside", "higher", lambda m: (m.maps * m.masks).sum((2, 3)) / m.maps.sum((2, 3)))
+    methods = ("saliency", "mine_too:flipped")
+    plan = replace(evaluated.plan(count=4), methods=methods, metrics=("mine_too:spread", "mine_too:nothing"), steps=0)
+    seen: list[int] = []
+    results = evaluate(plan, "store", metrics=[inside], watch=lambda done, total, what: seen.append(total))
+    again = evaluate(plan, "store", metrics=[inside], watch=lambda done, total, what: seen.append(total))
+    assert seen[-1] == 0 and again.values == results.values
+    assert set(results.values) == {
+        (MODEL, "gradient", "saliency"),
+        (MODEL, "libragrad", "saliency"),
+        (MODEL, "any", "mine_too:flipped"),
+    }
+    column = results.values[MODEL, "libragrad", "saliency"]
+    assert set(column) == set(METRICS) - {"deletion", "insertion", "completeness", "completeness_relative"} | {
+        "inside",
+        "spread",
+    }
+    data, loaded = evaluated.squares(), load_model(MODEL, input_size=(1, 48, 48))
+    batch = collate([data[int(i)] for i in column["inside"]], loaded.preprocess)
+    libra = fxgrad.convert(loaded.model, (batch.x,))
+    maps = fxgrad.attribute(libra, (batch.x,), target=batch.labels, method="saliency").pixels
+    close(list(column["inside"].values()), ((maps * batch.masks).sum((1, 2)) / maps.sum((1, 2))).tolist())
+    close(list(column["spread"].values()), maps.flatten(1).std(1).tolist())
+    text = pages([read("store")])["results.md"]
+    assert "spread (lower is better)" in text and "inside (higher is better)" in text
+    assert "| inside | " in text and "| spread | " in text and "mine_too:flipped" in text
+    outcome = compare(results, MODEL, "spread")["libragrad", "saliency"].outcome
+    theirs = results.values[MODEL, "gradient", "saliency"]["spread"]
+    less = all(column["spread"][i] < theirs[i] for i in theirs)
+    more = all(column["spread"][i] > theirs[i] for i in theirs)
+    assert outcome == (1 if less else -1 if more else outcome)
+    with pytest.raises(InputError, match="holds results of another run: settings was "):
+        evaluate(plan, "store")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere:metric", "a metric of your own is module.path:metric; 'nowhere:metric' is not: ModuleNotFoundError"),
+        (
+            "fxgrad.metrics:iou",
+            r"fxgrad.metrics:iou is a function, and no fxgrad.metrics.Metric\(name, better, function\)",
+        ),
+        ("iou", "a metric of your own is module.path:metric; 'iou' is not"),
+    ],
+)
+def test_metrics_that_there_are_not(name: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate(replace(evaluated.plan(count=2), metrics=(name,)), str(tmp_path))
+
+
+def test_metrics_that_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"there is a metric 'iou' already. Give this one another name"):
+        evaluate(evaluated.plan(count=2), str(tmp_path), metrics=[metrics.METRICS["iou"]])
+    with pytest.raises(InputError, match="of the metric mine, higher or lower is better, not 'more'"):
+        metrics.Metric("mine", "more", lambda m: None)  # type: ignore[arg-type]
+    flat = metrics.Metric("flat", "higher", lambda m: m.maps.sum((0, 2, 3)))
+    with pytest.raises(InputError, match=r"the metric flat must return .*, \(4, 2\) here, .*; it returned \(2,\)"):
+        evaluate(
+            replace(evaluated.plan(count=2), methods=("saliency", "gradient", "gradcam", "hirescam")),
+            str(tmp_path / "flat"),
+            metrics=[flat],
+        )
+    with pytest.raises(InputError, match=r"a method of your own is module.path:function; 'nowhere:mine' is not"):
+        evaluate(replace(evaluated.plan(count=2), methods=("nowhere:mine",)), str(tmp_path))

@@ -352,7 +352,7 @@ def test_a_size_that_torch_fixes_is_named(tmp_path: Path, monkeypatch: pytest.Mo
         raise RuntimeError(f"Constraints violated (batch)! {said}")
 
     libra = fxgrad.convert(nn.Linear(4, 3).eval(), (torch.randn(2, 4),))
-    monkeypatch.setattr(sys.modules["fxgrad.explainer.trace"], "_exported", refuse)
+    monkeypatch.setattr(sys.modules["fxgrad.explainer.tracing"], "_exported", refuse)
     with pytest.raises(ExportError, match=r"the size of batch is free in the model, but torch .* with that size fixed"):
         fxgrad.export_explainer(libra, (torch.randn(2, 4),), tmp_path / "e.pt2")
 

@@ -27,7 +27,7 @@ from transformers.models.bert import modeling_bert
 from transformers.models.gpt2 import modeling_gpt2
 from transformers.models.llama import modeling_llama
 
-from bench.lxt_patches import AttentionFunctions, stand_ins
+from bench.speed.lxt_patches import AttentionFunctions, stand_ins
 
 EPSILON = 1e-10
 """What identity_rule_implicit adds to the denominator of f(x) / x."""

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import fxgrad
-from fxgrad.methods import METHODS, Attribution, anatomy
+from fxgrad import methods
+from fxgrad.methods import METHODS, Attribution, Map, Problem, anatomy
 from tests.helpers import balanced_vit
 from tests.helpers.balanced_vit import GRID, PATCH, TOKENS, Trace, decomposed, trace
 
@@ -256,3 +257,82 @@ def test_what_there_is_not(arguments: dict[str, object], message: str, model: tu
     _, x, libra = model
     with pytest.raises(fxgrad.InputError, match=message):
         fxgrad.attribute(libra, (x,), target=0, **arguments)  # type: ignore[call-overload]
+
+
+def test_a_method_of_ones_own(model: tuple) -> None:  # type: ignore[type-arg]
+    _, x, libra = model
+
+    def squared(problem: Problem, power: int = 2) -> Map:
+        return Map(pixels=(problem.run().gradients["x"].abs() ** power).sum(1))
+
+    found = fxgrad.attribute(libra, (x,), target=[CLASSES, 0], method=squared, power=3)
+    leaf = x.clone().requires_grad_()
+    libra(leaf).gather(1, CLASSES[:, None]).sum().backward()
+    assert leaf.grad is not None
+    assert torch.allclose(found[0].pixels, (leaf.grad.abs() ** 3).sum(1), rtol=1e-9)
+    assert found[0].method == "squared" and found[0].total is None and len(found) == 2
+    with pytest.raises(fxgrad.InputError, match="squared has no option 'n_steps'; it takes power"):
+        fxgrad.attribute(libra, (x,), target=0, method=squared, n_steps=3)
+    with pytest.raises(fxgrad.InputError, match=r"squared does not look at one layer. Leave out layer='norm'; gradcam"):
+        fxgrad.attribute(libra, (x,), target=0, method=squared, layer="norm")
+
+
+def test_a_method_of_ones_own_takes_any_option_and_a_layer_if_it_says_so(model: tuple) -> None:  # type: ignore[type-arg]
+    _, x, libra = model
+
+    @methods.method(name="mine", layered=True)
+    def cam(problem: Problem, **options: object) -> Map:
+        assert options == {"anything": 1} and problem.layer == "blocks.1"
+        return Map(tokens=problem.values([problem.layer_node("")])[problem.layer_node("")].sum(2))
+
+    found = fxgrad.attribute(libra, (x,), target=0, method=cam, layer="blocks.1", anything=1)
+    assert found.method == "mine" and found.tokens.shape == (2, GRID * GRID)
+    assert "mine" not in METHODS and "cam" not in METHODS
+
+
+@pytest.mark.parametrize("shares", [True, False])
+def test_examples_that_cannot_be_told_apart_go_one_by_one(
+    shares: bool,
+    model: tuple,  # type: ignore[type-arg]
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    _, x, libra = model
+    batches: list[int] = []
+
+    @methods.method(shares=shares)
+    def mine(problem: Problem) -> Map:
+        batches.append(problem.batch)
+        return METHODS["fullgrad"](problem)
+
+    wanted = fxgrad.attribute(libra, (x,), target=CLASSES, method="fullgrad")
+    monkeypatch.setattr(Problem, "mixed", True)
+    found = fxgrad.attribute(libra, (x,), target=CLASSES, method=mine)
+    assert batches == ([1, 1] if shares else [2])
+    assert torch.allclose(found.map, wanted.map, rtol=1e-9, atol=1e-12) and found.completeness_error < 1e-12  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (torch.zeros(2, 12, 12), r"mine must return Map\(pixels=.* or Map\(tokens=.*; it returned Tensor\."),
+        (Map(), r"its Map has neither\. Give one of them\."),
+        (Map(torch.zeros(2, 12, 12), torch.zeros(2, TOKENS)), r"its Map has both\. Give one of them\."),
+        (Map(pixels=torch.zeros(2, 3, 12, 12)), r"its pixels are \(2, 3, 12, 12\), the input's \(2, 12, 12\)\."),
+        (Map(tokens=torch.zeros(2, 16)), r"its tokens are \(2, 16\), the model's \(2, 17\), of which 1 lie ahead"),
+        (Map(tokens=torch.zeros(1, TOKENS)), r"its tokens are \(1, 17\), the model's \(2, 17\)"),
+        (
+            Map(tokens=torch.zeros(2, TOKENS), apart=torch.zeros(2, 5)),
+            r"apart holds one number per example, \(2,\); mine returned \(2, 5\)\. Sum it\.",
+        ),
+    ],
+)
+def test_what_a_method_of_ones_own_must_return(returned: object, message: str, model: tuple) -> None:  # type: ignore[type-arg]
+    _, x, libra = model
+
+    def mine(problem: Problem) -> object:
+        return returned
+
+    with pytest.raises(fxgrad.InputError, match=message):
+        fxgrad.attribute(libra, (x,), target=0, method=mine)  # type: ignore[call-overload]
+    with pytest.raises(fxgrad.InputError, match=r"a method is a name, or a function .*; 3 is neither"):
+        fxgrad.attribute(libra, (x,), target=0, method=3)  # type: ignore[call-overload]

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 import fxgrad
-from bench.saved import build, saves_and_loads
+from bench.tables.saved import build, saves_and_loads
 from fxgrad.data.models import randomize
 from tests.helpers.save_workers import Samples, write
 from tests.helpers.sharing import converted

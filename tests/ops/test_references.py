@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 import fxgrad
-from fxgrad.table.load import load
+from fxgrad.table.loading import load
 from tests.references.cases import GATES, NONLINEAR, Case, Unary
 from tests.references.cases_linear import LINEAR
 from tests.references.cases_recurrent import RECURRENT

@@ -19,7 +19,7 @@ from fxgrad.capture.export import capture
 from fxgrad.classify.walk import classify
 from fxgrad.kinds import Kind
 from fxgrad.ops import weighted
-from fxgrad.table.load import load
+from fxgrad.table.loading import load
 from tests.helpers import sharing
 
 SDPA = "scaled_dot_product_attention"

@@ -374,7 +374,7 @@ def test_sizes_that_torch_writes_are_let_through() -> None:
 
 def test_every_op_with_a_row_may_be_saved() -> None:
     """The vetting of ops must not be stricter than the rule table."""
-    from fxgrad.table.load import load
+    from fxgrad.table.loading import load
 
     def named(target: str) -> bool:
         """Whether it takes dimensions by name: named tensors, which PyTorch has dropped and never exported."""

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 import fxgrad
 from fxgrad.kinds import Kind
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.ops.backwards import BACKWARDS
-from fxgrad.table.load import load, presets
+from fxgrad.ops.vocabulary import BACKWARDS
+from fxgrad.table.loading import load, presets
 from tests.references.textbook import attention_weights, gated, gelu_gate, normalize, power, secant, shared, silu_gate
 
 ROOT = Path(__file__).parents[2]

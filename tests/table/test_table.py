@@ -9,7 +9,7 @@ import torch
 
 from fxgrad import RuleTableError
 from fxgrad.kinds import Kind
-from fxgrad.table.load import load, presets
+from fxgrad.table.loading import load, presets
 from fxgrad.table.row import GRAMMAR
 
 POLICY = "\n".join(f'{kind.value} = "native"' for kind in Kind if kind in GRAMMAR and kind is not Kind.CONSTANT)

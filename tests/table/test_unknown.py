@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import fxgrad
 from fxgrad.classify.suggest import suggest
-from fxgrad.table.load import load
+from fxgrad.table.loading import load
 
 X = torch.linspace(-2, 2, 12, dtype=torch.float64).reshape(3, 4)
 

@@ -128,7 +128,7 @@ def inline(monkeypatch: pytest.MonkeyPatch) -> None:
         def stop(self) -> None:
             self.connection.close()
 
-    module = importlib.import_module("fxgrad.zoo.run")  # the package has its function by that name
+    module = importlib.import_module("fxgrad.zoo.running")
     monkeypatch.setattr(module, "Worker", Inline)
     monkeypatch.setattr(module, "_LOOK", 0)
 
@@ -449,7 +449,7 @@ def test_the_command_refuses(tmp_path: Path) -> None:
 def test_the_script(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setattr(sys, "argv", ["zoo.py", "--suite", "torchvision", "--list"])
     with pytest.raises(SystemExit) as stopped:
-        runpy.run_path(str(ROOT / "bench" / "zoo.py"), run_name="__main__")
+        runpy.run_path(str(ROOT / "bench" / "tables" / "zoo.py"), run_name="__main__")
     assert stopped.value.code == 0 and "torchvision:alexnet\n" in capsys.readouterr().out
 
 
@@ -457,7 +457,7 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     (tmp_path / "slow.py").write_text(
         "import pathlib, time\n\ndef case():\n    pathlib.Path('started').touch()\n    time.sleep(100)\n"
     )
-    command = [sys.executable, str(ROOT / "bench" / "zoo.py"), "slow:case", "--csv", "t.csv"]
+    command = [sys.executable, str(ROOT / "bench" / "tables" / "zoo.py"), "slow:case", "--csv", "t.csv"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     process = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL)
     while not (tmp_path / "started").exists():

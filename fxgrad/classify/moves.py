@@ -1,0 +1,39 @@
+"""Which word says how a node's op moves elements: what `fxgrad.graph.axes` follows axes by."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+
+import torch
+from torch import fx
+
+from fxgrad.classify.decision import Decision
+from fxgrad.graph.follow import ATTENTION, PRODUCT
+from fxgrad.kinds import Kind
+
+_KINDS = {Kind.ATTENTION: ATTENTION, Kind.NORMALIZATION: "same", Kind.SOFTMAX: "same"}
+
+
+def word_of(node: fx.Node, decisions: Mapping[str, Decision]) -> str | None:
+    """How a node's op moves elements, from its row and its kind; of an item, that of the op which made the tuple.
+
+    Example:
+        >>> import fxgrad
+        >>> libra = fxgrad.convert(torch.nn.Flatten().eval(), (torch.zeros(2, 3, 4),))
+        >>> (flatten,) = libra.classified.captured.graph.output_node().args[0]
+        >>> word_of(flatten, libra.classified.decisions)
+        'reshape'
+    """
+    made: object = node.args[0] if node.target is operator.getitem else node
+    decision = decisions.get(str(made))
+    if decision is None or decision.row is None:
+        return None
+    if word := decision.row.options.get("moves"):
+        return str(word)
+    if made is not node:
+        return None
+    kind = decision.row.kind
+    if kind is Kind.PRODUCT:  # by the row: what is a product of softmax weights is of the kind of attention
+        return None if torch.Tag.pointwise in node.target.tags else PRODUCT  # type: ignore[union-attr]
+    return _KINDS.get(kind)

@@ -1,0 +1,31 @@
+"""`fxgrad convert`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from fxgrad.commands.options import heading, loaded_model, model_options
+from fxgrad.commands.terminal import stage, write
+from fxgrad.pipeline import convert as convert_model
+
+
+@click.command()
+@model_options
+@click.option("--details", is_flag=True, help="Every node, not only a summary.")
+@click.option("--json", "json_file", metavar="FILE", help="Also write every node to a JSON file.")
+def convert(json_file: str | None, details: bool, rules: tuple[str, ...], **which: Any) -> None:
+    """Convert MODEL, report what got which rule.
+
+    \b
+    Example:
+      fxgrad convert timm:swin_tiny_patch4_window7_224 --details
+    """
+    loaded = loaded_model(**which)
+    with stage(f"capturing and rewriting {loaded.name}"):
+        report = convert_model(loaded.model, (loaded.example(),), rules=rules).report
+    click.echo(heading(loaded))
+    click.echo(report.details() if details else report.summary())
+    if json_file:
+        write(json_file, report.to_json() + "\n")

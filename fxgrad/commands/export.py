@@ -1,0 +1,61 @@
+"""`fxgrad export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from fxgrad.commands.options import heading, loaded_model, model_options
+from fxgrad.commands.terminal import stage
+from fxgrad.explainer import METHODS, export_explainer
+from fxgrad.pipeline import convert
+
+
+@click.command()
+@model_options
+@click.option("-o", "--output", required=True, metavar="FILE", help="Ends in .onnx, .pt2 or .aoti.")
+@click.option("--method", type=click.Choice(list(METHODS)), default="input_x_gradient", show_default=True)
+@click.option("--targets", type=click.IntRange(1), help="So many targets an item, from one forward. Default: one.")
+@click.option("--pool", type=click.IntRange(1), default=1, show_default=True, help="Sum over blocks of so many pixels.")
+@click.option("--each-channel", is_flag=True, help="Do not sum over channels.")
+@click.option("--no-completeness", is_flag=True, help="Leave out the completeness error.")
+def export(
+    output: str,
+    method: str,
+    targets: int | None,
+    pool: int,
+    each_channel: bool,
+    no_completeness: bool,
+    rules: tuple[str, ...],
+    **which: Any,
+) -> None:
+    """Write MODEL and its attribution as one program, for onnxruntime, plain PyTorch or C++.
+
+    \b
+    Example:
+      fxgrad export timm:vit_base_patch16_224 --pretrained -o vit.onnx
+      fxgrad run vit.onnx cat.jpg -o cat.png
+    """
+    loaded = loaded_model(**which)
+    with stage(f"capturing and rewriting {loaded.name}"):
+        converted = convert(loaded.model, (loaded.example(),), rules=rules)
+    described = {"model": loaded.name, "weights": loaded.weights, "preprocessing": loaded.preprocess.constants()}
+    if loaded.class_names:
+        described["class_names"] = loaded.class_names
+    with stage(f"tracing {method} and writing {output}"):
+        found = export_explainer(
+            converted,
+            (loaded.example(),),
+            output,
+            method=method,
+            targets=targets,
+            channels=None if each_channel else "auto",
+            pool=pool,
+            completeness=not no_completeness,
+            metadata=described,
+        )
+    click.echo(heading(loaded))
+    click.echo(f"inputs {', '.join(found['inputs'])}; outputs {', '.join(found['outputs'])}")
+    click.echo(f"wrote {output}, {Path(output).stat().st_size / 1e6:.1f} MB")

@@ -1,0 +1,53 @@
+"""The options by which every command is told which model, and what a command says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from fxgrad.commands.terminal import stage
+from fxgrad.data.models import LoadedModel, load_model
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+_RULES_HELP = "A policy's name, or a TOML file of rows or of a policy. Repeatable. Default: libragrad."
+
+
+def weight_options(command: Command) -> Command:
+    """The options that say with which weights, and for which input, a model is built."""
+    return _all(
+        command,
+        click.option("--pretrained", is_flag=True, help="timm's weights, from the hub or its cache; random otherwise."),
+        click.option("--checkpoint", metavar="FILE", help="Weights: a .safetensors file that fits the model exactly."),
+        click.option("--input-size", nargs=3, type=click.IntRange(1), metavar="C H W", help="Size of one input."),
+    )
+
+
+def model_options(command: Command) -> Command:
+    """The argument and the options that say which model, with which weights, and under which rules."""
+    return _all(
+        command,
+        click.argument("model"),
+        weight_options,
+        click.option("--rules", multiple=True, default=["libragrad"], metavar="NAME|FILE", help=_RULES_HELP),
+    )
+
+
+def _all(command: Command, *options: Callable[[Command], Command]) -> Command:
+    """A command with some options, in the order in which its help shows them."""
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def loaded_model(model: str, **options: Any) -> LoadedModel:
+    """The model that `model_options` name."""
+    with stage(f"loading {model}"):
+        return load_model(model, **options)
+
+
+def heading(loaded: LoadedModel, more: str = "") -> str:
+    """The first line of what a command prints."""
+    size = " x ".join(map(str, loaded.preprocess.size))
+    return f"{loaded.name}: {loaded.weights} weights, input {size}{', ' if more else ''}{more}"

@@ -1,0 +1,52 @@
+"""What a command shows while it works, on stderr, and how it writes files."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from fxgrad.errors import InputError
+
+Show = Callable[[int, int, str], None]
+"""Called with how much is done, of how much, and what is under way."""
+
+
+@contextlib.contextmanager
+def stage(what: str) -> Iterator[None]:
+    """A spinner while something runs, where a person is watching."""
+    console = Console(stderr=True)
+    with console.status(f"{what} ...") if console.is_terminal else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def progress() -> Iterator[Show]:
+    """A bar, where a person is watching."""
+    console = Console(stderr=True)
+    columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
+    bar = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)
+    task = bar.add_task("starting", total=None)
+
+    def show(done: int, total: int, what: str) -> None:
+        bar.update(task, completed=done, total=total, description=what or "done")
+
+    with bar:
+        yield show
+
+
+def write(path: str | Path, text: str, *, folder: bool = False) -> None:
+    """Write a text file; with `folder`, its folder too where that is missing.
+
+    Raises:
+        InputError: the file cannot be written.
+    """
+    try:
+        if folder:
+            Path(path).parent.mkdir(exist_ok=True)
+        Path(path).write_text(text, "utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}.") from error

@@ -1,0 +1,166 @@
+"""One model of an evaluation: loaded, converted, its pictures attributed and measured, a unit of work at a time."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxgrad.data import Batch, Data, collate
+from fxgrad.data.models import LoadedModel, load_model
+from fxgrad.errors import FxgradError, InputError, first_line
+from fxgrad.evaluate.measure import Ruler
+from fxgrad.evaluate.methods import Attribute, Attribution, grid_of
+from fxgrad.evaluate.plan import ANY, Plan
+from fxgrad.evaluate.store import Store
+from fxgrad.metrics import Dropping, Metric, Removal, Replacing
+from fxgrad.module.converted import ConvertedModule
+from fxgrad.pipeline import convert
+
+Found = tuple[Mapping[str, Mapping[str, list[float]]], Mapping[str, str]]
+"""Method -> metric -> values, and method -> why it cannot be used."""
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One chunk of pictures under one policy, and the methods that are not measured there yet."""
+
+    model: str
+    policy: str
+    methods: tuple[str, ...]
+    start: int
+    stop: int
+
+
+class Bench:
+    """One model on the bench: loaded, converted under every policy that was asked for, its pictures at hand."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        data: Data,
+        order: Sequence[int],
+        methods: Mapping[str, Attribute],
+        metrics: Sequence[Metric],
+        model: str,
+    ) -> None:
+        self.plan, self.data, self.order, self.methods, self.metrics = plan, data, order, methods, metrics
+        self.loaded: LoadedModel = load_model(
+            model, plan.pretrained, checkpoint=plan.checkpoint, input_size=plan.input_size
+        )
+        # By their number, the processes of a machine take its GPUs in turn.
+        device = "cpu" if plan.device == "cpu" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+        self.place: dict[str, Any] = {"device": torch.device(device), "dtype": getattr(torch, plan.dtype)}
+        self.fingerprint = _fingerprint(self.loaded.model)
+        example = self.loaded.example().to(**self.place)
+        model_there = self.loaded.model.to(**self.place)
+        self.plain = convert(model_there, (example,), rules="gradient").requires_grad_(False)
+        self.under = functools.cache(self._under)
+        self.first_alike = functools.cache(self._first_alike)
+        self.batch = functools.lru_cache(1)(self._batch)
+        self.measured = functools.lru_cache(len(plan.policies) + 1)(self._measured)
+
+    @functools.cached_property
+    def ruler(self) -> Ruler:
+        size, grid = self.loaded.preprocess.size, grid_of(self.plain)
+        pixels = Replacing(self.plain, (size[1], size[2]), "blur") if self.plan.steps else None
+        return Ruler(
+            self.metrics,
+            removal(self.plain, grid, self.plan.removal),
+            pixels,
+            self.plan.fractions,
+            self.plan.steps,
+            self.data.multilabel,
+        )
+
+    def run(self, unit: Unit, store: Store) -> None:
+        """Measure a unit and write it down."""
+        store.note(f"removal of {unit.model}", self.ruler.tokens.name)
+        pictures, *_ = self.batch(unit.start, unit.stop)
+        measured, refused = self.measured(unit.start, unit.stop, self.first_alike(unit.policy), unit.methods)
+        for method, reason in refused.items():
+            store.refuse(unit.model, unit.policy, method, reason)
+        store.add(unit.model, unit.policy, measured, list(pictures.ids), unit.start, unit.stop)
+
+    def _measured(self, start: int, stop: int, policy: str, methods: tuple[str, ...]) -> Found:
+        pictures, x, target, logits = self.batch(start, stop)
+        converted = self.under(policy)
+        attributions: dict[str, Attribution] = {}
+        refused: dict[str, str] = {}
+        for method in methods:
+            try:
+                attributions[method] = self.methods[method](
+                    converted, x, target, self.ruler.tokens.grid, self.plan.seed + start
+                )
+            except FxgradError as error:
+                refused[method] = first_line(error)
+        measured = self.ruler.measure(pictures, x, target, logits, attributions) if attributions else {}
+        return measured, refused
+
+    def _first_alike(self, policy: str) -> str:
+        """The first of the plan's policies that gives every node of this model the same rule."""
+        if policy == ANY:
+            return "gradient"
+        decisions = self.under(policy).classified.decisions
+        return next(p for p in self.plan.policies if self.under(p).classified.decisions == decisions)
+
+    def _under(self, policy: str) -> ConvertedModule:
+        return self.plain.under(policy)
+
+    def _batch(self, start: int, stop: int) -> tuple[Batch, Tensor, Tensor, Tensor]:
+        pictures = collate([self.data[i] for i in self.order[start:stop]], self.loaded.preprocess)
+        x = pictures.x.to(**self.place)
+        with torch.no_grad():
+            logits = self.plain(x)
+        if not isinstance(logits, Tensor) or logits.ndim != 2:
+            raise InputError(f"{self.loaded.name} does not return logits (batch, classes), which evaluate needs.")
+        largest = int(pictures.labels.max())
+        if self.plan.target == "label" and largest >= logits.shape[1]:
+            raise InputError(
+                f"{self.plan.data} has a label {largest}, but {self.loaded.name} has {logits.shape[1]} classes. Use a "
+                "model of this data, or --target predicted."
+            )
+        target = pictures.labels.to(x.device) if self.plan.target == "label" else logits.argmax(1)
+        return pictures, x, target, logits
+
+
+def removal(converted: ConvertedModule, grid: tuple[int, int], how: str = "auto") -> Removal:
+    """How tokens are taken from a model.
+
+    Args:
+        converted: the model.
+        grid: its patches.
+        how: "drop", "zero", "blur", or "auto": drop where the model can run on fewer tokens, else blur.
+
+    Raises:
+        InputError: "drop", and the model cannot.
+
+    Example:
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
+        >>> removal(convert(model, (torch.zeros(2, 1, 4, 4),)), (2, 2), "zero").name
+        'set to zero'
+    """
+    if how in ("zero", "blur"):
+        return Replacing(converted, grid, how)
+    try:
+        return Dropping(converted, grid)
+    except InputError as error:
+        if how == "drop":
+            raise
+        blurring = Replacing(converted, grid, "blur")
+        blurring.name += f" ({str(error).rstrip('.')})"
+        return blurring
+
+
+def _fingerprint(model: torch.nn.Module) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,233 @@
+"""Forward and attribution as one program of plain ATen ops, its parameters named as the model's.
+
+make_fx runs the converted program and `torch.autograd.grad` over it on tensors without data and writes down what
+happens, so that of fxgrad's ops, of autograd and of the policy nothing is left but arithmetic. torch.export takes
+that graph again, with the model's parameters and with the axes that the model was captured with free.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram
+from torch.fx import traceback as fx_traceback
+from torch.fx.experimental.proxy_tensor import make_fx
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+from fxgrad.capture.export import without_fast_path
+from fxgrad.errors import ExportError, one_line
+from fxgrad.explainer.compute import Explanation, identifier
+from fxgrad.explainer.plain import with_plain_ops
+from fxgrad.explainer.settings import Settings
+from fxgrad.explainer.simplify import simplify
+from fxgrad.graph.nodes import placeholders_of
+from fxgrad.graph.places import Place, place_of
+from fxgrad.module.converted import ConvertedModule
+
+
+@dataclass(frozen=True)
+class Traced:
+    """An explainer as a program.
+
+    Attributes:
+        program: takes the model's tensor inputs and `target`, by name; its parameters have the model's paths.
+        places: name of each node of the graph that torch.export was given -> the place in the model.
+        inputs, outputs: names, in order.
+        axes: for every input, axis -> name, where its size is free.
+    """
+
+    program: ExportedProgram
+    places: Mapping[str, Place]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    axes: Mapping[str, Mapping[int, str]]
+
+
+def trace(
+    converted: ConvertedModule,
+    leaves: Sequence[Any],
+    settings: Settings,
+    decompositions: Mapping[Any, Callable[..., Any]] | None = None,
+) -> Traced:
+    """Trace forward and attribution into one program.
+
+    Args:
+        converted: what `fxgrad.convert` returned.
+        leaves: its inputs, flattened; only sizes and dtypes count.
+        settings: what the explainer is to compute.
+        decompositions: ATen op -> a function of its signature to trace in its place.
+
+    Returns:
+        The program, with every axis free that the model was captured with free.
+
+    Raises:
+        ExportError: the model's outputs hold no logits, or tracing failed.
+    """
+    captured = converted.classified.captured
+    tensors = {identifier(i.name): v.detach() for i, v in zip(captured.inputs, leaves) if i.dtype is not None}
+    sizes = _Sizes(converted, tensors)
+    examples = {name: sizes.example(name, tensor) for name, tensor in tensors.items()}
+    batch, axis = sizes.batch(examples)
+    explanation = Explanation(with_plain_ops(converted), settings)
+    rank = explanation.rank
+    shape = [n for n in (batch, settings.targets, rank if rank > 1 else None) if n is not None]
+    examples["target"] = torch.zeros(shape, dtype=torch.long)
+    axes = {**sizes.names, "target": {0: axis} if axis else {}}
+    names: list[str] = []
+
+    def explain(state: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
+        given = {f"converted.{path}": tensor for path, tensor in zip(captured.state, state)}
+        outputs: dict[str, Tensor] = torch.func.functional_call(explanation, given, (inputs,))
+        names[:] = list(outputs)
+        return list(outputs.values())
+
+    try:
+        graph = _traced(explain, converted.state, examples, axes, decompositions or {})
+        simplify(graph.graph)
+        program, places = _exported(graph, converted, examples, axes)
+    except ExportError:
+        raise
+    except Exception as error:
+        said = r"(?:You marked|Not all values of) (\w+) (?:as dynamic but your code specialized|=)"
+        fixed = sorted(set(re.findall(said, str(error))))
+        if fixed:
+            raise ExportError(
+                f"the size of {', '.join(fixed)} is free in the model, but torch {torch.__version__} does not keep it "
+                "free in its attribution. Convert the model with that size fixed: dynamic_shapes of fxgrad.convert."
+            ) from error
+        raise ExportError(f"forward and attribution cannot be traced into one graph: {one_line(error)}") from error
+    return Traced(program, places, tuple(examples), tuple(names), axes)
+
+
+class _Sizes:
+    """Which axes are free, what they are called, and a size to trace each with."""
+
+    def __init__(self, converted: ConvertedModule, tensors: Mapping[str, Tensor]) -> None:
+        captured = converted.classified.captured
+        places = captured.entry_nodes
+        shapes = [p.meta["val"].shape for p, i in zip(places, captured.inputs) if i.dtype is not None]
+        self.names: dict[str, dict[int, str]] = {name: {} for name in tensors}
+        self.sizes: dict[str, int] = {}
+        called: dict[str, str] = {}
+        for (name, tensor), shape in zip(tensors.items(), shapes):
+            for axis, size in enumerate(shape):
+                if is_concrete_int(size):
+                    continue
+                wanted = "batch" if axis == 0 else "sequence" if not tensor.is_floating_point() else f"{name}_{axis}"
+                while wanted in self.sizes and str(size) not in called:
+                    wanted += "_"
+                own = called.setdefault(str(size), wanted)
+                self.names[name][axis] = own
+                self.sizes.setdefault(own, tensor.shape[axis])
+        # Sizes that are equal to others, or small, would be taken for the same or for constants.
+        taken = {0, 1, 2, 3, 4, *(size for tensor in tensors.values() for size in tensor.shape[1:])}
+        for own, size in self.sizes.items():
+            while size in taken:
+                size += 1
+            taken.add(size)
+            self.sizes[own] = size
+
+    def example(self, name: str, tensor: Tensor) -> Tensor:
+        """Zeros like the input, but of the sizes to trace with."""
+        shape = [self.sizes[self.names[name][d]] if d in self.names[name] else s for d, s in enumerate(tensor.shape)]
+        return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
+
+    def batch(self, examples: Mapping[str, Tensor]) -> tuple[int, str | None]:
+        """The size of the batch, and its name where it is free."""
+        for name, example in examples.items():
+            if example.dim():
+                return example.shape[0], self.names[name].get(0)
+        return 1, None
+
+
+def _traced(
+    explain: Callable[..., list[Tensor]],
+    state: Sequence[Tensor],
+    examples: Mapping[str, Tensor],
+    axes: Mapping[str, Mapping[int, str]],
+    decompositions: Mapping[Any, Callable[..., Any]],
+) -> fx.GraphModule:
+    """The graph of a function of the state and the inputs, the free axes symbols."""
+    # Tensors without data, with symbols for free sizes, are what torch.export makes first of all. Symbolic tracing
+    # takes them as they are, and takes ops apart in Python that would fix their sizes in C++.
+    program = torch.export.export(_Echo(), tuple(examples.values()), strict=False, dynamic_shapes=(_shapes(axes),))
+    inputs = [node.meta["val"] for node in placeholders_of(program.graph)]
+    mode = inputs[0].fake_mode
+    tensors = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in state]
+    with without_fast_path(), mode, fx_traceback.preserve_node_meta():
+        return make_fx(explain, dict(decompositions), tracing_mode="symbolic")(tensors, inputs)
+
+
+class _Echo(nn.Module):
+    def forward(self, *inputs: Tensor) -> list[Tensor]:
+        return [x.clone() for x in inputs]
+
+
+def _shapes(axes: Mapping[str, Mapping[int, str]]) -> tuple[dict[int, Dim], ...]:
+    """The free axes as torch.export wants them; axes of one name have one size."""
+    dims = {name: Dim(name) for name in {own for named in axes.values() for own in named.values()}}
+    return tuple({axis: dims[own] for axis, own in named.items()} for named in axes.values())
+
+
+def _exported(
+    graph: fx.GraphModule,
+    converted: ConvertedModule,
+    examples: Mapping[str, Tensor],
+    axes: Mapping[str, Mapping[int, str]],
+) -> tuple[ExportedProgram, dict[str, Place]]:
+    """The graph as an exported program, with inputs and parameters by name, and the places of the graph's nodes."""
+    module = _with_names(graph.graph, converted, list(examples))
+    with torch.no_grad():
+        program = torch.export.export(module, tuple(examples.values()), strict=False, dynamic_shapes=_shapes(axes))
+    return program, {node.name: _origin(node) for node in module.graph.nodes if node.op == "call_function"}
+
+
+def _origin(node: fx.Node) -> Place:
+    """The place of a traced node; of one that the backward made, that of the nearest forward node that it uses."""
+    seen, queue = set[fx.Node](), [node]
+    for current in queue:
+        if current.meta.get("stack_trace") and current.meta.get("nn_module_stack"):
+            return place_of(current)
+        queue += [n for n in current.all_input_nodes if n not in seen]
+        seen.update(current.all_input_nodes)
+    return place_of(node)
+
+
+def _with_names(graph: fx.Graph, converted: ConvertedModule, inputs: Sequence[str]) -> fx.GraphModule:
+    """The traced graph as a module that owns what it looks at of the model's state, each tensor once."""
+    root, named, copies = nn.Module(), fx.Graph(), dict[fx.Node, fx.Node]()
+    paths = converted.classified.captured.state
+    placeholders = placeholders_of(graph)
+    for node, name in zip(placeholders[len(paths) :], inputs):
+        copies[node] = named.placeholder(name)
+    owned: dict[int, fx.Node] = {}
+    for node, path, tensor in zip(placeholders, paths, converted.state):
+        if node.users and id(tensor) not in owned:
+            _register(root, path, tensor)
+            owned[id(tensor)] = named.get_attr(path)
+        if node.users:
+            copies[node] = owned[id(tensor)]
+    for node in graph.nodes:
+        if node not in copies and node.op != "placeholder":
+            copies[node] = named.node_copy(node, copies.__getitem__)
+    for name, tensor in graph.owning_module.named_buffers():  # type: ignore[union-attr]
+        _register(root, name, tensor)  # a constant that tracing met
+    return fx.GraphModule(root, named, class_name="Explainer").eval()
+
+
+def _register(root: nn.Module, path: str, tensor: Tensor) -> None:
+    *parents, name = path.split(".")
+    owner = root
+    for parent in parents:
+        if parent not in owner._modules:
+            owner.add_module(parent, nn.Module())
+        owner = owner.get_submodule(parent)
+    if isinstance(tensor, nn.Parameter):
+        owner.register_parameter(name, nn.Parameter(tensor.detach(), requires_grad=False))
+    else:
+        owner.register_buffer(name, tensor.detach())

@@ -1,0 +1,196 @@
+"""Where the axes of some tensors are found again, behind any number of moves and other ops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import fx
+
+from fxgrad.graph.axes import MOVES, Atom, Axes, Axis, Move, fresh, length, move_of, moved, source_of
+from fxgrad.graph.nodes import arguments_of, tensors_of
+from fxgrad.graph.sizes import Size, same, sizes_of
+
+ATTENTION, PRODUCT = "attention", "product"
+"""Two more words, for ops that contract axes: softmax(q k^T) v, and products of matrices."""
+Word = Callable[[fx.Node], str | None]
+Seeds = Mapping[fx.Node, Sequence[Axis | None]]
+
+
+def follow(nodes: Iterable[fx.Node], word: Word, seeds: Seeds) -> dict[fx.Node, Axes]:
+    """The axes of every node, as far as they come from what is known.
+
+    An axis whose elements are computed anew gets an atom of its own node. Where two tensors meet element by element,
+    such an axis of the one is what the other's is: so a branch that mixed the tokens has them again behind its sum with
+    the stream, and in it.
+
+    Args:
+        nodes: in the order of the graph; what they are computed from counts if it is a seed or one of them.
+        word: what a node's op does: one of `MOVES`, or `ATTENTION`, `PRODUCT`; None for any other.
+        seeds: what is known of some nodes: per axis its atoms, whose origins are labels; None where nothing is.
+
+    Returns:
+        node -> axes, for the seeds, too.
+
+    Example:
+        >>> class Mix(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         return x + x.mT.relu().mT
+        >>> graph = torch.export.export(Mix(), (torch.ones(2, 4, 4),)).run_decompositions({}).graph
+        >>> x, *nodes, _ = graph.nodes
+        >>> seeds = {x: ((Atom("batch", 0, 2),), (Atom("tokens", 0, 4),), None)}
+        >>> found = follow(nodes, lambda node: "permute" if "transpose" in node.name else None, seeds)
+        >>> [[axis[0].origin for axis in found[node]].index("tokens") for node in (x, *nodes)]
+        [1, 2, 2, 1, 1]
+    """
+    tracker = _Tracker(word, seeds)
+    for node in nodes:
+        if tensors_of(node):
+            tracker.visit(node)
+    return {node: tuple(tracker.resolved(axis) for axis in axes) for node, axes in tracker.axes.items()}
+
+
+@dataclass
+class _Tracker:
+    """One walk along the graph.
+
+    Attributes:
+        axes: what is known so far.
+        equal: an axis (node's name, number) -> what it turned out to be.
+        whole: the same -> its size.
+    """
+
+    word: Word
+    seeds: Seeds
+    axes: dict[fx.Node, Axes] = field(default_factory=dict)
+    equal: dict[tuple[str, int], Axis] = field(default_factory=dict)
+    whole: dict[tuple[str, int], Size] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given = [atom for axes in self.seeds.values() for axis in axes for atom in axis or ()]
+        self.labels = {atom.origin for atom in given}
+        self.free = {atom.size: (atom,) for atom in given if not isinstance(atom.size, int)}
+        for node, axes in self.seeds.items():
+            if node.op == "placeholder":
+                shape = sizes_of(node)
+                self.axes[node] = tuple(fresh(node.name, i, shape[i]) if a is None else a for i, a in enumerate(axes))
+
+    def visit(self, node: fx.Node) -> None:
+        shape = sizes_of(node)
+        found = [self.by_size(node, i, axis) for i, axis in enumerate(self.after(node, shape))]
+        for i, axis in enumerate(self.seeds.get(node, ())):
+            if axis is not None:
+                self.unite(axis, found[i])
+                found[i] = axis
+        self.axes[node] = tuple(found)
+        self.whole |= {atom[:2]: atom.size for axis in found for atom in axis if atom.origin == node.name}
+
+    def by_size(self, node: fx.Node, i: int, axis: Axis) -> Axis:
+        """An axis of which only a free size is known is what else has that size."""
+        if axis and axis[0].origin == node.name and not isinstance(axis[0].size, int):
+            return self.free.get(axis[0].size, axis)
+        return axis
+
+    def after(self, node: fx.Node, shape: tuple[Size, ...]) -> Axes:
+        """The axes of a node's value, from its operands'."""
+        word = self.word(node)
+        if word == "same" and len(sizes_of(source_of(node) or node)) != len(shape):
+            word = None
+        if word in MOVES:
+            move = move_of(node, word)
+            source = source_of(node)
+            if move is not None and word != "join" and source in self.axes:
+                return moved(self.axes[source], move, node)
+            if move is not None and word == "join":
+                return self.joined(node, move, shape)
+        operands = [n for n in node.all_input_nodes if n in self.axes]
+        matrices = [n for n in arguments_of(node).values() if isinstance(n, fx.Node) and sizes_of(n)]
+        if word == ATTENTION and len(matrices) > 2:
+            return self.contracted(node, shape, matrices[0], matrices[2])
+        if word == PRODUCT and len(matrices) > 1 and len(shape) > 1:
+            return self.contracted(node, shape, *matrices[-2:])
+        if word == "same" or torch.Tag.pointwise in getattr(node.target, "tags", ()):
+            return self.aligned(node, shape, operands)
+        return self.other(node, shape, operands)
+
+    def aligned(self, node: fx.Node, shape: tuple[Size, ...], operands: Iterable[fx.Node], but: Any = ()) -> Axes:
+        """Of operands that meet element by element, axes counted from the last."""
+        found = []
+        known = [self.axes[n] for n in operands]
+        for i, size in enumerate(shape):
+            back = len(shape) - i
+            own = [axes[-back] for axes in known if back <= len(axes)]
+            fitting = [axis for axis in own if axis and i not in but and same(length(axis), size)]
+            best = next((a for a in fitting if self.labelled(a)), fitting[0] if fitting else fresh(node.name, i, size))
+            for axis in fitting:
+                self.unite(best, axis)
+            found.append(best)
+        return tuple(found)
+
+    def joined(self, node: fx.Node, move: Move, shape: tuple[Size, ...]) -> Axes:
+        parts = [n for n in node.all_input_nodes if n in self.axes]
+        if not move.drops:
+            return self.aligned(node, shape, parts, but={move.dim})
+        rest = self.aligned(node, shape[: move.dim] + shape[move.dim + 1 :], parts)
+        return (*rest[: move.dim], fresh(node.name, move.dim, shape[move.dim]), *rest[move.dim :])
+
+    def contracted(self, node: fx.Node, shape: tuple[Size, ...], first: fx.Node, last: fx.Node) -> Axes:
+        """Rows are the first matrix's, columns the last one's."""
+        followed = [n for n in (first, last) if n in self.axes and len(sizes_of(n)) > 1]
+        lead = self.aligned(node, shape, followed, but={len(shape) - 2, len(shape) - 1})
+        rows, columns = (
+            self.axes[n][at]
+            if n in followed and same(length(self.axes[n][at]), shape[at])
+            else fresh(node.name, i, shape[i])
+            for n, at, i in ((first, -2, len(shape) - 2), (last, -1, len(shape) - 1))
+        )
+        return (*lead[:-2], rows, columns)
+
+    def other(self, node: fx.Node, shape: tuple[Size, ...], operands: list[fx.Node]) -> Axes:
+        """Of any other op: the axes that it is not told to work along, and whose sizes stay."""
+        rank = len(sizes_of(operands[0])) if operands else 0
+        arguments = arguments_of(node)
+        named = _named(arguments, rank)
+        if rank == len(shape):
+            weight = arguments.get("weight")
+            if isinstance(weight, fx.Node):  # (out, in, ...): makes new channels
+                named = named | {rank + 1 - len(sizes_of(weight))}
+            return self.aligned(node, shape, operands, but=named)
+        if named and rank - len(named) == len(shape):
+            return tuple(axis for i, axis in enumerate(self.axes[operands[0]]) if i not in named)
+        given = [axis for n in operands for axis in self.axes[n]]
+        free = [[a for a in given if a and same(length(a), s)] if not isinstance(s, int) else [] for s in shape]
+        return tuple(f[0] if len(f) == 1 else fresh(node.name, i, shape[i]) for i, f in enumerate(free))
+
+    def labelled(self, axis: Axis) -> bool:
+        return any(atom.origin in self.labels for atom in self.resolved(axis))
+
+    def unite(self, best: Axis, other: Axis) -> None:
+        """Say that an axis of which nothing is known is another one."""
+        best, other = self.resolved(best), self.resolved(other)
+        if len(other) == 1 and other != best:
+            (atom,) = other
+            if atom.stride == 1 and atom.size == self.whole.get(atom[:2]) and all(atom[:2] != a[:2] for a in best):
+                self.equal.setdefault(atom[:2], best)
+
+    def resolved(self, axis: Axis) -> Axis:
+        """An axis by what its parts turned out to be."""
+        found: list[Atom] = []
+        for atom in axis:
+            equal = self.equal.get(atom[:2])
+            whole = equal is not None and same(atom.size, length(equal)) and atom.stride == 1
+            found += self.resolved(equal) if equal is not None and whole else [atom]
+        return tuple(found)
+
+
+def _named(arguments: Mapping[str, Any], rank: int) -> set[int]:
+    """The axes that an op is told to work along."""
+    named = arguments.get("dim", arguments.get("dims"))
+    given = named if isinstance(named, (list, tuple)) else [named]
+    found = {d % rank for d in given if isinstance(d, int) and rank}
+    indices = arguments.get("indices")
+    if isinstance(indices, (list, tuple)):
+        found |= {i for i, index in enumerate(indices) if index is not None}
+    return found

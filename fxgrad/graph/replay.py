@@ -1,0 +1,69 @@
+"""Single nodes of a graph, called again at the values of one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+
+class Replay:
+    """The nodes of one graph, and the values that they had in one run.
+
+    Args:
+        graph: any.
+        values: node name -> its value. Only those that are called for, and what they read, need one.
+
+    Example:
+        >>> graph = fx.symbolic_trace(torch.nn.Tanh()).graph
+        >>> x, tanh, _ = graph.nodes
+        >>> tanh.op, tanh.target = "call_function", torch.tanh
+        >>> again = Replay(graph, {x.name: torch.zeros(2)})
+        >>> again.vjp(tanh.name, [x.name], torch.ones(2))
+        [tensor([1., 1.])]
+    """
+
+    def __init__(self, graph: fx.Graph, values: Mapping[str, Any]) -> None:
+        self.nodes = {node.name: node for node in graph.nodes}
+        self.values = values
+
+    def call(self, name: str, substitutes: Mapping[str, Any], function: Callable[..., Any] | None = None) -> Any:
+        """A node's result, with other operands in the place of some, or by another function of the same arguments."""
+        node = self.nodes[name]
+        args, kwargs = fx.node.map_arg(
+            (node.args, node.kwargs),
+            lambda n: substitutes[n.name] if n.name in substitutes else self.values.get(n.name),
+        )
+        return (function or node.target)(*args, **kwargs)
+
+    def vjp(
+        self,
+        name: str,
+        wanted: list[str],
+        g: Any,
+        at: Callable[[Tensor], Tensor] = torch.detach,
+        function: Callable[..., Any] | None = None,
+    ) -> list[Any]:
+        """The vjp of one node's call for some of its operands: None where nothing arrives.
+
+        Args:
+            name: the node's.
+            wanted: names of the operands.
+            g: the cotangent of its result, a tensor or a list of them.
+            at: makes the point to differentiate at of an operand's value.
+            function: as for `call`.
+        """
+        leaves = {operand: at(self.values[operand]).requires_grad_() for operand in wanted}
+        with torch.enable_grad():
+            result = self.call(name, leaves, function)
+        pairs = [
+            (z, c)
+            for z, c in zip(*(v if isinstance(v, (list, tuple)) else [v] for v in (result, g)))
+            if c is not None and z.requires_grad
+        ]
+        if not pairs or not leaves:
+            return [None] * len(wanted)
+        ends, starts = [z for z, _ in pairs], [c for _, c in pairs]
+        return list(torch.autograd.grad(ends, list(leaves.values()), starts, allow_unused=True))

@@ -1,0 +1,103 @@
+"""Sizes of a captured graph: numbers, and expressions of those that are free."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import sympy
+from torch import fx
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+
+from fxgrad.graph.nodes import tensors_of
+
+Size = Any
+"""An int, or a sympy expression where it is free."""
+
+
+def sizes_of(node: fx.Node) -> tuple[Size, ...]:
+    """The shape of a node's value; of a tuple, its first tensor's; () for what is no tensor.
+
+    Example:
+        >>> import torch
+        >>> graph = torch.export.export(torch.nn.ReLU(), (torch.ones(2, 3),)).graph
+        >>> [sizes_of(node) for node in graph.nodes]
+        [(2, 3), (2, 3), ()]
+    """
+    tensors = tensors_of(node)
+    return tuple(size_of(size) for size in tensors[0].shape) if tensors else ()
+
+
+def size_of(size: Any) -> Size:
+    """A size as an int, or as an expression of the free sizes.
+
+    Example:
+        >>> size_of(3)
+        3
+    """
+    return int(size) if is_concrete_int(size) else size.node.expr
+
+
+def known(size: Size, free: Mapping[Any, int]) -> int:
+    """A size as a number, given those of the free ones; -1 where that is not enough.
+
+    Example:
+        >>> s = sympy.Symbol("s")
+        >>> known(2 * s, {s: 3}), known(2 * s, {})
+        (6, -1)
+    """
+    if isinstance(size, int):
+        return size
+    value = size.xreplace({symbol: sympy.Integer(number) for symbol, number in free.items()})
+    return int(value) if value.is_Integer else -1
+
+
+def free_sizes(nodes: Iterable[fx.Node], values: Iterable[Any]) -> dict[Any, int]:
+    """What the free sizes of a graph are, for these values of its placeholders.
+
+    Example:
+        >>> import torch
+        >>> batch = {0: torch.export.Dim.DYNAMIC}
+        >>> program = torch.export.export(torch.nn.ReLU(), (torch.ones(2, 3),), dynamic_shapes=(batch,))
+        >>> list(free_sizes(list(program.graph.nodes)[:1], [torch.ones(7, 3)]).values())
+        [7]
+    """
+    found: dict[Any, int] = {}
+    for node, value in zip(nodes, values):
+        for size, number in zip(sizes_of(node), getattr(value, "shape", ())):
+            if isinstance(size, int) or len(size.free_symbols) != 1:
+                continue
+            (symbol,) = size.free_symbols
+            factor = size.coeff(symbol)
+            if symbol not in found and size == factor * symbol and factor:
+                found[symbol] = int(number) // int(factor)
+    return found
+
+
+def same(a: Size, b: Size) -> bool:
+    """Whether two sizes are equal, whatever the free ones are.
+
+    Example:
+        >>> s = sympy.Symbol("s")
+        >>> same(2 * s, s + s), same(s, 2)
+        (True, False)
+    """
+    if a == b:
+        return True
+    both_numbers = isinstance(a, int) and isinstance(b, int)
+    return not both_numbers and sympy.expand(a - b) == 0
+
+
+def quotient(a: Size, b: Size) -> Size | None:
+    """a / b where that is a size, too.
+
+    Example:
+        >>> quotient(6, 2), quotient(6, 4)
+        (3, None)
+    """
+    if isinstance(a, int) and isinstance(b, int):
+        return a // b if a % b == 0 else None
+    found = sympy.sympify(a) / b
+    if found.is_Integer:
+        return int(found)
+    return found if sympy.fraction(found)[1] == 1 else None

@@ -1,0 +1,275 @@
+"""Where a model has its blocks, attentions, tokens and patches, read off the classified graph by a pure function.
+
+Nothing here knows any model by name. Blocks are numbered module paths, attentions are nodes of that kind, the grid of
+patches is the shape of the feature map that becomes tokens, and tokens ahead of them come from a `cat`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import fx
+
+from fxgrad.classify.decision import Classified, Decision
+from fxgrad.errors import InputError
+from fxgrad.graph.axes import Atom, Axis
+from fxgrad.graph.nodes import arguments_of, op_name
+from fxgrad.graph.places import block_of
+from fxgrad.graph.sizes import free_sizes, known, sizes_of
+from fxgrad.kinds import Kind, Role
+from fxgrad.methods.maps import is_map, spatial_axes
+from fxgrad.methods.parts import TOKENS, Anatomy, Attention, Block, Grid
+from fxgrad.ops.attention import SDPA
+from fxgrad.run.examples import batch_of, places_of
+
+
+def anatomy(
+    classified: Classified,
+    *,
+    input: str | None = None,
+    blocks: Sequence[str] | None = None,
+    grid: Grid | None = None,
+    prefix: int | None = None,
+    class_token: int | None = None,
+) -> Anatomy:
+    """Find a model's blocks, attentions, tokens and patches.
+
+    Args:
+        classified: what `fxgrad.classify.classify` returned; a converted module has it.
+        input: name of the attributed input to look at; by default the first.
+        blocks: module paths of the blocks; by default all paths up to their first number.
+        grid, prefix, class_token: where the graph does not tell, or tells otherwise; see `Anatomy`.
+
+    Returns:
+        The anatomy.
+
+    Raises:
+        InputError: no such input or block, or a grid that does not fit the number of tokens.
+
+    Example:
+        >>> import fxgrad, timm, torch
+        >>> vit = timm.create_model("test_vit").eval()
+        >>> found = anatomy(fxgrad.convert(vit, (torch.zeros(1, 3, 160, 160),)).classified)
+        >>> [block.path for block in found.blocks], found.grid, found.prefix, found.class_token
+        (['blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5'], (10, 10), 1, 0)
+    """
+    return Search(classified, input).anatomy(blocks, grid, prefix, class_token)
+
+
+class Search:
+    """One walk over a graph, for one of its attributed inputs.
+
+    Args:
+        classified: what `fxgrad.classify.classify` returned.
+        input: the input's name; by default the first.
+        values: of the inputs and embedded tokens, which tell the free sizes; without them, these are -1.
+
+    Raises:
+        InputError: there is no such input.
+    """
+
+    def __init__(self, classified: Classified, input: str | None, values: Sequence[Any] = ()) -> None:
+        captured = classified.captured
+        placeholders = captured.entry_nodes
+        named = {d.name: n for d, n in zip(captured.entries, placeholders) if d.attributed}
+        if input is not None and input not in named:
+            raise InputError(f"there is no attributed input {input!r}; there is {', '.join(named)}.")
+        self.name = input or next(iter(named))
+        self.source = named[self.name]
+        self.order = {n: i for i, n in enumerate(captured.graph.nodes)}
+        self.classified, self.decisions = classified, classified.decisions
+        self.free = free_sizes(placeholders, values)
+        self.nodes: list[fx.Node] = []
+        reached = {self.source}
+        for node in captured.graph.nodes:
+            if node.name in self.decisions and any(n in reached for n in node.all_input_nodes):
+                reached.add(node)
+                self.nodes.append(node)
+        self.reached = reached
+
+    def anatomy(
+        self, paths: Sequence[str] | None, grid: Grid | None, prefix: int | None, class_token: int | None
+    ) -> Anatomy:
+        shape = self.sizes(self.source)
+        size = (shape[2], shape[3]) if len(shape) == 4 else None
+        found = list(self.blocks(paths))
+        stream = self.stream(found)
+        tokens, ahead = None, 0
+        if stream is not None and len(self.sizes(stream)) == 3:
+            tokens = self.sizes(stream)[self.sequence_axis(stream)]
+            if size is not None and grid is None:
+                grid = self.grid(stream, tokens, size)
+            if grid is not None:
+                ahead = self.ahead(stream, tokens, math.prod(grid)) if prefix is None else prefix
+        elif stream is not None and grid is None:
+            rows = spatial_axes(stream)[0]
+            grid = (self.sizes(stream)[rows], self.sizes(stream)[rows + 1])
+        if grid is not None and tokens is not None and math.prod(grid) + ahead > tokens:
+            raise InputError(
+                f"a grid of {grid[0]} x {grid[1]} patches behind {ahead} other tokens does not fit the {tokens} tokens "
+                "of the model's blocks. Pass another grid=(rows, columns) or prefix=number."
+            )
+        found = [self.with_parts(block, tokens) for block in found]
+        if class_token is None and found and tokens is not None:
+            class_token = self.read_from(found[-1], tokens)
+        examples = sizes_of(self.source)[0] if shape else 1
+        places = places_of(self.classified, examples, self.seeds(found, tokens))
+        return Anatomy(
+            *(
+                self.name,
+                str(examples),
+                size,
+                tuple(found),
+                tokens,
+                ahead,
+                grid,
+                class_token,
+                places,
+                examples,
+                self.free,
+            )
+        )
+
+    def sizes(self, node: fx.Node) -> tuple[int, ...]:
+        """Sizes of a node's value, -1 where not known; () for what is no tensor, and of a tuple its first's."""
+        return tuple(known(size, self.free) for size in sizes_of(node))
+
+    def sequence_axis(self, node: fx.Node) -> int:
+        """The axis of the tokens of a value of three axes: behind that of the examples, or ahead of it."""
+        batch = sizes_of(self.source)[0]
+        first, second, _ = sizes_of(node)
+        return 0 if not isinstance(batch, int) and second == batch != first else 1
+
+    def seeds(self, blocks: list[Block], tokens: int | None) -> dict[fx.Node, list[Axis | None]]:
+        """Where the tokens are known: in sequences that go in, maps of features, and blocks' inputs."""
+        entries = {block.entry for block in blocks}
+        given = batch_of(self.classified, sizes_of(self.source)[0]) if sizes_of(self.source) else {}
+        found: dict[fx.Node, list[Axis | None]] = {}
+        for node in self.reached:
+            shape = sizes_of(node)
+            axes = given.get(node, [None] * len(shape))
+            if len(shape) == 3 and (node in given or node.name in entries):
+                axis = self.sequence_axis(node)
+                if self.sizes(node)[axis] == tokens:
+                    axes[axis] = (Atom(TOKENS, 0, shape[axis]),)
+                    found[node] = axes
+            elif is_map(node):
+                rows, columns = shape[2:]
+                found[node] = [*axes[:2], (Atom(TOKENS, 0, rows, columns),), (Atom(TOKENS, 0, columns),)]
+        return found
+
+    def blocks(self, paths: Sequence[str] | None) -> Iterable[Block]:
+        """The blocks that take tokens or a map of features."""
+        members: dict[str, list[fx.Node]] = {path: [] for path in paths or ()}
+        for node in self.nodes:
+            path = self.decisions[node.name].place.module_path
+            if paths is None:
+                label = block_of(path)
+            else:
+                label = next((p for p in paths if path == p or path.startswith(p + ".")), "")
+            if label:
+                members.setdefault(label, []).append(node)
+        empty = [path for path, nodes in members.items() if not nodes]
+        if empty:
+            raise InputError(f"no node of the program that depends on {self.name!r} is in the block {empty[0]!r}.")
+        for path, nodes in members.items():
+            inside = set(nodes)
+            outside = [n for node in nodes for n in node.all_input_nodes if n not in inside and n in self.reached]
+            entries = [n for n in outside if len(self.sizes(n)) in (3, 4) and self.carries(n)]
+            exits = [n for n in nodes if any(user not in inside and user.op != "output" for user in n.users)]
+            exits += [n for n in nodes if any(user.op == "output" for user in n.users)]
+            if entries and exits:
+                yield Block(path, entries[0].name, exits[-1].name, (), ())
+
+    def carries(self, node: fx.Node) -> bool:
+        decision = self.decisions.get(node.name)
+        return decision is None or decision.role is Role.CARRIER
+
+    def stream(self, blocks: list[Block]) -> fx.Node | None:
+        """The node whose shape tells the tokens: a block's input, or the sequence that goes in."""
+        named = {n.name: n for n in self.reached}
+        entries = [named[b.entry] for b in blocks]
+        sequences = [n for n in entries if len(self.sizes(n)) == 3]
+        if sequences:
+            return sequences[0]
+        if len(self.sizes(self.source)) == 3:
+            return self.source
+        return entries[-1] if entries and entries[-1] is not self.source else None
+
+    def with_parts(self, block: Block, tokens: int | None) -> Block:
+        """The block with its attentions and residual sums."""
+        label = block.path
+        inside = [n for n in self.nodes if f"{self.decisions[n.name].place.module_path}.".startswith(f"{label}.")]
+        attentions = [a for n in inside if (a := attention_of(n, self.decisions[n.name], self.decisions))]
+        named = {n.name: n for n in self.reached}
+        whole = [a for a in attentions if self.rows(named[a.node]) == tokens == self.rows(named[a.value])]
+        shape = self.sizes(named[block.entry])
+        sums = [n for n in inside if n.target.__name__ == "add.Tensor" and self.sizes(n) == shape]  # type: ignore[union-attr]
+        residuals = []
+        for node in sums:
+            operands = [n for n in node.all_input_nodes if n in self.reached and self.sizes(n) == shape]
+            if len(operands) == 2:  # the stream is what was there first
+                stream, branch = sorted(operands, key=self.order.__getitem__)
+                residuals.append((stream.name, branch.name, node.name))
+        return Block(label, block.entry, block.exit, tuple(whole), tuple(residuals))
+
+    def rows(self, node: fx.Node) -> int:
+        shape = self.sizes(node)
+        return shape[-2] if len(shape) > 1 else 0
+
+    def before(self, node: fx.Node) -> list[fx.Node]:
+        return [n for n in self.nodes if self.order[n] <= self.order[node]]
+
+    def grid(self, stream: fx.Node, tokens: int, size: Grid) -> Grid | None:
+        """The feature map of a convolution that has most of the tokens, or the only square patches that make them."""
+        maps = [self.sizes(n)[2:] for n in self.before(stream) if op_name(n).startswith("conv2d")]
+        fitting = [m for m in maps if tokens / 2 < math.prod(m) <= tokens]
+        if fitting:
+            return max(reversed(fitting), key=math.prod)  # type: ignore[return-value]
+        sides = [p for p in range(1, min(size) + 1) if size[0] % p == size[1] % p == 0]
+        exact = [(size[0] // p, size[1] // p) for p in sides if size[0] * size[1] == tokens * p * p]
+        return exact[0] if exact else None
+
+    def ahead(self, stream: fx.Node, tokens: int, patches: int) -> int:
+        """How many tokens are put ahead of the patches."""
+        offsets = []
+        for node in self.before(stream):
+            if (
+                op_name(node) in ("cat", "concat")
+                and len(self.sizes(node)) == 3
+                and arguments_of(node)["dim"] in (1, -2)
+            ):
+                parts: Any = node.args[0]
+                data = next(i for i, part in enumerate(parts) if part in self.reached)
+                offsets.append(sum(self.sizes(part)[1] for part in parts[:data]))
+        return sum(offsets) if offsets else tokens - patches
+
+    def read_from(self, last: Block, tokens: int) -> int | None:
+        """The one token that is taken out after the last block."""
+        start = next(i for n, i in self.order.items() if n.name == last.exit)
+        for node in self.nodes:
+            if self.order[node] < start or not node.all_input_nodes:
+                continue
+            shape = self.sizes(node.all_input_nodes[0])
+            if len(shape) == 3 and shape[1] == tokens and op_name(node) in ("select", "slice"):
+                arguments = arguments_of(node)
+                if arguments["dim"] in (1, -2):
+                    if op_name(node) == "select":
+                        return int(arguments["index"]) % tokens
+                    if self.sizes(node)[1] == 1:
+                        return int(arguments["start"] or 0) % tokens
+        return None
+
+
+def attention_of(node: fx.Node, decision: Decision, decisions: Any) -> Attention | None:
+    """The attention that a node is: the fused op, or softmax weights times values; None for other nodes."""
+    if decision.kind is not Kind.ATTENTION:
+        return None
+    reads = tuple(n.name for n in node.all_input_nodes)
+    if node.target is SDPA:
+        return Attention(node.name, None, str(node.args[2]), reads)
+    weights, values = (str(operand) for operand in (*node.args, "", "")[:2])
+    known = weights in decisions and decisions[weights].role is Role.PURE_GATE
+    return Attention(node.name, weights, values, reads) if known and op_name(node) in ("matmul", "bmm") else None

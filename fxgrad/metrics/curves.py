@@ -1,0 +1,285 @@
+"""Faithfulness: what the model says as the parts that an attribution ranks are taken away.
+
+Removed most influential first (MIF), the target's probability should fall at once; least influential first (LIF), it
+should stay. What lies between the two curves, LIF - MIF, is the symmetric relevance gain (SRG): it cancels what removal
+does to the model whatever is removed. Deletion and insertion are the same on single pixels, from nothing to everything.
+
+Sources: Samek et al., IEEE TNNLS 2017, arXiv:1509.06321 (MIF, LIF, AOPC); Shrikumar et al., ICML 2017, arXiv:1704.02685
+(log-odds); Blücher, Vielhaben, Strodthoff, TMLR 2024, arXiv:2401.06654 (SRG); Petsiuk et al., RISE, BMVC 2018,
+arXiv:1806.07421 (deletion, insertion).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from fxgrad.errors import InputError
+from fxgrad.metrics.metric import Measured, Metric
+from fxgrad.metrics.removal import Removal
+
+FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
+"""Shares of the parts that are removed."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the model says about its target; every tensor has the same shape.
+
+    Attributes:
+        probability: of the target, float64.
+        log_probability: its logarithm, float64, by a formula that does not overflow.
+        hit: 1 where the model names the target, else 0, float64.
+    """
+
+    probability: Tensor
+    log_probability: Tensor
+    hit: Tensor
+
+
+def answer(logits: Tensor, target: Tensor, *, multilabel: bool = False) -> Answer:
+    """What logits say about a target.
+
+    Args:
+        logits: (batch, classes), of any floating dtype.
+        target: class indices, int64 (batch,).
+        multilabel: each class is a question of its own: the probability is the sigmoid of its logit, and a
+            logit above 0 names it. By default the softmax, and the largest logit.
+
+    Returns:
+        The answer, each tensor (batch,).
+
+    Example:
+        >>> logits = torch.tensor([[0.0, 0.0], [0.0, -1.0]])
+        >>> found = answer(logits, torch.tensor([0, 1]))
+        >>> found.probability[0].item(), found.hit.tolist()
+        (0.5, [1.0, 0.0])
+    """
+    logits = logits.double()
+    own = logits.gather(1, target[:, None])[:, 0]
+    if multilabel:
+        return Answer(own.sigmoid(), F.logsigmoid(own), (own > 0).double())
+    log_probability = logits.log_softmax(1).gather(1, target[:, None])[:, 0]
+    return Answer(log_probability.exp(), log_probability, (logits.argmax(1) == target).double())
+
+
+def removal_curve(
+    removal: Removal,
+    x: Tensor,
+    scores: Tensor,
+    target: Tensor,
+    *,
+    most_first: bool = True,
+    fractions: Sequence[float] = FRACTIONS,
+    multilabel: bool = False,
+    batch: int = 256,
+) -> Answer:
+    """The model's answers as more and more of the parts are removed.
+
+    Args:
+        removal: `Dropping` for tokens, `Replacing` for patches or pixels.
+        x: pictures (pictures, C, H, W).
+        scores: influence of each part, (..., pictures, parts), several attributions of the same pictures at once.
+            Among equal scores, the part with the lower number counts as the more influential.
+        target: class indices, int64 (pictures,).
+        most_first: remove the most influential parts first, else the least.
+        fractions: shares of the parts to remove, each rounded to whole parts.
+        multilabel: as for `answer`.
+        batch: pictures per forward.
+
+    Returns:
+        Each tensor (..., pictures, fractions).
+
+    Raises:
+        InputError: scores that do not fit the pictures or the grid, or that are not finite.
+
+    Example:
+        >>> from fxgrad.metrics.removal import Replacing
+        >>> model = torch.nn.Flatten()
+        >>> x = torch.tensor([[[[3.0, 0.0], [0.0, 1.0]]]])
+        >>> curve = removal_curve(Replacing(model, (2, 2)), x, x.flatten(1), torch.tensor([0]), fractions=(0.25, 1))
+        >>> curve.hit.tolist(), curve.probability[0, 1].item()
+        ([[0.0, 1.0]], 0.25)
+
+    Source: Samek et al., arXiv:1509.06321, eq. 8 and 12.
+    """
+    parts = removal.grid[0] * removal.grid[1]
+    if scores.shape[-2:] != (len(x), parts):
+        raise InputError(
+            f"scores of shape {tuple(scores.shape)} do not fit {len(x)} pictures of {removal.grid[0]} x "
+            f"{removal.grid[1]} parts: their last two axes must be ({len(x)}, {parts})."
+        )
+    if not scores.isfinite().all():
+        raise InputError("some scores are NaN or infinite, so that the parts have no order.")
+    flat = scores.reshape(-1, parts)
+    order = flat.argsort(dim=1, descending=True, stable=True).to(x.device)
+    order = order if most_first else order.flip(1)
+    picture = torch.arange(len(x), device=x.device).repeat(len(flat) // len(x))
+    batches = [slice(start, start + batch) for start in range(0, len(flat), batch)]
+    prepared, answers = removal.prepare(x), []
+    for fraction in fractions:
+        keep = order[:, round(fraction * parts) :]
+        logits = [removal(tuple(p[picture[b]] for p in prepared), keep[b]) for b in batches]
+        answers.append(answer(torch.cat(logits), target.to(x.device)[picture], multilabel=multilabel))
+    shape = (*scores.shape[:-1], len(answers))
+    return Answer(
+        *(
+            torch.stack([getattr(a, part) for a in answers], -1).reshape(shape).cpu()
+            for part in ("probability", "log_probability", "hit")
+        )
+    )
+
+
+def area(values: Tensor, at: Sequence[float]) -> Tensor:
+    """The area under a curve by the trapezoid rule, over the length of its base: the curve's mean height.
+
+    Args:
+        values: (..., points).
+        at: where they were taken, ascending.
+
+    Returns:
+        (...).
+
+    Example:
+        >>> area(torch.tensor([0.0, 1.0, 1.0]), (0.0, 0.5, 1.0)).item()
+        0.75
+    """
+    if len(at) == 1:
+        return values[..., 0]
+    return torch.trapezoid(values, torch.tensor(at, dtype=values.dtype)) / (at[-1] - at[0])
+
+
+def faithfulness(
+    whole: Answer, most: Answer, least: Answer, fractions: Sequence[float] = FRACTIONS
+) -> dict[str, Tensor]:
+    """MIF, LIF and SRG of three measures, for every picture, by the area over the fractions.
+
+    Args:
+        whole: the answers to the whole pictures, each tensor (pictures,).
+        most, least: the curves with the most and the least influential parts removed first, (..., pictures, fractions).
+        fractions: shares that were removed.
+
+    Returns:
+        "mif_accuracy" and so on -> (..., pictures), float64: *accuracy* is the share of fractions at which the model
+        still names the target, *aopc* the mean of p - p_removed, *lodds* the mean of log p - log p_removed. *srg* is
+        LIF - MIF of what is left (accuracy, p, log p), so that more is better for all three.
+
+    Example:
+        >>> def two(a, b): return Answer(*(torch.tensor([a, b]).double(),) * 3)
+        >>> scores = faithfulness(Answer(*(torch.tensor(1.0),) * 3), two(0.5, 0.0), two(1.0, 0.5), (0, 1))
+        >>> scores["mif_aopc"].item(), scores["lif_aopc"].item(), scores["srg_aopc"].item()
+        (0.75, 0.25, 0.5)
+
+    Source: Samek et al., arXiv:1509.06321, eq. 12; Blücher et al., arXiv:2401.06654, eq. 3.
+    """
+    found = {}
+    for name, curve in (("mif", most), ("lif", least)):
+        found[f"{name}_accuracy"] = area(curve.hit, fractions)
+        found[f"{name}_aopc"] = area(whole.probability[..., None] - curve.probability, fractions)
+        found[f"{name}_lodds"] = area(whole.log_probability[..., None] - curve.log_probability, fractions)
+    found["srg_accuracy"] = found["lif_accuracy"] - found["mif_accuracy"]
+    for drop in ("aopc", "lodds"):
+        found[f"srg_{drop}"] = found[f"mif_{drop}"] - found[f"lif_{drop}"]
+    return found
+
+
+def deletion_insertion(
+    removal: Removal,
+    x: Tensor,
+    scores: Tensor,
+    target: Tensor,
+    *,
+    steps: int = 10,
+    multilabel: bool = False,
+    batch: int = 256,
+) -> dict[str, Tensor]:
+    """The areas under the target's probability as pixels are deleted, and as they are inserted.
+
+    Args:
+        removal: `Replacing(model, (H, W), "blur")`, say.
+        x, scores, target, multilabel, batch: as for `removal_curve`.
+        steps: how many steps lie between the whole picture and the baseline.
+
+    Returns:
+        "deletion" (less is better) and "insertion" (more is better) -> (..., pictures), float64.
+
+    Raises:
+        InputError: as for `removal_curve`.
+
+    Example:
+        >>> from fxgrad.metrics.removal import Replacing
+        >>> x = torch.tensor([[[[3.0, 0.0], [0.0, 1.0]]]])
+        >>> removal = Replacing(torch.nn.Flatten(), (2, 2))
+        >>> found = deletion_insertion(removal, x, x.flatten(1), torch.tensor([0]), steps=4)
+        >>> bool(found["deletion"] < found["insertion"])
+        True
+
+    Source: Petsiuk et al., RISE, arXiv:1806.07421, section 4.3.
+    """
+    # Both ends are the same for all scores: the whole picture, and its baseline.
+    at = [step / steps for step in range(steps + 1)]
+    any_order = torch.zeros(len(x), scores.shape[-1])
+    ends = removal_curve(removal, x, any_order, target, fractions=(0, 1), multilabel=multilabel, batch=batch)
+    ends_of_all = ends.probability.expand(*scores.shape[:-1], 2)
+
+    def curve(most_first: bool) -> Tensor:
+        middle = removal_curve(
+            removal, x, scores, target, most_first=most_first, fractions=at[1:-1], multilabel=multilabel, batch=batch
+        )
+        return area(torch.cat([ends_of_all[..., :1], middle.probability, ends_of_all[..., 1:]], -1), at)
+
+    # Inserting the most influential first is removing the least influential first, read backwards.
+    return {"deletion": curve(True), "insertion": curve(False)}
+
+
+def _faithful(measured: Measured) -> dict[str, Tensor]:
+    """By name, what dropping tokens says."""
+    m = measured
+    most, least = (
+        removal_curve(
+            m.tokens,
+            m.x,
+            m.scores,
+            m.target,
+            most_first=first,
+            fractions=m.fractions,
+            multilabel=m.multilabel,
+            batch=m.batch,
+        )
+        for first in (True, False)
+    )
+    whole = answer(m.logits.cpu(), m.target.cpu(), multilabel=m.multilabel)
+    return faithfulness(whole, most, least, m.fractions)
+
+
+def _replaced(measured: Measured) -> dict[str, Tensor]:
+    """By name, what replacing pixels says; nothing where nobody wants that."""
+    m = measured
+    if m.pixels is None:
+        return {}
+    scores = m.maps.flatten(2)
+    return deletion_insertion(m.pixels, m.x, scores, m.target, steps=m.steps, multilabel=m.multilabel, batch=m.batch)
+
+
+def _dropping(name: str, measured: Measured) -> Tensor:
+    return measured.once(_faithful)[name]
+
+
+def _replacing(name: str, measured: Measured) -> Tensor | None:
+    return measured.once(_replaced).get(name)
+
+
+METRICS = (
+    *(Metric(f"srg_{of}", "higher", partial(_dropping, f"srg_{of}")) for of in ("aopc", "lodds", "accuracy")),
+    *(Metric(f"mif_{of}", "higher", partial(_dropping, f"mif_{of}")) for of in ("aopc", "lodds")),
+    Metric("mif_accuracy", "lower", partial(_dropping, "mif_accuracy")),
+    *(Metric(f"lif_{of}", "lower", partial(_dropping, f"lif_{of}")) for of in ("aopc", "lodds")),
+    Metric("lif_accuracy", "higher", partial(_dropping, "lif_accuracy")),
+    Metric("deletion", "lower", partial(_replacing, "deletion")),
+    Metric("insertion", "higher", partial(_replacing, "insertion")),
+)

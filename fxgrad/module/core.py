@@ -1,0 +1,180 @@
+"""The core of a converted module: the program, the tensors that it takes, and how it is called."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxgrad.classify.decision import Classified
+from fxgrad.module.checkpoint import checkpointed
+from fxgrad.module.rewrite import rewrite
+from fxgrad.module.unflatten import Root, unflatten
+
+Self = TypeVar("Self", bound="Core")
+_TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+class Core(nn.Module):
+    """What runs a rewritten program as a drop-in `torch.nn.Module`; see `ConvertedModule`, which is what users have.
+
+    Args:
+        classified: the captured program with its tensors, the rule table, and the decision for every node.
+        graph: what `rewrite` made of it; by default it is made here.
+    """
+
+    classified: Classified
+    program: fx.GraphModule
+    form: str
+    runner: nn.Module
+    lookup: fx.GraphModule | None
+    _slots: list[tuple[nn.Module | None, str]]
+
+    def __init__(self, classified: Classified, graph: fx.Graph | None = None) -> None:
+        super().__init__()
+        # The tensors live in this module from here on: the captured program must not keep a second set.
+        captured = classified.captured
+        self._compile(replace(classified, captured=captured.with_tensors({}, {})), graph)
+        copies: dict[int, nn.Parameter] = {}
+        for path, parameter in captured.parameters.items():
+            # One copy per tensor, so that tied parameters stay tied.
+            copy = copies.setdefault(id(parameter), nn.Parameter(parameter.detach(), parameter.requires_grad))
+            self.owner(path)._parameters[path.rpartition(".")[2]] = copy
+        for path, buffer in captured.buffers.items():
+            owner, name = self.owner(path), path.rpartition(".")[2]
+            owner._buffers[name] = buffer.detach()
+            if path in captured.transient:
+                owner._non_persistent_buffers_set.add(name)
+        self.find_state()
+        self.eval()
+
+    def find_state(self) -> None:
+        """Look the state's tensors up once, for small models."""
+        paths = self.classified.captured.state
+        owners = [self.owner(path) for path in paths]
+        # None stands for this module: a reference to itself would delay its release until garbage collection.
+        slots = [(None if o is self else o, p.rpartition(".")[2]) for o, p in zip(owners, paths)]
+        object.__setattr__(self, "_slots", slots)
+
+    def _compile(self, classified: Classified, graph: fx.Graph | None = None) -> None:
+        """Make the programs that run: no submodules, for they have no state, and the module tree is the original's."""
+        self.classified = classified
+        program = fx.GraphModule(nn.Module(), graph or rewrite(classified), class_name="FxgradProgram")
+        lookup = classified.captured.lookup
+        object.__setattr__(self, "program", program)
+        object.__setattr__(self, "lookup", lookup and fx.GraphModule(nn.Module(), lookup))
+        self.run_as("flat", program)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Core:
+        """As any module, by which `.to` and its like move tensors; what the program itself makes follows them."""
+        before = [tensor.device for tensor in self._tensors()]
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._follow({old: new.device for old, new in zip(before, self._tensors()) if old != new.device})
+        return self
+
+    def _follow(self, devices: Mapping[torch.device, torch.device]) -> None:
+        """Make masks, positions and the like on other devices from now on."""
+        if not devices:
+            return
+        before, form = self.runner, self.form
+        self._compile(replace(self.classified, captured=self.classified.captured.moved(devices)))
+        runner = self.runner_of(form)
+        if isinstance(before, Root) and isinstance(runner, Root):
+            before.follow(runner)  # its parts stay, since hooks are on them
+            runner = before
+        self.run_as(form, runner)
+
+    def runner_of(self, form: str) -> nn.Module:
+        """What runs in a form: the program itself, cut between its blocks, or as a tree of parts."""
+        if form == "checkpointed":
+            return checkpointed(self.program)
+        if form == "unflattened":
+            captured = self.classified.captured
+            inputs = {n.name for n, declared in zip(captured.entry_nodes, captured.entries) if declared.attributed}
+            return unflatten(self.program, inputs | set(self.classified.decisions))
+        return self.program
+
+    def run_as(self, form: str, runner: nn.Module) -> None:
+        """Run by `runner` from now on."""
+        self.form = form
+        object.__setattr__(self, "runner", runner)
+
+    def _tensors(self) -> list[Tensor]:
+        return [*self.parameters(), *self.buffers()]
+
+    def with_tensors(self) -> Classified:
+        """The classified program, with this module's tensors."""
+        tensors = (dict(named(remove_duplicate=False)) for named in (self.named_parameters, self.named_buffers))
+        return replace(self.classified, captured=self.classified.captured.with_tensors(*tensors))
+
+    def __copy__(self: Self) -> Self:
+        """Another module of the same tensors and submodules, whose attributes are its own."""
+        other = self.__class__.__new__(self.__class__)
+        other.__dict__.update(self.__dict__)
+        other.__dict__.update({name: copy.copy(self.__dict__[name]) for name in _TABLES})
+        return other
+
+    def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
+        other = self.__class__.__new__(self.__class__)
+        memo[id(self)] = other
+        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return other
+
+    def owner(self, path: str) -> nn.Module:
+        """The submodule that holds a tensor, made where it is missing.
+
+        By torch's own tables, since its methods refuse a name that this class has for something else, such as `embed`.
+        """
+        module: nn.Module = self
+        for name in path.split(".")[:-1]:
+            if name not in module._modules:
+                module._modules[name] = nn.Module()
+            module = cast(nn.Module, module._modules[name])
+        return module
+
+    @property
+    def state(self) -> list[Tensor]:
+        """The tensors that the program takes ahead of the inputs."""
+        found = []
+        for owner, name in self._slots:
+            holder = self if owner is None else owner
+            found.append(holder._parameters.get(name, holder._buffers.get(name)))
+        return found  # type: ignore[return-value]
+
+    @property
+    def graph(self) -> fx.Graph:
+        """The rewritten graph."""
+        return self.program.graph
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the rewritten program.
+
+        Args:
+            *args, **kwargs: as the original model takes them.
+
+        Returns:
+            What the original model returns, in the same structure.
+
+        Raises:
+            InputError: inputs of another structure, shape or dtype than the captured ones.
+        """
+        return self.run(self.entries(args, kwargs))
+
+    def entries(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """What the program takes after the state: the inputs as a flat list, then the embedded tokens.
+
+        Raises:
+            InputError: inputs of another structure, shape or dtype than the captured ones.
+        """
+        leaves = self.classified.captured.flatten(args, kwargs)
+        return leaves + (list(self.lookup(*self.state, *leaves)) if self.lookup else [])
+
+    def run(self, entries: list[Any]) -> Any:
+        """What the original model returns, given what `entries` returned."""
+        outputs = self.runner(*self.state, *entries)
+        return pytree.tree_unflatten(list(outputs), self.classified.captured.out_spec)

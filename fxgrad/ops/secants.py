@@ -1,0 +1,395 @@
+"""Elementwise functions whose derivative is replaced by the slope of a secant: through 0, or through another point.
+
+A function f with backward g * (f(x) - f(0)) / x is complete: x times the gradient adds up to
+f(x) - f(0), and f(0) is a source. For a gated activation x * g(x) the secant *is* the held gate:
+f(0) = 0 and f(x) / x = g(x). So squashes, gated activations and elementwise gates share this file.
+
+Through another point r, it is g * (f(x) - f(r)) / (x - r), and the source is f(r) - r * slope, slope held. A function
+that is not finite at 0 is carried so, by the point where it is 0: a logarithm as log1p(x - 1) is.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, fx
+
+from fxgrad.errors import NoRuleError
+from fxgrad.graph.replay import Replay
+from fxgrad.kinds import Kind
+from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting, replace_call
+from fxgrad.ops.function import Function
+from fxgrad.ops.weights import Weighted, homogeneous, recording
+
+Taylor = tuple[float, ...]
+"""How f starts at 0. Where f(0) is not 0: f(0), f'(0), f''(0)/2!, ... Where it is: 0 and f'(0), or, if f has
+a kink at 0, 0 and the slopes to its right and left."""
+
+
+def taylor(op: Any, *args: Any, **kwargs: Any) -> Taylor:
+    """How the elementwise function `x -> op(x, *args, **kwargs)` starts at 0.
+
+    The secant needs f'(0) as its limit at 0. Where f(0) is not 0, (f(x) - f(0)) / x also cancels for
+    small x, and the series takes over, up to the fourth order or as far as autograd knows derivatives.
+
+    Args:
+        op: elementwise callable; if f(0) is not 0, differentiable by autograd.
+        *args, **kwargs: numbers that follow the first operand.
+
+    Returns:
+        2 to 5 numbers in float64; see `Taylor`.
+
+    Raises:
+        ValueError: f or its slope is not finite at 0, as for log; or f(0) is not 0 and autograd knows no derivative.
+
+    Example:
+        >>> taylor(torch.ops.aten.sigmoid.default)[:2]
+        (0.5, 0.25)
+        >>> taylor(torch.ops.aten.gelu.default)
+        (0.0, 0.5)
+        >>> taylor(torch.ops.aten.leaky_relu.default, 0.25)
+        (0.0, 1.0, 0.25)
+    """
+
+    def f(x: float) -> float:
+        return float(op(torch.tensor(x, dtype=torch.float64), *args, **kwargs))
+
+    value = f(0.0)
+    if value == 0:
+        # So close to 0 the quotient has no rounding to fear, nor a second derivative.
+        right, left, nearer = f(_TINY) / _TINY, f(-_TINY) / -_TINY, f(_TINY / 1024) / (_TINY / 1024)
+        series = [value, right] if right == left else [value, right, left]
+        if not math.isclose(right, nearer, rel_tol=1e-9):
+            series = [value, math.inf]
+    else:
+        series = [value, *_derivatives(op, *args, **kwargs)]
+        if len(series) == 2:
+            series = _straight(f, series)
+    if not all(math.isfinite(c) for c in series):
+        raise ValueError(f"{op} has no secant through 0: its value or slope there is not finite")
+    return tuple(series)
+
+
+def _derivatives(op: Any, *args: Any, point: float = 0.0, **kwargs: Any) -> Iterator[float]:
+    """f'(r), f''(r)/2!, ... up to the fourth, or as far as autograd knows them; r is 0 by default."""
+    with torch.enable_grad():
+        x = torch.tensor(point, dtype=torch.float64, requires_grad=True)
+        term = op(x, *args, **kwargs)
+        if not term.requires_grad:
+            raise ValueError(f"{op} has no derivative that autograd knows")
+        for n in range(1, 5):
+            try:
+                (term,) = torch.autograd.grad(term, x, create_graph=n < 4)
+            except RuntimeError:
+                return
+            yield term.item() / math.factorial(n)
+
+
+_TINY = 2.0**-100
+"""A point beside 0 where a function has the slope that it has at 0."""
+
+
+def _straight(f: Callable[[float], float], series: list[float], reach: float = 1 / 16) -> list[float]:
+    """The series of a function that is straight around 0, as hardsigmoid is, with its slope measured.
+
+    A derivative that exists only once may be rough too: PyTorch's of hardsigmoid has float32's sixth.
+    """
+    right, left, half = f(reach) - series[0], series[0] - f(-reach), f(reach / 2) - series[0]
+    if max(abs(right - left), abs(right - 2 * half)) > 8 * torch.finfo(torch.float64).eps * abs(series[0]):
+        return series
+    return [series[0], (right + left) / (2 * reach), 0.0, 0.0, 0.0]
+
+
+def _slope(
+    op: Any, series: Taylor, x: Tensor, y: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], point: float = 0.0
+) -> Tensor:
+    """(f(x) - f(r)) / (x - r), also around r. Same shape and dtype as x. In what follows, r is 0.
+
+    Where f(0) is 0, exact to a few ulps. Elsewhere the error is largest where the series takes over: some
+    6e-13 of a sigmoid's slope in float64, 33 eps in float32, while x times the slope stays exact.
+    """
+    if series[0] == 0 and not point:
+        return _quotient(series, x, y)
+    wide = x
+    if x.dtype in (torch.float16, torch.bfloat16):
+        # f(x) - f(0) would keep no digits of a rounded f(x).
+        wide = x.float()
+        y = op(wide, *args, **kwargs)
+    wide = wide - point if point else wide
+    # Below this, what the series leaves out is less than what a difference that cancels loses.
+    near = wide.abs() < torch.finfo(wide.dtype).eps ** (1 / len(series))
+    polynomial = torch.zeros_like(wide)
+    for coefficient in reversed(series[1:]):
+        polynomial = polynomial * wide + coefficient
+    return torch.where(near, polynomial, (y - series[0]) / wide).to(x.dtype)
+
+
+def _quotient(series: Taylor, x: Tensor, y: Tensor) -> Tensor:
+    """f(x) / x. Closer to 0 than eps its limit, exact to rounding where f(x) may have lost its digits.
+
+    In one new tensor, since what a pass costs most by is memory that was not there yet: an x that close becomes 0, its
+    reciprocal infinite, the quotient infinite or NaN, and these become the limit. So a slope at an x or f(x) that is
+    not finite means nothing; the forward shows it.
+    """
+    slope = torch.nn.functional.hardshrink(x, torch.finfo(x.dtype).eps).reciprocal_().mul_(y)
+    if len(series) == 2:
+        return slope.nan_to_num_(series[1], series[1], series[1])
+    kinked = torch.where(x > 0, series[1], torch.full_like(x, series[2]))
+    return torch.where(slope.isfinite(), slope, kinked)
+
+
+class _Secant(Function):
+    @staticmethod
+    def forward(
+        op: Any, series: Taylor, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], point: float
+    ) -> tuple[Tensor, Tensor]:
+        y = op(x, *args, **kwargs)
+        # The slope is all that the backward needs, so neither x nor y is kept.
+        return y, _slope(op, series, x, y, args, kwargs, point)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(output[1])
+        ctx.save_for_backward(output[1])
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor | None, _: None) -> tuple[Any, ...]:
+        (slope,) = ctx.saved_tensors
+        return None, None, None if cotangent is None else cotangent * slope, None, None, None
+
+
+def secant(op: Any, series: Taylor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Call the elementwise `op`; its vjp is g * (f(x) - f(0)) / x, with the limit f'(0) at x = 0.
+
+    Args:
+        op: elementwise callable, usually a `torch._ops.OpOverload`.
+        series: `taylor(op, *args, **kwargs)`.
+        x: any shape, any floating dtype; below float32 the slope is computed in float32.
+        *args, **kwargs: numbers that follow x.
+
+    Returns:
+        `op(x, *args, **kwargs)`, bit for bit; same shape as x.
+
+    Example:
+        >>> x = torch.tensor([-2.0, 0.0, 3.0], requires_grad=True)
+        >>> y = secant(torch.tanh, (0.0, 1.0), x)
+        >>> torch.allclose(x * torch.autograd.grad(y.sum(), x)[0], y)
+        True
+
+    Source: LibraGrad, arXiv:2411.16760, section 3.2 (gated activations); the secant through a reference
+    is DeepLIFT's Rescale rule (Shrikumar et al., arXiv:1704.02685, eq. 10) with reference 0.
+    """
+    if not recording(x):
+        return op(x, *args, **kwargs)  # type: ignore[no-any-return]
+    return _Secant.call(op, series, x, args, kwargs, 0.0)[0]  # type: ignore[no-any-return]
+
+
+Reference = tuple[float, Taylor]
+"""A point r, and how f starts there: f(r), f'(r), f''(r)/2!, ..."""
+
+
+def reference(op: Any, point: float, *args: Any, **kwargs: Any) -> Reference:
+    """How the elementwise function `x -> op(x, *args, **kwargs)` starts at a point.
+
+    Args:
+        op: elementwise callable, differentiable by autograd.
+        point: where the secant is to be taken through.
+        *args, **kwargs: numbers that follow the first operand.
+
+    Returns:
+        The point, and 2 to 5 numbers in float64.
+
+    Raises:
+        ValueError: f or its slope is not finite there, or autograd knows no derivative.
+
+    Example:
+        >>> reference(torch.exp, 0.0)[1][:3]
+        (1.0, 1.0, 0.5)
+    """
+    value = float(op(torch.tensor(point, dtype=torch.float64), *args, **kwargs))
+    series = (value, *_derivatives(op, *args, point=point, **kwargs))
+    if not all(math.isfinite(c) for c in series):
+        raise ValueError(f"{op} has no secant through {point:g}: its value or slope there is not finite")
+    return float(point), series
+
+
+def rescale(op: Any, about: Reference, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Call the elementwise `op`; its vjp is g * (f(x) - f(r)) / (x - r), with the limit f'(r) at x = r.
+
+    Args:
+        op: elementwise callable, usually a `torch._ops.OpOverload`.
+        about: `reference(op, r, *args, **kwargs)`.
+        x: any shape, any floating dtype; below float32 the slope is computed in float32.
+        *args, **kwargs: numbers that follow x.
+
+    Returns:
+        `op(x, *args, **kwargs)`, bit for bit; same shape as x. What x times the gradient lacks of it is the source
+        f(r) - r * slope.
+
+    Example:
+        >>> x = torch.tensor([0.5, 1.0, 3.0], requires_grad=True)
+        >>> y = rescale(torch.tanh, reference(torch.tanh, 1.0), x)
+        >>> torch.allclose((x - 1) * torch.autograd.grad(y.sum(), x)[0], y - torch.tanh(torch.ones(3)))
+        True
+
+    Source: DeepLIFT's Rescale rule (Shrikumar et al., arXiv:1704.02685, eq. 10) with reference r.
+    """
+    if not recording(x):
+        return op(x, *args, **kwargs)  # type: ignore[no-any-return]
+    return _Secant.call(op, about[1], x, args, kwargs, about[0])[0]  # type: ignore[no-any-return]
+
+
+def root_of(op: Any, point: float, *args: Any, **kwargs: Any) -> tuple[float, float]:
+    """The point where the elementwise function `x -> op(x, *args, **kwargs)` is 0, and its derivative there.
+
+    Args:
+        op: elementwise callable, differentiable by autograd.
+        point: where it is to be 0.
+        *args, **kwargs: numbers that follow the first operand.
+
+    Raises:
+        ValueError: it is not 0 there, or its derivative is not finite.
+
+    Example:
+        >>> root_of(torch.log, 1.0)
+        (1.0, 1.0)
+    """
+    x = torch.tensor(point, dtype=torch.float64, requires_grad=True)
+    with torch.enable_grad():
+        y = op(x, *args, **kwargs)
+    slope = float(torch.autograd.grad(y, x)[0]) if y.requires_grad else math.nan
+    if y.item() != 0 or not math.isfinite(slope):
+        raise ValueError(f"it is {y.item():g} at {point:g}, with the slope {slope:g}")
+    return float(point), slope
+
+
+class _Through(Function):
+    @staticmethod
+    def forward(op: Any, root: tuple[float, float], x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+        return op(x, *args, **kwargs)  # type: ignore[no-any-return]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.root = inputs[1]
+        ctx.save_for_backward(inputs[2], output)
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+        (x, y), (point, limit) = ctx.saved_tensors, ctx.root
+        # Near the root the difference is exact, and f(x) has all its digits.
+        apart = x - point
+        return None, None, cotangent * torch.where(apart == 0, limit, y / apart), None, None
+
+
+def through(op: Any, root: tuple[float, float], x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Call the elementwise `op`; its vjp is g * f(x) / (x - r), with the limit f'(r) at x = r.
+
+    Args:
+        op: elementwise callable, usually a `torch._ops.OpOverload`; 0 at r, and exact to a few ulps around it.
+        root: r and f'(r), from `root_of`.
+        x: any shape, any floating dtype.
+        *args, **kwargs: numbers that follow x.
+
+    Returns:
+        `op(x, *args, **kwargs)`, bit for bit; same shape as x. What x times the gradient lacks of it is the
+        source -r, held slope included.
+
+    Example:
+        >>> x = torch.tensor([0.5, 1.0, 3.0], requires_grad=True)
+        >>> y = through(torch.log, (1.0, 1.0), x)
+        >>> torch.allclose((x - 1) * torch.autograd.grad(y.sum(), x)[0], y)
+        True
+
+    Source: DeepLIFT's Rescale rule (Shrikumar et al., arXiv:1704.02685, eq. 10) with reference r.
+    """
+    return _Through.call(op, root, x, args, kwargs)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Secant(Backward):
+    """The slope of the secant through a point in the place of the derivative.
+
+    Attributes:
+        reference: the point, where the op's row names none.
+    """
+
+    reference: float = 0.0
+    parameters: ClassVar[tuple[str, ...]] = ("reference",)
+
+    def point(self, decided: Decided) -> float:
+        return float(decided.options.get("through", self.reference))
+
+    def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
+        point, numbers = self.point(decided), (node.args[1:], node.kwargs)
+        try:
+            replace_call(node, *self._carried_by(node.target, point, decided, *numbers))
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise NoRuleError(
+                f"{decided.op} at {decided.place}: {decided.origin} lists it, but it has no secant through "
+                f"{point:g}: {error}"
+            ) from error
+        return node
+
+    def _carried_by(
+        self, op: Any, point: float, decided: Decided, args: tuple[Any, ...], kwargs: Mapping[str, Any]
+    ) -> tuple[Callable[..., Any], Any]:
+        """The function that carries the node, and what that must know of the node's own function."""
+        if "through" in decided.options:
+            return through, root_of(op, point, *args, **kwargs)
+        if point:
+            return rescale, reference(op, point, *args, **kwargs)
+        return secant, taylor(op, *args, **kwargs)
+
+    def keeps(self, decided: Decided) -> bool:
+        return super().keeps(decided) or self.point(decided) != 0
+
+    def offset(self, decided: Decided, original: Replay, carrying: list[str], g: Any) -> Pairs:
+        point, (name, *_) = self.point(decided), carrying
+        x, y = original.values[name], original.values[decided.node]
+        with torch.no_grad():
+            start = original.call(decided.node, {name: torch.full_like(x, point)})
+        if not point:
+            return [(g, start)]
+        (limit,) = original.vjp(decided.node, [name], torch.ones_like(y))
+        return [(g, start - point * torch.where(x == point, limit, (y - start) / (x - point)))]
+
+    def limit_error(self, decided: Decided, ours: Replay, original: Replay) -> float:
+        """How far the slope at the point is from the derivative there: no sum shows it, for 0 times anything is 0."""
+        name = str(decided.operands[0].value)
+        one = torch.ones_like(ours.values[name])
+        at = functools.partial(torch.full_like, fill_value=self.point(decided))
+        (slope,) = ours.vjp(decided.node, [name], one, at=at)
+        try:
+            (exact,) = original.vjp(decided.node, [name], one, at=at)
+        except (RuntimeError, NotImplementedError):  # no derivative has been written for it
+            return 0.0
+        if exact is None:
+            return 0.0
+        error = (slope - exact).abs().max() / exact.abs().max().clamp(min=1)
+        # PyTorch's own derivatives hold constants in float32 here and there (hardsigmoid's sixth, selu's scale).
+        return float(error) if error > max(1e-7, 4 * torch.finfo(error.dtype).eps) else 0.0
+
+
+SECANT = Secant("secant", frozenset({Kind.SQUASH}))
+
+
+@dataclass(frozen=True)
+class Multiplier(Weighted):
+    """Of a gate that may have to carry: what its degree balances, or its secant where its row says so."""
+
+    def given_row(self, options: Mapping[str, Any]) -> Backward:
+        return SECANT if options.get("secant") else self
+
+
+BACKWARDS = (
+    SECANT,
+    # x * g(x) with g held is the secant of x * g(x) through 0.
+    Secant("hold_gate", frozenset({Kind.GATED_ACTIVATION})),
+    Multiplier("multiplier", frozenset({Kind.GATE}), homogeneous),
+)

@@ -1,0 +1,9 @@
+"""The vocabulary of the policies: every backward by its name."""
+
+from __future__ import annotations
+
+from fxgrad.ops import attention, normalization, secants, twins, weights
+from fxgrad.ops.backward import Backward
+
+FAMILIES = (weights, attention, secants, normalization, twins)
+BACKWARDS: dict[str, Backward] = {b.name: b for family in FAMILIES for b in family.BACKWARDS}

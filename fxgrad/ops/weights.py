@@ -1,0 +1,285 @@
+"""Operands whose cotangents are held or scaled: products, quotients, powers.
+
+All of these are homogeneous in their operands, so Euler's theorem balances them: if f has degree
+d_i in operand a_i, then <g, f(a)> = sum_i w_i <J_i^T g, a_i> whenever sum_i w_i d_i = 1. A weight of
+zero *holds* the operand: no autograd graph is recorded for it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from fxgrad.graph.nodes import arguments_of
+from fxgrad.kinds import Kind, Operand, Role
+from fxgrad.ops.backward import Backward, Decided, Rewriting, replace_call
+from fxgrad.ops.function import Function
+
+
+class _Scale(Function):
+    """Identity whose backward multiplies the cotangent by a number."""
+
+    @staticmethod
+    def forward(x: Tensor, weight: float) -> Tensor:
+        return x.detach()  # a view would lose the strides of axes of size 1, by which kernels are picked
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        ctx.weight = inputs[1]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        return cotangent * ctx.weight, None
+
+
+class _Relaid(Function):
+    """Identity in `result` whose backward gives the cotangent the strides of `x`, where they may be mistaken."""
+
+    @staticmethod
+    def forward(result: Tensor, x: Tensor) -> Tensor:
+        return result.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+        (x,) = ctx.saved_tensors
+        if 1 not in x.shape or cotangent.stride() == x.stride():
+            return cotangent, None
+        order = sorted(range(x.dim()), key=lambda axis: -x.stride(axis))
+        laid = cotangent.permute(order).clone(memory_format=torch.contiguous_format)
+        return laid.permute([order.index(axis) for axis in range(x.dim())]), None
+
+
+def relaid(op: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Call `op`; its vjp is its own, given a cotangent with the strides of `x`.
+
+    With an axis of size 1, a tensor may look both contiguous and channels-last; PyTorch's backward of an evaluating
+    batch norm then reads a cotangent of other strides than its input's in the wrong order.
+
+    Args:
+        op: returns a tensor in the shape of `x`, or a tuple that starts with one.
+        x: its first operand, of any shape and floating-point dtype.
+        *args, **kwargs: passed through.
+
+    Returns:
+        What `op` returns.
+
+    Example:
+        >>> x = torch.ones(1, 2, 3, requires_grad=True)
+        >>> y = relaid(torch.neg, x)
+        >>> torch.autograd.grad(y, x, torch.ones(1, 3, 2).transpose(1, 2))[0].unique()
+        tensor([-1.])
+    """
+    result = op(x, *args, **kwargs)
+    if not recording(x):
+        return result
+    if isinstance(result, Tensor):
+        return _Relaid.call(result, x)
+    return (_Relaid.call(result[0], x), *result[1:])
+
+
+def recording(*operands: Any) -> bool:
+    """Whether autograd may follow a call with these operands, so that it pays to keep something for the backward.
+
+    Example:
+        >>> with torch.no_grad():
+        ...     recording(torch.ones(1, requires_grad=True))
+        False
+    """
+    if not torch.is_grad_enabled():
+        return False
+    # torch.compile traces no autograd.Function of which nothing is recorded. In eager mode a tensor that vmap wraps
+    # does not tell whether what is inside is.
+    return not torch.compiler.is_compiling() or any(isinstance(o, Tensor) and o.requires_grad for o in operands)
+
+
+def _scale(operand: Any, weight: Any) -> Any:
+    if isinstance(operand, (list, tuple)):
+        if not isinstance(weight, (list, tuple)):
+            weight = [weight] * len(operand)
+        return [_scale(o, w) for o, w in zip(operand, weight)]
+    if not isinstance(operand, Tensor) or weight == 1:
+        return operand
+    if weight == 0:
+        return operand.detach()
+    return _Scale.call(operand, weight) if recording(operand) else operand
+
+
+def _common_share(args: tuple[Any, ...], weights: tuple[Any, ...]) -> float | None:
+    """The weight of all tensors that are not held, if it is one: then the cotangent is scaled once, at the result."""
+    shares = {w for a, w in zip(args, weights) if isinstance(a, (Tensor, list, tuple)) and w != 0}
+    share = shares.pop() if len(shares) == 1 else None
+    return share if isinstance(share, float) and share != 1 else None
+
+
+def _held_or_whole(weight: Any) -> float:
+    return 0.0 if weight == 0 else 1.0
+
+
+def weighted(op: Any, weights: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
+    """Call `op`, and scale the cotangent of each positional operand by its weight.
+
+    The forward is `op(*args, **kwargs)` itself, hence bit-identical. The vjp is the op's own, times
+    the weight: 1 leaves an operand alone, 0 holds it (detached, nothing is recorded), 1/n shares a
+    product among n carriers or balances a power of degree n.
+
+    Args:
+        op: any callable on tensors, usually a `torch._ops.OpOverload`.
+        weights: one number per positional argument; for a list of tensors a tuple of numbers, or
+            one number for all of them. Arguments that are not tensors ignore theirs.
+        *args: the op's operands, any shape and dtype that it takes.
+        **kwargs: passed through.
+
+    Returns:
+        What `op` returns.
+
+    Raises:
+        Whatever `op` raises.
+
+    Example:
+        >>> x = torch.tensor(3.0, requires_grad=True)
+        >>> y = weighted(torch.ops.aten.mul.Tensor, (0.5, 0.5), x, x)
+        >>> torch.autograd.grad(y, x)[0].item() * x.item() == y.item()
+        True
+
+    Source: LibraGrad, arXiv:2411.16760, section 3 (pruning and scaling of backward paths).
+    """
+    share = _common_share(args, weights)
+    if share is not None:
+        result = op(*(_scale(a, _held_or_whole(w)) for a, w in zip(args, weights)), **kwargs)
+        return _scale(result, share)
+    return op(*(_scale(a, w) for a, w in zip(args, weights)), **kwargs)
+
+
+Weigh = Callable[[Sequence[Operand], "float | None"], "list[float]"]
+"""Operands and degree of homogeneity -> one weight per operand."""
+
+
+def share(operands: Sequence[Operand], degree: float | None) -> list[float]:
+    """Among the factors, the strongest role takes all, in equal shares; weaker ones are held.
+
+    Operands that enter additively (sources that happen to be computed) keep their own vjp; those that a
+    row calls held (where to read, say) get nothing. The carriers of a linear op are one factor together,
+    its coefficients one factor each.
+    """
+
+    def factor(operand: Operand) -> str:
+        return operand.part if operand.part == "carrier" else operand.name
+
+    factors: dict[str, Role] = {}
+    for o in operands:
+        if o.part not in ("source", "held") and o.data:
+            factors[factor(o)] = max(o.role, factors.get(factor(o), o.role))
+    strongest = max(factors.values(), default=Role.CONSTANT)
+    n = sum(role is strongest for role in factors.values())
+    shares = {name: 1 / n if role is strongest else 0.0 for name, role in factors.items()}
+    return [0.0 if o.part == "held" else shares.get(factor(o), 1.0) for o in operands]
+
+
+def hold_denominator(operands: Sequence[Operand], degree: float | None) -> list[float]:
+    """The numerator takes all; under a constant numerator, the reciprocal has degree -1."""
+    constant_numerator = not any(o.data for o in operands if o.part == "numerator")
+    return [1.0 if o.part == "numerator" else -1.0 if constant_numerator else 0.0 for o in operands]
+
+
+def homogeneous(operands: Sequence[Operand], degree: float | None) -> list[float]:
+    """Euler: a function of degree n is its own gradient times its operand, divided by n."""
+    return [1.0 / degree if degree else 0.0] * len(operands)
+
+
+ACTIVATIONS = frozenset({Kind.GATED_ACTIVATION, Kind.SQUASH, Kind.PIECEWISE_LINEAR})
+
+
+def hold_activated(operands: Sequence[Operand], degree: float | None) -> list[float]:
+    """As `share`, but an activation counts as a gate where it multiplies a carrier that is none (SwiGLU)."""
+    carriers = [o for o in operands if o.role is Role.CARRIER and o.part not in ("source", "held")]
+    if all(o.kind in ACTIVATIONS for o in carriers):
+        return share(operands, degree)
+    return share(
+        [replace(o, role=Role.GATE) if o in carriers and o.kind in ACTIVATIONS else o for o in operands], degree
+    )
+
+
+def hold(operands: Sequence[Operand], degree: float | None) -> list[float]:
+    """Nothing is passed on."""
+    return [0.0] * len(operands)
+
+
+def hand_on(operands: Sequence[Operand], degree: float | None) -> list[float]:
+    """The op's own vjp for every operand."""
+    return [1.0] * len(operands)
+
+
+@dataclass(frozen=True)
+class Weighted(Backward):
+    """The op's own vjp, times a weight per operand.
+
+    Attributes:
+        weigh: what the weights are.
+    """
+
+    weigh: Weigh = hand_on
+
+    def weights(self, operands: Sequence[Operand], degree: float | None) -> list[float]:
+        return self.weigh(operands, degree)
+
+    def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
+        if any(o.data and w != 1 for o, w in zip(decided.operands, decided.weights)):
+            _weigh(node, decided)
+        elif decided.options.get("relaid"):
+            replace_call(node, relaid)
+        return node
+
+
+@dataclass(frozen=True)
+class Held(Weighted):
+    """What no cotangent reaches: cut where it is computed from what autograd follows, so that nothing is recorded."""
+
+    weigh: Weigh = hold
+
+    def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
+        if any(o.data and o.value in done.recorded for o in decided.operands):
+            if node.target is operator.getitem:
+                done.recorded.add(node.name)  # taking an item records nothing; whoever uses it cuts
+            else:
+                _weigh(node, decided)
+        return node
+
+
+def _weigh(node: fx.Node, decided: Decided) -> None:
+    """Call the op through `weighted`, one weight per positional argument."""
+    last = max(o.position for o in decided.operands)
+    arguments = arguments_of(node)
+    names = list(arguments)[: max(last + 1, len(node.args))]
+    node.args = tuple(arguments[name] for name in names)
+    node.kwargs = {name: value for name, value in node.kwargs.items() if name not in names}
+    by_place = {(o.position, o.item): w for o, w in zip(decided.operands, decided.weights)}
+
+    def weight(position: int, argument: Any) -> Any:
+        if isinstance(argument, (list, tuple)):
+            items = tuple(by_place.get((position, item), 1.0) for item in range(len(argument)))
+            return items if any(w != 1 for w in items) else 1.0
+        return by_place.get((position, None), 1.0)
+
+    replace_call(node, weighted, tuple(weight(p, a) for p, a in enumerate(node.args)))
+
+
+NATIVE = Weighted("native", frozenset(Kind) - {Kind.CONSTANT})
+HELD = Held("held")
+"""No policy's choice: of nodes whose results are only ever held."""
+BACKWARDS = (
+    NATIVE,
+    Weighted("share", frozenset({Kind.PRODUCT}), share),
+    Weighted("hold_activated", frozenset({Kind.PRODUCT}), hold_activated),
+    Weighted("hold_denominator", frozenset({Kind.QUOTIENT}), hold_denominator),
+    Weighted("homogeneous", frozenset({Kind.POWER}), homogeneous),
+    Weighted("hold", frozenset({Kind.SOFTMAX}), hold),
+)

@@ -1,0 +1,229 @@
+"""The rule table: what every op is, and which backward every kind gets. Data, read from TOML.
+
+A file may hold rows (one section per kind, one row per op) and a policy (the section `backward`; with `base`, what
+differs from another one).
+The shipped `rules/ops.toml` has the rows; each shipped policy is a file of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal, Union
+
+from fxgrad.errors import RuleTableError
+from fxgrad.kinds import Kind
+from fxgrad.ops.backward import Backward
+from fxgrad.table.policy import Choice, Policy, backward_of, policy_of
+from fxgrad.table.row import GRAMMAR, Row, Twins, overloads_of, row_of
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
+
+Rules = Union[str, Path, Sequence[Union[str, Path, Twins]]]
+"""A preset's name, the path of a TOML file, or several of either, and twins of composed ops: op -> function."""
+OnUnknown = Literal["error", "native"]
+"""What to do about ops without a row: refuse the model, or keep the ops' own gradients and book what they lack."""
+
+
+@dataclass(frozen=True)
+class RuleTable:
+    """Rows and policy, merged from one or more files.
+
+    Attributes:
+        name: how the policy was asked for, as in "libragrad".
+        rows: op -> row.
+        policy: kind -> its backward, by name, or with parameters as the file spells it.
+        cite: where the policy comes from.
+        on_unknown: what to do about an op without a row.
+    """
+
+    name: str
+    rows: Mapping[str, Row]
+    policy: Policy
+    cite: str = ""
+    on_unknown: OnUnknown = "error"
+
+    @property
+    def backwards(self) -> dict[Kind, Backward]:
+        """Kind -> what its nodes' backward is.
+
+        Example:
+            >>> load("libragrad").backwards[Kind.SOFTMAX].name
+            'hold'
+        """
+        return {kind: backward_of(choice) for kind, choice in self.policy.items()}
+
+    def row(self, overload: Any) -> Row | None:
+        """The row of an `OpOverload`: its own, else its packet's if that one fits its schema.
+
+        Example:
+            >>> import torch
+            >>> load("libragrad").row(torch.ops.aten.gelu.default).kind.value
+            'gated_activation'
+        """
+        name = str(overload)
+        exact = self.rows.get(name)
+        packet = self.rows.get(name.rpartition(".")[0])
+        return exact or (packet if packet is not None and packet.fits(overload) else None)
+
+    def covers(self, overload: Any) -> bool:
+        """Whether an `OpOverload` has a row."""
+        return self.row(overload) is not None
+
+
+def presets() -> dict[str, str]:
+    """The shipped policies: name -> citation.
+
+    Example:
+        >>> "libragrad" in presets()
+        True
+    """
+    names = {f.name.removesuffix(".toml") for f in _shipped().iterdir() if f.name.endswith(".toml")} - {"ops"}
+    return {name: _read(name)[1].get("cite", "") for name in sorted(names)}
+
+
+def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTable:
+    """Read the shipped ops and the given policy and row files, and check them against torch.
+
+    Args:
+        rules: a preset's name ("libragrad"), the path of a TOML file, or a sequence of either and of
+            mappings from a composed op's name to its twin. Rows add to the shipped ones. At most one file may
+            set a kind's backward; where none does, it is libragrad's.
+        on_unknown: "error" refuses a model with ops that have no row; "native" keeps their own gradients.
+
+    Returns:
+        The table, checked: ops exist, operands are in their schemas, every kind has a backward.
+
+    Raises:
+        RuleTableError: naming the file and the row, and what to change.
+
+    Example:
+        >>> table = load("gradient")
+        >>> set(table.policy.values())
+        {'native'}
+
+    Source: LibraGrad, arXiv:2411.16760, for the shipped policy.
+    """
+    if on_unknown not in ("error", "native"):
+        raise RuleTableError(f'on_unknown is "error" or "native", not {on_unknown!r}.')
+    given = [rules] if isinstance(rules, (str, Path)) else list(rules)
+    names = [item for item in given if isinstance(item, (str, Path))]
+    twins = {op: twin for item in given if isinstance(item, Mapping) for op, twin in item.items()}
+    rows: dict[str, Row] = {}
+    policy: dict[Kind, Choice] = {}
+    origins: dict[Kind, str] = {}
+    cites = []
+    for name in ["ops", *names]:
+        origin, content = _read(name)
+        cites += [content["cite"]] if "cite" in content else []
+        for row in _rows(origin, content, shipped=name == "ops"):
+            _add(row, rows)
+        for kind, choice in _policy(origin, content).items():
+            if kind in policy:
+                raise RuleTableError(f"{origin} [backward]: {kind.value} is already set by {origins[kind]}. Keep one.")
+            policy[kind], origins[kind] = choice, origin
+    attach(twins, rows)
+    if not policy:
+        policy.update(_policy(*_read("libragrad")))
+    missing = [k.value for k in GRAMMAR if k not in policy and k is not Kind.CONSTANT]
+    if missing:
+        files = ", ".join(map(str, names))
+        raise RuleTableError(
+            f'{files} [backward]: no backward for {", ".join(missing)}. Add them, or say base = "libragrad" at the '
+            "top of the file, and only what differs."
+        )
+    return RuleTable("+".join(Path(n).stem for n in names), rows, policy, "; ".join(cites), on_unknown)
+
+
+def _add(row: Row, rows: dict[str, Row]) -> None:
+    """Add a row to those that there are; it takes the place of one only if it says so."""
+    ours = [op for op in rows if op == row.op or (row.replaces and op.startswith(f"{row.op}."))]
+    if row.op in rows and not row.replaces:
+        named = {part: names[0] if len(names) == 1 else list(names) for part, names in row.parts.items()}
+        entry = ", ".join(f"{key} = {json.dumps(value)}" for key, value in {**named, **row.options}.items())
+        raise RuleTableError(
+            f"{row.origin}: a second row for {row.op}, which {rows[row.op].origin} has already. Keep one; or, for this "
+            f'one to take its place, write\n  "{row.op}" = {{ {entry}{", " if entry else ""}replace = true }}'
+        )
+    for op in ours:
+        del rows[op]
+    # What is replaced is the user's from here on: a shipped twin belonged to the shipped row.
+    rows[row.op] = replace(row, twin=None) if ours else row
+
+
+def _policy(origin: str, content: dict[str, Any], below: tuple[str, ...] = ()) -> dict[Kind, Choice]:
+    """A file's policy: its base's, and what differs from that."""
+    own = policy_of(origin, content.get("backward", {}))
+    base = content.get("base")
+    if base is None:
+        return own
+    if not isinstance(base, str):
+        raise RuleTableError(f"{origin}: base is a policy's name or the path of a .toml file, not {base!r}.")
+    if base in below:
+        raise RuleTableError(f"{origin}: the policies {', '.join(below)} are each other's base. Let one stand alone.")
+    # A path counts from the file that names it.
+    beside = Path(origin).parent / base
+    return {**_policy(*_read(beside if base.endswith(".toml") else base), (*below, base)), **own}
+
+
+def attach(twins: Twins, rows: dict[str, Row]) -> None:
+    """Give every composed row of the user's its twin."""
+    for op, twin in twins.items():
+        if not callable(twin):
+            raise RuleTableError(f"rules: the twin of {op} must be a function, not {twin!r}.")
+        if op not in rows or rows[op].kind is not Kind.COMPOSED:
+            raise RuleTableError(
+                f"rules: a twin is given for {op}, which has no row in a section [composed]. Add one to a TOML file of "
+                f'your own: [composed] "{op}" = {{ carrier = "its first operand" }}.'
+            )
+        rows[op] = replace(rows[op], twin=twin)
+    for row in rows.values():
+        if row.kind is Kind.COMPOSED and row.twin is None:
+            raise RuleTableError(
+                f"{row.origin} {row.op!r}: a composed op needs a twin, a function with its gradient. Pass it among the "
+                f'rules: rules=["libragrad", "my_ops.toml", {{"{row.op}": function}}].'
+            )
+
+
+def _shipped() -> Any:
+    return resources.files("fxgrad") / "rules"
+
+
+def _read(name: str | Path) -> tuple[str, dict[str, Any]]:
+    """Origin (for messages) and content of a preset or file."""
+    try:
+        if isinstance(name, Path) or str(name).endswith(".toml"):
+            return str(name), tomllib.loads(Path(name).read_text("utf-8"))
+        shipped = _shipped() / f"{name}.toml"
+        if not shipped.is_file():
+            raise RuleTableError(
+                f"there is no policy {name!r}. Shipped: {', '.join(presets())}; or give the path of a .toml file."
+            )
+        return f"rules/{name}.toml", tomllib.loads(shipped.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RuleTableError(f"{name}: cannot be read: {error}") from error
+    except tomllib.TOMLDecodeError as error:
+        raise RuleTableError(f"{name}: is not TOML: {error}") from error
+
+
+def _rows(origin: str, content: dict[str, Any], shipped: bool) -> Iterator[Row]:
+    for section, entries in content.items():
+        if section in ("cite", "base", "backward"):
+            continue
+        if section not in {kind.value for kind in GRAMMAR}:
+            raise RuleTableError(
+                f"{origin} [{section}]: not a kind. The kinds are {', '.join(kind.value for kind in GRAMMAR)}."
+            )
+        if not isinstance(entries, dict):
+            raise RuleTableError(f"{origin}: {section} must be a section of rows, not {entries!r}.")
+        for op, entry in entries.items():
+            if shipped and not overloads_of(op):
+                continue  # another torch has it, or a library that is not imported: no model here can hold it
+            yield row_of(f"{origin} [{section}]", op, Kind(section), entry)

@@ -75,8 +75,8 @@ def narrow(graph: fx.Graph, decisions: Mapping[str, Decision]) -> dict[str, Deci
         decisions: one per node, with its liveness.
 
     Returns:
-        The decisions; a live piece now has the layer's operands and the moves between as `through`, while
-        the layer and these moves are held.
+        The decisions. A live piece is now decided as the layer is, with the moves between as its backward's `moves`; the
+        layer and these moves are held.
 
     Example:
         >>> import fxgrad
@@ -99,9 +99,9 @@ def narrow(graph: fx.Graph, decisions: Mapping[str, Decision]) -> dict[str, Deci
         pieces = _live_pieces(node, whole, decisions)
         if sum(piece.count for _, piece, _ in pieces) >= whole.count:
             continue
-        for leaf, piece, through in pieces:
-            narrowed[leaf.name] = replace(decision, node=leaf.name, backward=OfRows(rows=piece.rows(), moves=through))
-            narrowed |= {name: decisions[name].held() for name in through}
+        for leaf, piece, moves in pieces:
+            narrowed[leaf.name] = replace(decision, node=leaf.name, backward=OfRows(rows=piece.rows(), moves=moves))
+            narrowed |= {name: decisions[name].held() for name in moves}
     return narrowed
 
 
@@ -114,10 +114,10 @@ _Found = list[tuple[fx.Node, _Piece, tuple[str, ...]]]
 
 
 def _live_pieces(
-    node: fx.Node, piece: _Piece, decisions: Mapping[str, Decision], through: tuple[str, ...] = ()
+    node: fx.Node, piece: _Piece, decisions: Mapping[str, Decision], moves: tuple[str, ...] = ()
 ) -> _Found:
     """The live nodes that hold the features of `piece` between them, as few and as early as can be."""
-    here: _Found = [(node, piece, through)]
+    here: _Found = [(node, piece, moves)]
     found: _Found = []
     for user in node.users:
         decision = decisions.get(user.name)
@@ -129,7 +129,7 @@ def _live_pieces(
             if part is None:
                 return here
             if decisions[item.name].live:
-                found += _live_pieces(item, part, decisions, (*through, node.name, *names))
+                found += _live_pieces(item, part, decisions, (*moves, node.name, *names))
     return found if sum(p.count for _, p, _ in found) < piece.count else here
 
 

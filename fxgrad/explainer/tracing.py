@@ -199,7 +199,7 @@ def _origin(node: fx.Node) -> Place:
 
 
 def _with_names(graph: fx.Graph, converted: ConvertedModule, inputs: Sequence[str]) -> fx.GraphModule:
-    """The traced graph as a module that owns what it looks at of the model's state, each tensor once."""
+    """The traced graph as a module that owns the parameters and buffers it uses, tied ones once."""
     root, named, copies = nn.Module(), fx.Graph(), dict[fx.Node, fx.Node]()
     paths = converted.classified.captured.state
     placeholders = placeholders_of(graph)

@@ -25,8 +25,8 @@ def copied(graph: fx.Graph) -> fx.Graph:
     output = graph.output_node()
     copies[output] = copy.output(outputs)
     copies[output].meta = dict(output.meta)
-    for node, twin in copies.items():
-        twin.name = node.name
+    for node, own in copies.items():
+        own.name = node.name
     return copy
 
 

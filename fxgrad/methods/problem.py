@@ -130,7 +130,7 @@ class Problem:
         return recorder.values
 
     def behind(self, name: str | None = None) -> set[str]:
-        """Names of the nodes that a node does not depend on: what comes behind it, and beside. All of them for None."""
+        """Names of all nodes that are not ancestors of `name`; of all nodes for None."""
         if name is None:
             return set(self.nodes)
         seen, pending = {name}, [self.nodes[name]]

@@ -75,8 +75,8 @@ def narrow(graph: fx.Graph, decisions: Mapping[str, Decision]) -> dict[str, Deci
         decisions: one per node, with its liveness.
 
     Returns:
-        The decisions. A live piece is now decided as the layer is, with the moves between as its backward's `moves`; the
-        layer and these moves are held.
+        The decisions. A live piece is now decided as the layer is, its backward knows the moves between; the layer and
+        these moves are held.
 
     Example:
         >>> import fxgrad

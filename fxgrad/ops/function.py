@@ -15,7 +15,7 @@ class Function(torch.autograd.Function):
     """An autograd function for `torch.func` and `torch.compile`, at the cost of an op where there is neither.
 
     With a `setup_context` of its own, as they need it, a function's `apply` takes five times as long as a small op:
-    every call is bound to the signature of `forward`. So each class has an eager form whose `forward` sets the context up.
+    every call is bound to the signature of `forward`. So each class has an eager form, whose `forward` sets it up.
 
     Example:
         >>> class Twice(Function):

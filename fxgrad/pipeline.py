@@ -68,6 +68,6 @@ def convert(
         raise CaptureError(f"the model is converted already, with rules={name!r}. Convert the original.")
     table = load(rules, on_unknown)
     options = {"dynamic_shapes": dynamic_shapes, "through_no_grad": through_no_grad}
-    captured = capture(model, args, kwargs, whole=table.covers, **options)
+    captured = capture(model, args, kwargs, table=table, **options)
     classified = classify(captured, table)
     return ConvertedModule(classified, rewrite(classified))

@@ -32,6 +32,7 @@ from fxgrad.graph.copies import copied
 from fxgrad.graph.nodes import differentiable, placeholders_of
 from fxgrad.graph.places import raised_at
 from fxgrad.pt2.archive import read
+from fxgrad.table.loading import RuleTable, load
 
 
 def capture(
@@ -41,7 +42,7 @@ def capture(
     *,
     dynamic_shapes: Any = None,
     through_no_grad: bool = False,
-    whole: Callable[[Any], bool] | None = None,
+    table: RuleTable | None = None,
 ) -> Captured:
     """Trace a model into a functional graph of ATen ops. The model itself is left untouched.
 
@@ -54,8 +55,9 @@ def capture(
             dynamic wherever the model's code allows it.
         through_no_grad: take what the model computes under its own `torch.no_grad()`, such as a frozen backbone,
             for a part like any other, and not for a constant, which it is to autograd.
-        whole: says of an `OpOverload` that PyTorch itself composes of others whether to keep it whole; the
-            rest become what they are composed of. By default all are kept.
+        table: its rows say which ops that PyTorch itself composes of others are kept whole (the rest become what they
+            are composed of), and which ops hand token ids on. By default every op is kept, and the rows are the shipped
+            ones.
 
     Returns:
         The captured model.
@@ -87,8 +89,8 @@ def capture(
         own, program = model, _export(model, example, dynamic_shapes)
         if not through_no_grad:
             detach_without_grad(program.graph)
-    functional = _decomposed(program, whole or (lambda op: True))
-    return captured_from(functional, signature, example, through_no_grad, own)
+    functional = _decomposed(program, table.covers if table else lambda op: True)
+    return captured_from(functional, signature, example, table or load(), through_no_grad, own)
 
 
 def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> ExportedProgram:
@@ -260,6 +262,7 @@ def captured_from(
     program: ExportedProgram,
     signature: inspect.Signature | None,
     example: Arguments,
+    table: RuleTable,
     through_no_grad: bool = False,
     model: nn.Module | None = None,
 ) -> Captured:
@@ -269,6 +272,7 @@ def captured_from(
         program: in functional ATen ops; it stays as it is.
         signature: of the model's forward, or None where nobody knows it.
         example: the example inputs.
+        table: its rows say which ops hand token ids on.
         through_no_grad: as for `capture`.
         model: whose parameters and buffers are meant, in its order; by default the program's.
 
@@ -277,7 +281,7 @@ def captured_from(
 
     Example:
         >>> program = torch.export.export(nn.ReLU(), (torch.zeros(4, 3),)).run_decompositions({})
-        >>> captured_from(program, None, program.example_inputs).inputs[0].name
+        >>> captured_from(program, None, program.example_inputs, load()).inputs[0].name
         'args[0]'
     """
     mutated = [spec.target for spec in program.graph_signature.output_specs if spec.kind != OutputKind.USER_OUTPUT]
@@ -292,7 +296,7 @@ def captured_from(
     names = input_names(signature, example)
     state, inputs = _placeholders(program, placeholders, names)
     ids = [p for p, i in zip(placeholders_of(graph)[len(state) :], inputs) if i.dtype is not None and not i.attributed]
-    lookup, found = cut_lookups(graph, ids)
+    lookup, found = cut_lookups(graph, ids, table)
     embedded = [input_of(name, placeholder, None) for name, placeholder in found]
     if not any(i.attributed for i in [*inputs, *embedded]):
         raise CaptureError(

@@ -13,21 +13,14 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.graph.copies import prune
-from fxgrad.graph.nodes import placeholders_of
+from fxgrad.graph.nodes import arguments_of, op_name, placeholders_of
 from fxgrad.graph.places import place_of
-
-MOVES = frozenset(
-    {
-        *("alias", "clone", "contiguous", "copy", "_to_copy", "to", "view", "reshape", "flatten", "expand"),
-        *("permute", "transpose", "squeeze", "unsqueeze", "cat", "stack", "split", "unbind", "pad", "constant_pad_nd"),
-        *("select", "slice", "index", "index_select", "select_scatter", "slice_scatter"),
-        *("where", "masked_fill", "clamp"),
-    }
-)
-"""Ops of ATen that hand token ids on: they move or replace them, but compute nothing with them."""
+from fxgrad.table.loading import RuleTable
 
 
-def cut_lookups(graph: fx.Graph, ids: list[fx.Node]) -> tuple[fx.Graph | None, list[tuple[str, fx.Node]]]:
+def cut_lookups(
+    graph: fx.Graph, ids: list[fx.Node], table: RuleTable
+) -> tuple[fx.Graph | None, list[tuple[str, fx.Node]]]:
     """Cut a captured graph, in place, behind the embeddings that look up integer inputs.
 
     Only ids that come straight from an input count: a position that is computed from them (by a cumulative sum
@@ -36,6 +29,7 @@ def cut_lookups(graph: fx.Graph, ids: list[fx.Node]) -> tuple[fx.Graph | None, l
     Args:
         graph: functional ATen graph.
         ids: the placeholders of the integer inputs.
+        table: whose rows say which ops hand ids on, since they move or pick elements.
 
     Returns:
         The part that was cut off, from the same placeholders to the embeddings' outputs, or None where nothing is
@@ -43,6 +37,7 @@ def cut_lookups(graph: fx.Graph, ids: list[fx.Node]) -> tuple[fx.Graph | None, l
         all others, that now stands for it.
 
     Example:
+        >>> from fxgrad.table.loading import load
         >>> class Bag(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -51,11 +46,11 @@ def cut_lookups(graph: fx.Graph, ids: list[fx.Node]) -> tuple[fx.Graph | None, l
         ...     def forward(self, ids):
         ...         return self.words(ids).sum(1)
         >>> graph = torch.export.export(Bag(), (torch.zeros(2, 3, dtype=torch.int64),)).run_decompositions({}).graph
-        >>> lookup, found = cut_lookups(graph, placeholders_of(graph)[1:])
+        >>> lookup, found = cut_lookups(graph, placeholders_of(graph)[1:], load())
         >>> found
         [('words', embedded)]
     """
-    lookups = _lookups(graph, ids)
+    lookups = _lookups(graph, ids, table)
     if not lookups:
         return None, []
     whole = fx.Graph()
@@ -77,22 +72,34 @@ def cut_lookups(graph: fx.Graph, ids: list[fx.Node]) -> tuple[fx.Graph | None, l
     return whole, found
 
 
-def _lookups(graph: fx.Graph, ids: list[fx.Node]) -> list[tuple[fx.Node, fx.Node]]:
+def _lookups(graph: fx.Graph, ids: list[fx.Node], table: RuleTable) -> list[tuple[fx.Node, fx.Node]]:
     """The embeddings of ids that come straight from an input, each with that input."""
     moved = {node: node for node in ids}
     lookups = []
     for node in graph.nodes:
         if node.op != "call_function":
             continue
-        name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
-        if name == "embedding" and node.args[1] in moved:
+        if op_name(node) == "embedding" and node.args[1] in moved:
             lookups.append((node, moved[node.args[1]]))
             continue
-        operands = node.args[:1] if name.startswith("index") else node.all_input_nodes
-        origins = [moved[n] for n in operands if n in moved]
-        if origins and (name in MOVES or node.target is operator.getitem) and _holds_ids(node):
+        origins = [moved[n] for n in _handed_on(node, table) if n in moved]
+        if origins and _holds_ids(node):
             moved[node] = origins[0]
     return lookups
+
+
+def _handed_on(node: fx.Node, table: RuleTable) -> list[fx.Node]:
+    """The operands whose elements an op hands on; none for an op that computes with them."""
+    if node.target is operator.getitem:
+        return node.all_input_nodes
+    row = table.row(node.target) if isinstance(node.target, torch._ops.OpOverload) else None
+    if row is None or "moves" not in row.options:
+        return []
+    arguments = arguments_of(node)
+    given = [arguments[name] for name in row.parts["carrier"]]
+    return [
+        n for value in given for n in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(n, fx.Node)
+    ]
 
 
 def _holds_ids(node: fx.Node) -> bool:

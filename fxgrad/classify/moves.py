@@ -9,6 +9,7 @@ import torch
 from torch import fx
 
 from fxgrad.classify.decision import Decision
+from fxgrad.graph.axes import PICK
 from fxgrad.graph.follow import ATTENTION, PRODUCT
 from fxgrad.kinds import Kind
 
@@ -30,7 +31,7 @@ def word_of(node: fx.Node, decisions: Mapping[str, Decision]) -> str | None:
     if decision is None or decision.row is None:
         return None
     if word := decision.row.options.get("moves"):
-        return str(word)
+        return None if word == PICK else str(word)
     if made is not node:
         return None
     kind = decision.row.kind

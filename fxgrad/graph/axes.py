@@ -21,6 +21,8 @@ from fxgrad.graph.sizes import Size, quotient, same, size_of, sizes_of
 
 MOVES = ("permute", "reshape", "cut", "join", "expand", "same")
 """What a row may say of an op that moves elements and changes none."""
+PICK = "pick"
+"""What it says of one that picks elements here and there, or puts others in the place of some: no axis survives it."""
 
 
 class Atom(NamedTuple):

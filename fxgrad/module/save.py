@@ -259,7 +259,7 @@ def _restored(
         needed = {str(node.target) for node in program.graph.nodes if node.op == "call_function"}
         table = from_data(rules, twins, manifest["twins"], needed)
         options, signature = manifest["options"], _signature(manifest["forward"])
-        captured = captured_from(program, signature, program.example_inputs, options["through_no_grad"])
+        captured = captured_from(program, signature, program.example_inputs, table, options["through_no_grad"])
         if tensors is not None:
             captured = captured.with_tensors(*tensors)
         converted = ConvertedModule(classify(captured, table))

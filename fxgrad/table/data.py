@@ -100,7 +100,8 @@ def from_data(data: Any, twins: Twins, own: Mapping[str, str], needed: set[str])
         moves = _shipped_moves()
         for op, row in data["rows"].items():
             try:
-                fact = {"moves": moves[op]} if op in moves and row["kind"] == Kind.LINEAR.value else {}
+                fits = op in moves and "moves" in GRAMMAR[Kind(row["kind"])][2]
+                fact = {"moves": moves[op]} if fits else {}
                 rows[op] = row_of(str(row["origin"]), op, Kind(row["kind"]), {**fact, **row["is"]})
             except RuleTableError:
                 if op in needed or op.rpartition(".")[0] in needed or any(n.startswith(f"{op}.") for n in needed):

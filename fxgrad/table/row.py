@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fxgrad.errors import RuleTableError
-from fxgrad.graph.axes import MOVES
+from fxgrad.graph.axes import MOVES, PICK
 from fxgrad.kinds import Kind
 from fxgrad.ops import TWINS
 
@@ -17,7 +17,7 @@ Twins = Mapping[str, Callable[..., Any]]
 """Composed op -> the function whose gradient is the balanced one."""
 
 OPTIONS: dict[str, type | tuple[type, ...]] = {
-    "moves": str,  # linear: how it moves elements, one of fxgrad.graph.axes.MOVES
+    "moves": str,  # linear, piecewise linear: how it moves elements, a word of fxgrad.graph.axes
     "relaid": bool,  # linear: PyTorch's backward is wrong for a cotangent of other strides than the input's
     "saturates": bool,  # piecewise linear: has offsets that no operand names
     "bounded": bool,  # piecewise linear: saturates on both sides, so that f(number + x) is a gate
@@ -35,7 +35,7 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
 # For every kind: parts that a row must name, parts that it may name, options that it may set.
 GRAMMAR: dict[Kind, tuple[set[str], set[str], set[str]]] = {
     Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "held", "like"}, {"relaid", "moves"}),
-    Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, {"saturates", "bounded"}),
+    Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, {"saturates", "bounded", "moves"}),
     Kind.GATED_ACTIVATION: ({"carrier"}, set(), set()),
     Kind.SQUASH: ({"carrier"}, set(), {"odd"}),
     Kind.GATE: ({"carrier"}, set(), {"secant", "through", "degree"}),
@@ -151,8 +151,8 @@ def _problem(row: Row, required: set[str]) -> str | None:
         return "degree is missing: a number, or the operand that holds it."
     if "through" in row.options and not row.options.get("secant"):
         return "through says where the secant is taken, so it needs secant = true."
-    if row.options.get("moves", "same") not in MOVES:
-        return f"moves = {row.options['moves']!r} must be one of {', '.join(MOVES)}."
+    if row.options.get("moves", PICK) not in (*MOVES, PICK):
+        return f"moves = {row.options['moves']!r} must be one of {', '.join((*MOVES, PICK))}."
     overloads = overloads_of(row.op)
     if not overloads:
         return "torch has no such op. Import the library that defines it before converting, or correct the name."

@@ -75,7 +75,7 @@ def _measure(case: Case, seed: int, found: dict[str, Any]) -> None:
 
     table = load("libragrad")
     start = time.perf_counter()
-    options: dict[str, Any] = {"through_no_grad": through_no_grad, "whole": lambda op: table.row(op) is not None}
+    options: dict[str, Any] = {"through_no_grad": through_no_grad, "table": table}
     captured = capture(model, args, kwargs, **options)
     found["capture_s"] = time.perf_counter() - start
     found["nodes"] = sum(node.op == "call_function" for node in captured.graph.nodes)

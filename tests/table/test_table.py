@@ -9,6 +9,7 @@ import torch
 
 from fxgrad import RuleTableError
 from fxgrad.kinds import Kind
+from fxgrad.table.data import from_data, to_data
 from fxgrad.table.loading import load, presets
 from fxgrad.table.row import GRAMMAR
 
@@ -95,3 +96,19 @@ def test_missing_files_and_presets(tmp_path: Path) -> None:
         load(tmp_path / "absent.toml")
     with pytest.raises(RuleTableError, match=r"linear is already set by rules/gradient\.toml\. Keep one"):
         load(["gradient", "libragrad"])
+
+
+def test_how_a_user_s_op_moves_elements_is_one_word_in_its_row(tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('[linear]\n"aten.swapaxes" = { carrier = "self", moves = "shuffle" }\n', "utf-8")
+    with pytest.raises(
+        RuleTableError, match=r"moves = 'shuffle' must be one of permute, reshape, cut, join, expand, same"
+    ):
+        load(["libragrad", file])
+    file.write_text('[linear]\n"aten.swapaxes" = { carrier = "self", moves = "permute" }\n', "utf-8")
+    table = load(["libragrad", file])
+    assert table.rows["aten.swapaxes"].options["moves"] == "permute"
+    data = to_data(table)
+    assert data["rows"]["aten.swapaxes"]["is"]["moves"] == "permute"
+    assert "moves" not in data["rows"]["aten.permute"]["is"]  # a fact about PyTorch's op: old files lack it, too
+    assert from_data(data, {}, {}, set()) == table

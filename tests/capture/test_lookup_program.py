@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 import transformers
@@ -68,3 +70,33 @@ def test_embedding_runs_no_matrix_product() -> None:
         model(input_ids=ids, use_cache=False)
     assert looking.get_total_flops() == 0
     assert ours.get_total_flops() == theirs.get_total_flops() > 0
+
+
+@torch.library.custom_op("fxgrad_tests::mirror", mutates_args=())
+def mirror(x: torch.Tensor) -> torch.Tensor:
+    return x.flip(-1).contiguous()
+
+
+@mirror.register_fake
+def _(x: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(x)
+
+
+class Mirrored(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.head = nn.Embedding(9, 4), nn.Linear(4, 2, bias=False)
+
+    def forward(self, ids: torch.Tensor) -> torch.Tensor:
+        return self.head(self.words(mirror(ids)).mean(1))
+
+
+def test_ids_are_followed_through_an_op_of_ones_own_by_one_line(tmp_path: Path) -> None:
+    model, ids = Mirrored().double().eval(), torch.tensor([[1, 5, 2]])
+    with pytest.raises(fxgrad.CaptureError, match="nor token ids that an embedding looks up"):
+        fxgrad.convert(model, (ids,))
+    (tmp_path / "mine.toml").write_text('[linear]\n"fxgrad_tests.mirror" = { carrier = "x", moves = "pick" }\n')
+    libra = fxgrad.convert(model, (ids,), rules=["libragrad", str(tmp_path / "mine.toml")])
+    found = libra.embed(ids)["words"]
+    assert torch.equal(found, model.words(ids.flip(-1)))
+    assert fxgrad.check(libra, (ids,), original=model).passed

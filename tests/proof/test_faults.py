@@ -2,75 +2,22 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, fx
 
 import fxgrad
-from fxgrad.capture.captured import Captured
-from fxgrad.capture.export import capture
 from fxgrad.classify.walk import classify
 from fxgrad.kinds import Kind
 from fxgrad.ops import weighted
 from fxgrad.table.loading import load
-from tests.helpers import sharing
+from tests.helpers.every_kind import captured_net, converted_net, net
 
 SDPA = "scaled_dot_product_attention"
-
-
-class Block(nn.Module):
-    """One live node of every kind but linear, all of them carrying something that reaches the output."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.norm = nn.LayerNorm(6)
-        self.project = nn.Linear(6, 18)
-        self.out = nn.Linear(6, 6)
-
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.project(self.norm(x)).chunk(3, -1)
-        x = x + F.scaled_dot_product_attention(q, k, v)
-        x = x + F.gelu(q) + torch.tanh(k)
-        x = x + torch.sigmoid(v)
-        x = x + q * v
-        scale = 2 + v.abs()
-        x = x / scale + scale
-        x = x + F.relu(v) + q.square() + F.glu(torch.cat([q, k], -1))
-        return self.out(x)
-
-
-class Net(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.block, self.last = nn.Linear(4, 6), Block(), nn.Linear(6, 2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(F.hardtanh(self.block(self.first(x)), -2, 2))
-
-
-def net() -> tuple[nn.Module, tuple[Tensor]]:
-    torch.manual_seed(0)
-    model = Net().double().eval()
-    for parameter in model.parameters():
-        parameter.detach().add_(torch.randn_like(parameter) / 4)
-    return model, (torch.randn(3, 5, 4).double(),)
-
-
-@functools.cache
-def captured_net() -> Captured:
-    return capture(*net())
-
-
-def converted_net(rules: Any = None) -> tuple[nn.Module, Tensor, fxgrad.ConvertedModule]:
-    model, (x,), libra = sharing.converted(net, rules)
-    return model, x, libra
 
 
 def node_of(converted: fxgrad.ConvertedModule, op: str, module_path: str | None = None) -> str:
@@ -126,7 +73,7 @@ def test_a_kind_left_native(kind: str, tmp_path: Path) -> None:
     assert report.forward_identical and report.completeness_error > 1e-4
     row = report.ledger[0]
     assert row.module_path == module_path
-    assert "test_faults.py:" in row.source_line and code in row.source_line
+    assert "every_kind.py:" in row.source_line and code in row.source_line
     summary = str(report).split("\n\n")[0]
     assert all(text in summary for text in ("FAILED", row.node, row.op, "native", module_path, row.source_line))
 

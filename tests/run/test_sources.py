@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import pytest
-import test_faults
-import test_tokens
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxgrad
 from fxgrad.run.recording import Contributions, contributions
+from tests.helpers.every_kind import converted_net, net
+from tests.helpers.tagger import tagger
 
 
 def sums(found: Contributions) -> dict[str, float]:
@@ -29,14 +29,14 @@ class Recurrent(nn.Module):
         return torch.log(2 + torch.maximum(self.lstm(x)[0], self.floor).clamp(max=0.3).sigmoid())
 
 
-def recurrent() -> tuple[nn.Module, Tensor]:
-    return Recurrent().double().eval(), torch.randn(3, 5, 4).double()
+def recurrent() -> tuple[nn.Module, tuple[Tensor]]:
+    return Recurrent().double().eval(), (torch.randn(3, 5, 4).double(),)
 
 
 @pytest.mark.parametrize("policy", ["libragrad", "attnlrp", "gradient"])
-@pytest.mark.parametrize("case", [test_faults.net, recurrent], ids=["every kind", "recurrent"])
+@pytest.mark.parametrize("case", [net, recurrent], ids=["every kind", "recurrent"])
 def test_elements_add_up_to_the_ledger_s_rows(case: object, policy: str) -> None:
-    model, x = case()  # type: ignore[operator]
+    model, (x,) = case()  # type: ignore[operator]
     converted = fxgrad.convert(model, (x,), rules=policy)
     v = torch.randn_like(model(x))
     found = contributions(converted, [x], [v])
@@ -51,7 +51,7 @@ def test_elements_add_up_to_the_ledger_s_rows(case: object, policy: str) -> None
 
 
 def test_they_are_shaped_as_the_nodes_outputs() -> None:
-    _, x, converted = test_faults.converted_net()
+    _, x, converted = converted_net()
     found = contributions(converted, [x], lambda outputs: [torch.ones_like(outputs[0])], also=["linear"])
     graph = converted.classified.captured.graph
     shapes = {n.name: n.meta["val"].shape[1:] for n in graph.nodes if n.name in found.sources}
@@ -64,14 +64,14 @@ def test_they_are_shaped_as_the_nodes_outputs() -> None:
 
 
 def test_twins_biases_have_their_own_shapes() -> None:
-    model, x = recurrent()
+    model, (x,) = recurrent()
     found = contributions(fxgrad.convert(model, (x,)), [x], [torch.ones(3, 5, 6).double()])
     (twin,) = [parts for parts in found.sources.values() if len(parts) > 1]
     assert [part.shape for part in twin if part.dim() == 1] == [(24,), (24,)]  # weights have their own part
 
 
 def test_token_ids_are_embedded_first() -> None:
-    model, inputs = test_tokens.tagger()
+    model, inputs = tagger()
     converted = fxgrad.convert(model, inputs)
     with torch.no_grad():
         entries = converted.entries(inputs, {})
@@ -101,7 +101,7 @@ def test_an_output_that_no_input_reaches_is_its_own_source() -> None:
 
 
 def test_the_state_s_gradients_are_not_computed_and_the_inputs_stay() -> None:
-    _, x, converted = test_faults.converted_net()
+    _, x, converted = converted_net()
     before = x.clone()
     contributions(converted, [x], [torch.ones(3, 5, 2).double()])
     assert torch.equal(x, before) and not x.requires_grad
@@ -109,7 +109,7 @@ def test_the_state_s_gradients_are_not_computed_and_the_inputs_stay() -> None:
 
 
 def test_it_can_be_traced() -> None:
-    _, x, converted = test_faults.converted_net()
+    _, x, converted = converted_net()
 
     def attribute(x: Tensor) -> tuple[Tensor, Tensor]:
         found = contributions(converted, [x], [torch.ones(3, 5, 2).double()])

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import pytest
-import test_faults
-import test_tokens
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import fxgrad
 from fxgrad.run.recording import Contributions, contributions
+from tests.capture import test_tokens
+from tests.helpers import sharing
+from tests.proof import test_faults
 
 
 def sums(found: Contributions) -> dict[str, float]:
@@ -29,15 +30,15 @@ class Recurrent(nn.Module):
         return torch.log(2 + torch.maximum(self.lstm(x)[0], self.floor).clamp(max=0.3).sigmoid())
 
 
-def recurrent() -> tuple[nn.Module, Tensor]:
-    return Recurrent().double().eval(), torch.randn(3, 5, 4).double()
+def recurrent() -> tuple[nn.Module, tuple[Tensor]]:
+    torch.manual_seed(0)
+    return Recurrent().double().eval(), (torch.randn(3, 5, 4).double(),)
 
 
 @pytest.mark.parametrize("policy", ["libragrad", "attnlrp", "gradient"])
 @pytest.mark.parametrize("case", [test_faults.net, recurrent], ids=["every kind", "recurrent"])
-def test_elements_add_up_to_the_ledger_s_rows(case: object, policy: str) -> None:
-    model, x = case()  # type: ignore[operator]
-    converted = fxgrad.convert(model, (x,), rules=policy)
+def test_elements_add_up_to_the_ledger_s_rows(case: sharing.Build, policy: str) -> None:
+    model, (x,), converted = sharing.converted(case, policy)
     v = torch.randn_like(model(x))
     found = contributions(converted, [x], [v])
     report = fxgrad.check(converted, (x,), cotangent=v)
@@ -64,7 +65,7 @@ def test_they_are_shaped_as_the_nodes_outputs() -> None:
 
 
 def test_twins_biases_have_their_own_shapes() -> None:
-    model, x = recurrent()
+    model, (x,) = recurrent()
     found = contributions(fxgrad.convert(model, (x,)), [x], [torch.ones(3, 5, 6).double()])
     (twin,) = [parts for parts in found.sources.values() if len(parts) > 1]
     assert [part.shape for part in twin if part.dim() == 1] == [(24,), (24,)]  # weights have their own part

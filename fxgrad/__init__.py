@@ -3,8 +3,8 @@
     libra = fxgrad.convert(model, (x,))     # same outputs, bit for bit
     libra(x)[0, target].backward()          # x.grad is now the LibraGrad gradient
 
-The pass is one straight path, a folder each: capture, classify, module, proof. A name below is imported when it is used
-first, so that `import fxgrad` costs nothing.
+The stages lie in one folder each: capture, classify, module, proof. A name below is imported on first use, so that
+`import fxgrad` is fast.
 """
 
 import importlib

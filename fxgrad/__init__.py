@@ -79,7 +79,7 @@ _PARTS = (
     *("errors", "kinds", "graph", "ops", "pt2", "capture", "table", "classify", "report", "module", "pipeline", "run"),
     *("proof", "methods", "metrics", "explainer", "data", "evaluate", "zoo"),
 )
-"""Modules that are there after `import fxgrad` alone, as in `fxgrad.methods.METHODS`."""
+"""Modules that work after `import fxgrad` alone, such as `fxgrad.methods.METHODS`."""
 
 
 def __getattr__(name: str) -> Any:

@@ -27,11 +27,11 @@ class Role(enum.IntEnum):
     CONSTANT = 0
     """Does not depend on the attributed inputs: parameters, buffers, masks, comparisons."""
     PURE_GATE = 1
-    """Depends on them and means something only as a multiplier: softmax weights."""
+    """Depends on the inputs and can do nothing but multiply: softmax weights."""
     GATE = 2
-    """Meant as a multiplier, but can carry attribution where it must: sigmoid, exp, 1/rms."""
+    """Depends on the inputs and is made to multiply, but can carry attribution: sigmoid, exp, 1/rms."""
     CARRIER = 3
-    """Depends on them and carries attribution: hidden states."""
+    """Depends on the inputs and carries attribution: hidden states."""
 
     @property
     def label(self) -> str:

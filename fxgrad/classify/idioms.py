@@ -17,7 +17,7 @@ from fxgrad.classify.decision import Decision
 from fxgrad.kinds import Kind, Operand, Role
 
 Known = Mapping[str, Decision]
-"""The decisions for the nodes met so far, by name."""
+"""Node name -> decision, for the nodes met so far."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ IDIOMS = (
     Idiom("1 + tanh(x)", "number + an odd bounded function: a gate", _number_plus_odd_squash, ceiling=Role.GATE),
     Idiom("relu6(x + 3)", "number + x between two bounds: a gate", _bounded_lifted, ceiling=Role.GATE),
 )
-"""In the order in which they are tried; each sees what those before it changed."""
+"""All idioms in the order of matching; each sees the changes of earlier ones."""
 
 
 def is_sum(decision: Decision) -> bool:
@@ -111,9 +111,9 @@ def kind_of_value(decision: Decision, seed_of: Callable[[Operand], str]) -> Kind
 
 
 TOWARDS = frozenset({Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT, Kind.PIECEWISE_LINEAR, Kind.SQUASH})
-"""What may happen to scores on their way to the softmax: scalings, masks, soft caps."""
+"""Kinds of ops allowed between scores and the softmax: scalings, masks, soft caps."""
 ELEMENTWISE = TOWARDS | {Kind.GATE, Kind.POWER, Kind.GATED_ACTIVATION}
-"""What may lie between x and the gate of x * gate(x)."""
+"""Kinds of ops allowed between x and the gate of x * gate(x)."""
 
 
 def with_scores(graph: fx.Graph, decisions: Known) -> dict[str, Decision]:

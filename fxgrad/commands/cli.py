@@ -36,7 +36,7 @@ COMMANDS = {
     "run": "Explain IMAGE by EXPLAINER, an .onnx file that `fxgrad export` wrote, in onnxruntime.",
     "zoo": "Put MODELS, or every model of a suite, through the pass, and keep a row of each.",
 }
-"""Command -> the first sentence of its help. Each is the function of its name in the file of its name."""
+"""Command -> the first sentence of its help. A command is a function in a file, both of its name."""
 
 
 class _Commands(click.Group):

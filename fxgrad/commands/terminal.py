@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fxgrad.errors import InputError
 
 Show = Callable[[int, int, str], None]
-"""Called with how much is done, of how much, and what is under way."""
+"""Called with (done, total, what is in progress)."""
 
 
 @contextlib.contextmanager

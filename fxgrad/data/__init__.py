@@ -29,7 +29,7 @@ DATA: dict[str, Callable[..., Data]] = {
     "mura": mura,
     "pet": pet,
 }
-"""What `open_data` knows by name; all but the digits take a path."""
+"""The data sets that `open_data` knows by name; all except digits take a path."""
 
 
 def open_data(spec: str) -> Data:

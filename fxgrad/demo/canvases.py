@@ -29,7 +29,7 @@ COLOURS = {
     "blue": (0.3, 0.45, 1.0),
     "yellow": (1.0, 0.9, 0.2),
 }
-"""What a coloured canvas's ink is drawn in: red, green and blue."""
+"""The inks of a coloured canvas: name -> (red, green, blue)."""
 
 _SPLIT_SEED = 0
 _HELDOUT_SHARE = 0.2

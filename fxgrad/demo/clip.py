@@ -17,11 +17,11 @@ from fxgrad.demo.model import CFG, CLASS_NAMES
 from fxgrad.errors import InputError
 
 WORDS = ("", "a", "an", "and", *CLASS_NAMES, *COLOURS)
-"""The vocabulary; a word's id is its place. The first, which is no word, opens a text and fills it up."""
+"""The vocabulary; a word's id is its index. The first is no word, but starts a text and pads it."""
 TOKENS = 8
-"""Length of a text: as long as "a red seven and a green two", and the opening token."""
+"""Length of a text in tokens: the first token, and "a red seven and a green two"."""
 COLOUR_CFG: dict[str, Any] = {**CFG, "input_size": (3, SIDE, SIDE), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-"""What timm's tools read of a model on coloured canvases."""
+"""The config of models on coloured canvases, for timm's tools."""
 
 
 class DigitsClip(nn.Module):

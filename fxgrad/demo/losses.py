@@ -17,7 +17,7 @@ from fxgrad.demo.clip import DigitsClip, caption
 from fxgrad.demo.model import CLASS_NAMES
 
 PATCHES = (6, 8, 12)
-"""Sides of the patches that FlexiViT is trained at, in pixels."""
+"""FlexiViT's patch sizes in training: sides in pixels."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -30,7 +30,7 @@ CFG: dict[str, Any] = {
     "num_classes": len(CLASS_NAMES),
     "label_names": CLASS_NAMES,
 }
-"""What timm's tools read of a model on grey canvases."""
+"""The config of models on grey canvases, for timm's tools."""
 
 
 def digits_vit(weights: bool = True) -> VisionTransformer:

@@ -36,7 +36,7 @@ __all__ = [
 _READS: dict[str, Any] = {"img_size": 48, "patch_size": 6, "in_chans": 1, "num_classes": len(CLASS_NAMES)}
 _SIZE: dict[str, Any] = {"embed_dim": 80, "depth": 4, "num_heads": 4}
 _LAYER_SCALE = 0.1
-"""What layer scale starts at in a shallow network: CaiT (Touvron et al., arXiv:2103.17239), section 2."""
+"""The initial layer scale of a shallow network: CaiT (Touvron et al., arXiv:2103.17239), section 2."""
 
 
 def vit_tiny(weights: bool = True) -> VisionTransformer:
@@ -134,4 +134,4 @@ ARCHITECTURES: dict[str, Factory] = {
 }
 """The eight of the paper, each at one size."""
 MODELS: dict[str, Factory] = {**ARCHITECTURES, "vit_tiny": vit_tiny, "vit_small": vit_small, "vit_medium": vit_medium}
-"""All of them: ViT also in three sizes below its own."""
+"""All models: the eight, and ViT in three smaller sizes."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Coefficients that bring singular values from (0, 1] to about 1 in five rounds."""
+"""Coefficients that bring singular values from (0, 1] to about 1 in five iterations."""
 
 
 class Muon(torch.optim.Optimizer):

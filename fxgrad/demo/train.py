@@ -69,7 +69,7 @@ RECIPES = {
     "vit_medium": Recipe(4000, canvases=64000),
 }
 TEACHER = "vit"
-"""The model that the others get hints from."""
+"""The model that gives hints to the others."""
 
 _CHUNK = 250
 _WARMUP = 50

@@ -19,9 +19,9 @@ from fxgrad.metrics.removal import Grid
 from fxgrad.module.converted import ConvertedModule
 
 POLICY_FREE = tuple(name for name, function in METHODS.items() if not method_of(function).takes_gradient)
-"""fxgrad's methods that take no gradient, and so are the same under every policy."""
+"""fxgrad's methods that take no gradient, so their results are the same under every policy."""
 LARGEST = 16
-"""How many parts a side of a picture is divided into at most, where the model has no patches."""
+"""The largest number of parts per side of a picture, for models without patches."""
 
 
 class Attribution(Protocol):

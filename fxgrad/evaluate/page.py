@@ -21,7 +21,7 @@ from fxgrad.report import markdown
 PLAIN = "gradient"
 BALANCED = "libragrad"
 SHOWN = ("srg_aopc", "average_precision", "completeness_relative")
-"""One metric of each family is open to see; the others fold open."""
+"""One metric of each family is shown; the others can be unfolded."""
 
 _LEGEND = f"""Means over pictures with 95 % bootstrap intervals. ▲ better and ▼ worse than the plain gradient's on the
 same pictures, where the interval of the paired difference leaves out 0. Methods of policy *{ANY}* take no gradient.

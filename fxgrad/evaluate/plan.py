@@ -19,13 +19,13 @@ POLICIES = (
     "attnlrp",
     "cp-lrp",
 )
-"""The plain gradient, which the others are compared with, and the presets."""
+"""The plain gradient, the baseline of comparisons, and the presets."""
 
 METRICS = {name: metric.better for name, metric in metrics.METRICS.items()}
-"""Every metric, and which way is better."""
+"""Metric -> "higher" or "lower", whichever is better."""
 
 ANY = "any"
-"""Stands for the policy where a method takes no gradient."""
+"""The policy's name for methods that take no gradient."""
 
 _CHOICES = {
     "removal": ("auto", "drop", "zero", "blur"),

@@ -13,7 +13,7 @@ import torch.distributed as dist
 from fxgrad.evaluate.store import Results
 
 _PATIENCE = timedelta(days=2)
-"""How long a process waits for the others, whose share may take longer."""
+"""How long a process waits for the others, which may take longer."""
 
 
 def everywhere(results: Results) -> tuple[frozenset[Any], frozenset[Any]]:

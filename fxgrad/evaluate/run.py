@@ -24,7 +24,7 @@ from fxgrad.evaluate.store import Results, Store, read
 from fxgrad.metrics import Metric
 
 Watch = Callable[[int, int, str], None]
-"""Called with how many units are done, of how many, and what comes next."""
+"""Called with (units done, all units, what comes next)."""
 
 
 def evaluate(

@@ -18,7 +18,7 @@ from fxgrad.explainer.onnx import save_onnx
 from fxgrad.explainer.tracing import Traced
 
 EXTRA = "explainer.json"
-"""The extra file of a .pt2 that says what is in it."""
+"""The extra file of a .pt2 with the explainer's metadata."""
 
 
 def save_pt2(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
@@ -70,4 +70,4 @@ FORMATS: Mapping[str, Format] = {
     ".pt2": Format(save_pt2),
     ".aoti": Format(save_aoti),
 }
-"""By the ending of the path."""
+"""Ending of the path -> format."""

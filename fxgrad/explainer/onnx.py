@@ -18,7 +18,7 @@ from fxgrad.explainer.tracing import Traced
 from fxgrad.graph.places import Place
 
 OPSET = 18
-"""The newest that runtimes of the last years take: layer norm is one op since 17, reductions are alike since 18."""
+"""The newest opset that older runtimes support: layer norm is one op since 17, reductions are uniform since 18."""
 
 
 def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:

@@ -15,7 +15,7 @@ METHODS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "input_x_gradient": lambda value, gradient: value * gradient,
     "gradient": lambda value, gradient: gradient,
 }
-"""Name -> what a method makes of an input and its gradient."""
+"""Method -> function of an input and its gradient."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ MOVES = {
     aten.clone.default,
     aten.alias.default,
 }
-"""Ops that move elements, and change none."""
+"""Ops that move elements without changing them."""
 LINEAR = MOVES | {aten.mm.default, aten.bmm.default}
 """Ops that are 0 where their first operand is."""
 

@@ -19,7 +19,7 @@ from fxgrad.graph.nodes import arguments_of, tensors_of
 from fxgrad.graph.sizes import Size, quotient, same, size_of, sizes_of
 
 MOVES = ("permute", "reshape", "cut", "join", "expand", "same")
-"""What a row may say of an op that moves elements and changes none."""
+"""The words for ops that move elements without changing them, as in rows."""
 
 
 class Atom(NamedTuple):
@@ -39,7 +39,7 @@ class Atom(NamedTuple):
 
 
 Axis = tuple[Atom, ...]
-"""Atoms that are merged into one axis, outermost first; none where the axis has one entry."""
+"""The atoms that are merged into one axis, outermost first; empty for an axis of size 1."""
 Axes = tuple[Axis, ...]
 
 

@@ -12,7 +12,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from fxgrad.graph.nodes import tensors_of
 
 Size = Any
-"""An int, or a sympy expression where it is free."""
+"""An int, or a sympy expression of free sizes."""
 
 
 def sizes_of(node: fx.Node) -> tuple[Size, ...]:

@@ -51,4 +51,4 @@ def _flat(module: Module) -> Module:
 
 
 FORMS: dict[str, Callable[[Core], Core]] = {"flat": _flat, "checkpointed": checkpointed, "unflattened": unflattened}
-"""Form -> the function that makes it of a flat module."""
+"""Form -> the function that brings a flat module into it."""

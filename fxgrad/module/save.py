@@ -37,7 +37,7 @@ from fxgrad.table.data import from_data, own_twins, to_data
 from fxgrad.table.row import Twins
 
 FORMAT = 1
-"""Of the extra files. A file with a higher one is from a newer fxgrad."""
+"""Version of the extra files. A higher number comes from a newer fxgrad."""
 RULES, MANIFEST = "fxgrad/rules.json", "fxgrad/manifest.json"
 
 

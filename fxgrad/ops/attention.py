@@ -27,14 +27,14 @@ from fxgrad.ops.weights import Weighted, recording, share, weighted
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-"""The fused kernel on a CPU, (q, k, v, dropout, causal, scale=) -> (output, lse); None where PyTorch has it no more."""
+"""The CPU's fused kernel, (q, k, v, dropout, causal, scale=) -> (output, lse); None if PyTorch no longer has it."""
 CHOICE: Any = getattr(torch, "_fused_sdp_choice", None)
-"""How attention picks its kernel; None where PyTorch has it no more."""
+"""The function by which attention picks its kernel; None if PyTorch no longer has it."""
 IS_FLASH = 1
-"""What it returns for the fused kernel (`torch.nn.attention.SDPBackend.FLASH_ATTENTION`)."""
+"""Its return value for the fused kernel (`torch.nn.attention.SDPBackend.FLASH_ATTENTION`)."""
 
 REACH = 256.0
-"""How far scores may be from 0 for the swapped kernel: P is off by that many roundings at the most."""
+"""The largest |score| for the swapped kernel: the error of P is at most that many roundings."""
 
 
 class Settings(NamedTuple):
@@ -42,7 +42,7 @@ class Settings(NamedTuple):
 
     causal: bool
     given: float | None
-    """The scale as given to the kernel, which has its own way to take 1/sqrt(width)."""
+    """The scale as passed to the kernel; None lets the kernel compute 1/sqrt(width)."""
     scale: float
     grouped: bool
 

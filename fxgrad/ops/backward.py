@@ -21,7 +21,7 @@ from fxgrad.graph.replay import Replay
 from fxgrad.kinds import Kind, Operand
 
 Pairs = list[tuple[Any, Any]]
-"""Cotangents and what they meet, tensors or lists of them: <g, b> is the sum over all."""
+"""Pairs (g, b) of a cotangent and an offset, tensors or lists of them; <g, b> is the sum over all pairs."""
 
 
 class Decided(Protocol):

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 
 BLOCK = {"cpu": 2**19}
-"""How many scores are held at a time, by device: about what stays in a CPU's cache."""
+"""Device -> scores per block: about as many as a CPU's cache can store."""
 WIDE_BLOCK = 2**27
-"""The same for devices that are not listed: enough to fill a GPU, little beside its memory."""
+"""The same for other devices: enough to keep a GPU busy, but a small part of its memory."""
 ROWS = 256
-"""At least so many rows a block, where there are as many: below, matrix products lose their efficiency."""
+"""The smallest number of rows per block, if there are as many: matrix products are slow with fewer."""
 PAIR = 2
-"""At least so many heads a block, where there are as many: heads are what batched products share out to threads."""
+"""The smallest number of heads per block, if there are as many: batched products give each thread some heads."""
 
 
 def weights_transposed_times(

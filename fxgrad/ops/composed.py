@@ -138,4 +138,4 @@ TWINS: dict[str, Callable[..., Any]] = {
     "aten.native_layer_norm": native_layer_norm,
     "aten.native_group_norm": native_group_norm,
 }
-"""Row of rules/ops.toml -> its twin."""
+"""Op of a composed row in rules/ops.toml -> its twin."""

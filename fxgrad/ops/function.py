@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 TRANSFORMED: Any = getattr(torch._C, "_are_functorch_transforms_active", None)
-"""Whether the call is inside a transformation of `torch.func`; None where PyTorch says so no more."""
+"""Tells whether a call is inside a transformation of `torch.func`; None if PyTorch no longer has the function."""
 
 
 class Function(torch.autograd.Function):

@@ -27,7 +27,7 @@ from fxgrad.ops.function import Function
 from fxgrad.ops.weights import Weighted, homogeneous, recording
 
 Taylor = tuple[float, ...]
-"""How f starts at 0. Where f(0) is not 0: f(0), f'(0), f''(0)/2!, ... Where it is: 0 and f'(0), or, if f has
+"""The series of f at 0. If f(0) is not 0: f(0), f'(0), f''(0)/2!, ... If f(0) is 0: 0 and f'(0), or, if f has
 a kink at 0, 0 and the slopes to its right and left."""
 
 
@@ -91,7 +91,7 @@ def _derivatives(op: Any, *args: Any, point: float = 0.0, **kwargs: Any) -> Iter
 
 
 _TINY = 2.0**-100
-"""A point beside 0 where a function has the slope that it has at 0."""
+"""A point close enough to 0 that a function has the same slope there as at 0."""
 
 
 def _straight(f: Callable[[float], float], series: list[float], reach: float = 1 / 16) -> list[float]:
@@ -191,7 +191,7 @@ def secant(op: Any, series: Taylor, x: Tensor, *args: Any, **kwargs: Any) -> Ten
 
 
 Reference = tuple[float, Taylor]
-"""A point r, and how f starts there: f(r), f'(r), f''(r)/2!, ..."""
+"""A point r, and the series of f there: f(r), f'(r), f''(r)/2!, ..."""
 
 
 def reference(op: Any, point: float, *args: Any, **kwargs: Any) -> Reference:

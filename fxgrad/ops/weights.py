@@ -269,7 +269,7 @@ def _weigh(node: fx.Node, decided: Decided) -> None:
 
 NATIVE = Weighted("native", frozenset(Kind) - {Kind.CONSTANT})
 HELD = Held("held")
-"""No policy's choice: of nodes whose results are only ever held."""
+"""The backward of held nodes. `classify` chooses it, no policy does."""
 BACKWARDS = (
     NATIVE,
     Weighted("share", frozenset({Kind.PRODUCT}), share),

@@ -26,7 +26,7 @@ from fxgrad.proof.ledger import Ledger, LedgerRow, SourceRow, dot
 from fxgrad.report import Table
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-"""Relative completeness error up to which `CheckReport.passed` holds, by the coarsest dtype on the way."""
+"""Coarsest dtype of a run -> the largest relative completeness error that passes."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ SYMBOLIC = _words(
     "_operator.sub _operator.truediv math.ceil math.floor math.trunc torch._sym_sqrt torch.sym_float torch.sym_int "
     "torch.sym_ite torch.sym_max torch.sym_min torch.sym_not torch.sym_sum"
 )
-"""What programs compute sizes with."""
+"""Functions by which programs compute sizes."""
 CONTROL_FLOW = _words("cond while_loop map_impl scan associative_scan wrap_with_set_grad_enabled")
 """Higher-order ops that PyTorch writes for a model's own control flow."""
 INTERNAL = _words(
@@ -47,7 +47,7 @@ TEXTS = _words(
     "UPLO activation approximate assert_msg driver equation indexing interpolation mode norm ord p pad_mode padding "
     "padding_side reduce rounding_mode side"
 )
-"""Operands that may be text. A file's name, say, is none of them."""
+"""Operands that may be text. File names are not among them."""
 _PLAIN_TYPE = re.compile(r"((Optional|List)\[)*(Tensor|int|float|bool|number|Device|Generator|complex)\]*")
 _FUNCTIONS = _words(
     "Symbol Integer Float Rational Add Mul Pow Max Min Eq Ne Equality Unequality StrictLessThan StrictGreaterThan "
@@ -216,7 +216,7 @@ _SORTS: dict[str, Callable[[str], bool]] = {
     "type": lambda text: bool(re.fullmatch(r"[a-z]{1,20}", text)),
     "verifiers": ("ATEN", "TRAINING", "").__contains__,
 }
-"""Where text may stand, and of what sort it is there."""
+"""Field -> the test for its text."""
 _NAMED = _words("tensor_values sym_int_values sym_bool_values sym_float_values range_constraints opset_version")
 """Tables whose keys are names."""
 _REFUSED = _words("as_custom_obj custom_obj token as_operator as_string_to_argument")

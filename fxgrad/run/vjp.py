@@ -14,7 +14,7 @@ from fxgrad.errors import InputError, first_line
 from fxgrad.module.converted import ConvertedModule
 
 CACHED = 2**25
-"""Bytes that a batch of cotangents may take at the widest place on a CPU; beyond its cache, batching gains nothing."""
+"""The largest size in bytes of a batch of cotangents on a CPU; beyond the cache, batching gains nothing."""
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 Rules = Union[str, Path, Sequence[Union[str, Path, Twins]]]
-"""A preset's name, the path of a TOML file, or several of either, and twins of composed ops: op -> function."""
+"""A preset's name, the path of a TOML file, or a sequence of these and of twins for composed ops: op -> function."""
 OnUnknown = Literal["error", "native"]
-"""What to do about ops without a row: refuse the model, or keep the ops' own gradients and book what they lack."""
+"""For ops without a row: refuse the model, or keep the ops' own gradients (the check shows the error)."""
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
     "image_size": SIDE,
     "patch_size": 8,
 }
-"""What most configurations call their sizes; those that call them otherwise say so in their case."""
+"""The usual keys for sizes in configurations; cases with other keys name them."""
 KV: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8}
 BART: dict[str, Any] = {
     "d_model": 32,
@@ -67,7 +67,7 @@ def case(
         **config: further values of the configuration.
 
     Returns:
-        The case.
+        A function that builds the model and its example.
     """
 
     def build() -> Built:

@@ -28,7 +28,7 @@ from fxgrad.zoo.rows import Row, bar
 from fxgrad.zoo.shrink import count
 
 _LONGEST = 600
-"""Characters of a reason; the longest are lists of ops."""
+"""The largest number of characters of a reason; the longest are lists of ops."""
 
 
 def measure(case: Case, seed: int = 0) -> Row:

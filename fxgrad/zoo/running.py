@@ -16,10 +16,10 @@ from fxgrad.zoo.rows import Row
 from fxgrad.zoo.workers import Worker
 
 _LOOK = 0.1
-"""Seconds between looks at the workers' memory: at most about a gigabyte is written in that time."""
+"""Seconds between checks of the workers' memory; a worker writes at most about a gigabyte in that time."""
 
 Watch = Callable[[Row | None, Sequence[str]], None]
-"""Called with every new row, or None when a case starts, and the names of the cases that are under way."""
+"""Called with a new row, or None when a case starts, and the names of the running cases."""
 
 
 def run(

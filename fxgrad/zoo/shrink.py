@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from fxgrad.zoo.case import Built, Limits
 
 _LARGE = 1_000_000
-"""Elements from which on a tensor's initialisation is skipped."""
+"""The number of elements from which a tensor's initialisation is skipped."""
 _SIDES = (96, 112, 128, 144, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
 
 Create = Callable[..., nn.Module]

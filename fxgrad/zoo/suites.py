@@ -27,7 +27,7 @@ SUITES = {
     "torchvision": "every model for classification, segmentation and video, and a feature pyramid",
     "transformers": "one tiny model of every architecture of Hugging Face that there is a case for",
 }
-"""Name -> what is in it."""
+"""Name of a suite -> its content."""
 DEFAULT = Limits()
 
 
@@ -149,14 +149,14 @@ def _find_timm(name: str, limits: Limits) -> Iterator[Case]:
 # torchvision
 
 _TOO_SPECIAL = ("quantization", "detection", "optical_flow")
-"""Its modules that hold integer weights, data-dependent boxes, and pairs of images."""
+"""torchvision's modules with integer weights, data-dependent boxes, or pairs of images; left out."""
 _CLIPS: dict[str, tuple[int, ...]] = {
     "s3d": (3, 16, 224, 224),
     "mvit_v1": (3, 16, 224, 224),
     "mvit_v2": (3, 16, 128, 128),
     "": (3, 8, 64, 64),
 }
-"""Start of a video model's name -> one clip for it: as small as it takes."""
+"""Start of a video model's name -> shape of the smallest clip that it takes."""
 _PYRAMID = "resnet_fpn_backbone"
 
 

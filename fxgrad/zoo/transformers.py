@@ -226,4 +226,4 @@ TEXT: Mapping[str, Case] = {
 # fmt: on
 
 CASES: Mapping[str, Case] = {**TEXT, **PERCEPTION}
-"""Name -> what builds (model, args, kwargs)."""
+"""Name -> case, which builds (model, args, kwargs)."""

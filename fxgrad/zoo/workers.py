@@ -24,7 +24,7 @@ from fxgrad.zoo.case import Case
 from fxgrad.zoo.rows import Row
 
 _START = 300
-"""Seconds that a worker may take to import torch and the case's modules."""
+"""Seconds that a worker has to import torch and the case's modules."""
 
 
 class Worker:

@@ -1,4 +1,4 @@
-"""Stage 1, capture: any PyTorch model becomes one functional graph of ATen ops, with its state apart.
+"""Stage 1, capture: any PyTorch model becomes one functional graph of ATen ops, separate from its state.
 
 `torch.export` traces the model; high-level ops (linear, layer_norm, scaled_dot_product_attention) stay whole. The graph
 is *lifted*: parameters and buffers are placeholders like the inputs. So the graph is a pure function, and the module

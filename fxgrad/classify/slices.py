@@ -32,7 +32,7 @@ _FEATURES, _OUTER = "features", "outer"
 
 @dataclass(frozen=True)
 class _Piece:
-    """Which features of a layer a tensor holds, and along which of its axes."""
+    """The features of a layer that a tensor contains, and the axes that they lie along."""
 
     axes: Axes
     first: int = 0

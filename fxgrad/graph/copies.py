@@ -78,7 +78,7 @@ def prune(graph: fx.Graph) -> None:
 
 
 def _draws_nothing(node: fx.Node) -> bool:
-    """Whether an op that may draw random numbers draws none: attention without dropout, or any op told not to train."""
+    """Whether an op that may draw random numbers draws none: attention without dropout, or any op in eval mode."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     arguments = arguments_of(node)

@@ -118,7 +118,7 @@ def native_group_norm(
 def _layout(
     weights: int, weight: Tensor | None, bias: Tensor | None, eps: float, trailing: int = 0, groups: int = 0
 ) -> Layout:
-    """The carrier comes first; the weight is at position `weights`, the bias behind it."""
+    """The carrier comes first; the weight is at position `weights`, the bias right after it."""
     places = (None if weight is None else weights, None if bias is None else weights + 1)
     return Layout(0, *places, trailing, groups, True, eps)
 

@@ -40,7 +40,7 @@ class CheckReport:
         unexplained: the part of that error that the sum of the ledger's rows does not explain.
         output: y = <v, f(x)>, v a random cotangent.
         inputs: sum of <x, gradient of x> over the attributed inputs (for token ids, their embeddings).
-        tolerance: the error up to which `passed` holds.
+        tolerance: the largest error that passes.
         ledger: one row per live node, the least balanced first.
         sources: one row per source, the largest contribution first.
     """

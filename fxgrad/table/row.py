@@ -19,17 +19,17 @@ Twins = Mapping[str, Callable[..., Any]]
 OPTIONS: dict[str, type | tuple[type, ...]] = {
     "moves": str,  # linear: how it moves elements, one of fxgrad.graph.axes.MOVES
     "relaid": bool,  # linear: PyTorch's backward is wrong for a cotangent of other strides than the input's
-    "saturates": bool,  # piecewise linear: has offsets that no operand names
+    "saturates": bool,  # piecewise linear: has offsets that are no operands
     "bounded": bool,  # piecewise linear: saturates on both sides, so that f(number + x) is a gate
     "odd": bool,  # squash: odd and bounded, so that number + f(x) is a gate
     "secant": bool,  # gate: finite at 0, so that it can carry attribution by its secant
-    "through": (int, float),  # gate: where it is 0, if it is not finite at 0; its secant is taken through there
+    "through": (int, float),  # gate: where it is 0, if it is not finite at 0; its secant goes through that point
     "log": bool,  # softmax: a logarithm, so not the weights of an average
     "degree": (int, float, str),  # power, gate: degree of homogeneity, or the operand that holds it
-    "over": str,  # normalization: the operand that holds the normalized shape
-    "groups": str,  # normalization: the operand that holds the number of groups
+    "over": str,  # normalization: the operand that gives the normalized shape
+    "groups": str,  # normalization: the operand that gives the number of groups
     "centered": bool,  # normalization: whether the mean is subtracted
-    "eps": str,  # normalization: the operand that holds epsilon
+    "eps": str,  # normalization: the operand that gives epsilon
 }
 
 # Per kind: parts that a row must name, parts that it may name, options that it may set.
@@ -61,7 +61,7 @@ class Row:
         options: see `OPTIONS`.
         origin: file and section, for messages.
         twin: for composed ops, the function whose gradient is the balanced one.
-        when: argument name -> the values for which the row holds; else the row does not apply.
+        when: argument name -> the only values for which the row applies.
         replaces: whether it replaces the shipped table's row of the op.
     """
 

@@ -25,7 +25,7 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
     "secant": bool,  # gate: finite at 0, so that it can carry attribution by its secant
     "through": (int, float),  # gate: where it is 0, if it is not finite at 0; its secant goes through that point
     "log": bool,  # softmax: a logarithm, so not the weights of an average
-    "degree": (int, float, str),  # power, gate: degree of homogeneity, or the operand that holds it
+    "degree": (int, float, str),  # power, gate: degree of homogeneity, or the operand that gives it
     "over": str,  # normalization: the operand that gives the normalized shape
     "groups": str,  # normalization: the operand that gives the number of groups
     "centered": bool,  # normalization: whether the mean is subtracted

@@ -3,8 +3,8 @@
     libra = fxgrad.convert(model, (x,))     # same outputs, bit for bit
     libra(x)[0, target].backward()          # x.grad is now the LibraGrad gradient
 
-The pass is one straight path, a folder each: capture, classify, module, proof. A name below is imported when it is used
-first, so that `import fxgrad` costs nothing.
+The stages lie in one folder each: capture, classify, module, proof. A name below is imported on first use, so that
+`import fxgrad` is fast.
 """
 
 import importlib
@@ -79,7 +79,7 @@ _PARTS = (
     *("errors", "kinds", "graph", "ops", "pt2", "capture", "table", "classify", "report", "module", "pipeline", "run"),
     *("proof", "methods", "metrics", "explainer", "data", "evaluate", "zoo"),
 )
-"""Modules that are there after `import fxgrad` alone, as in `fxgrad.methods.METHODS`."""
+"""Modules that work after `import fxgrad` alone, such as `fxgrad.methods.METHODS`."""
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""What can go wrong, one class a cause, all under `FxgradError`.
+"""The exceptions of fxgrad, one class per cause, all under `FxgradError`.
 
 Every message says what happened, where (module path, source line) and what to do next.
 """
@@ -7,12 +7,12 @@ from __future__ import annotations
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that says something, else the error's name."""
+    """The first line of an error's message that is not blank, else the error's class name."""
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def one_line(error: BaseException) -> str:
-    """An error of somebody else's as one line: its name and the first line of its message."""
+    """An error of another library as one line: its class name and the first line of its message."""
     return f"{type(error).__name__}: {first_line(error)}"
 
 
@@ -37,7 +37,7 @@ class NotBalanceableError(FxgradError):
 
 
 class InputError(FxgradError):
-    """A converted module, or the check of one, was called with inputs that it cannot take."""
+    """A converted module, or `fxgrad.check`, was called with inputs that do not fit the captured model."""
 
 
 class ArtefactError(FxgradError):
@@ -45,4 +45,4 @@ class ArtefactError(FxgradError):
 
 
 class ExportError(FxgradError):
-    """A converted model, or its explainer, cannot be exported, or a file that was cannot be run."""
+    """A converted model or its explainer cannot be exported, or an exported file cannot be run."""

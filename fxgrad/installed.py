@@ -1,4 +1,4 @@
-"""Which fxgrad this is."""
+"""The version of fxgrad."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from importlib import metadata
 
 
 def version() -> str:
-    """The version of the installed package; in words where this is a source checkout that nobody installed.
+    """The version of the installed package; a phrase that says so if this source checkout is not installed.
 
     Example:
         >>> version().strip() != ""

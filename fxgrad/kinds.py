@@ -27,20 +27,20 @@ class Role(enum.IntEnum):
     CONSTANT = 0
     """Does not depend on the attributed inputs: parameters, buffers, masks, comparisons."""
     PURE_GATE = 1
-    """Depends on them and means something only as a multiplier: softmax weights."""
+    """Depends on the inputs and can do nothing but multiply: softmax weights."""
     GATE = 2
-    """Meant as a multiplier, but can carry attribution where it must: sigmoid, exp, 1/rms."""
+    """Depends on the inputs and is made to multiply, but can carry attribution: sigmoid, exp, 1/rms."""
     CARRIER = 3
-    """Depends on them and carries attribution: hidden states."""
+    """Depends on the inputs and carries attribution: hidden states."""
 
     @property
     def label(self) -> str:
-        """The role as it is printed: lower case, words apart."""
+        """The role as it is printed: lower case, with spaces between words."""
         return self.name.lower().replace("_", " ")
 
 
 class Kind(str, enum.Enum):
-    """What an op is, as far as its backward is concerned. One section of rules/ops.toml each.
+    """What an op is, as far as its backward is concerned. Each kind is one section of rules/ops.toml.
 
     Example:
         >>> Kind("gated_activation").value
@@ -70,12 +70,12 @@ class Operand:
 
     Attributes:
         name: as in the op's schema; `tensors[1]` for an item of a list.
-        part: what the rule table says it is: carrier, coefficient, source, factor, numerator, ...
+        part: its part in the op, by the rule table: carrier, coefficient, source, factor, numerator, ...
         position: index among the op's arguments in schema order.
         item: index inside a list argument, or None.
         value: the name of the node that computes it, or a number.
         role: constant for numbers.
-        kind: of the op that computes it, moves and scalings aside; None for inputs, constants and numbers.
+        kind: kind of the op that computes it, moves and scalings skipped; None for inputs, constants and numbers.
     """
 
     name: str
@@ -110,7 +110,7 @@ def transfer(kind: Kind, operands: Sequence[Operand], *, degree: float | None = 
         ('gate', 'carrier')
     """
     role = {part: max(o.role for o in operands if o.part == part) for part in {o.part for o in operands}}
-    # What is only ever held, such as where to read, leaves nothing but a multiplier.
+    # If the only data operands are held ones, such as read positions, the result can only multiply.
     strongest = max(r for part, r in role.items() if part != "held") or min(
         role.get("held", Role.CONSTANT), Role.PURE_GATE
     )

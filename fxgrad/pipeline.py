@@ -31,25 +31,24 @@ def convert(
 
     Args:
         model: any module in eval mode, an ExportedProgram, or the path of a .pt2 file.
-        args, kwargs: example inputs, as for calling the model. Floating-point tensors among the inputs
-            are attributed, and the embeddings of token ids; the first axis of every tensor is the batch
-            and stays dynamic.
+        args, kwargs: example inputs, as for calling the model. Floating-point inputs and the embeddings of token ids
+            are attributed. The first axis of every tensor is the batch and stays dynamic.
         rules: the policy: a preset ("libragrad", "attnlrp", "gradient"), the path of a TOML file, or a list of
-            either, such as ["libragrad", "my_ops.toml"]; in the list also {op: function} for custom ops.
+            these, such as ["libragrad", "my_ops.toml"]. The list may also have {op: function} for custom ops.
         dynamic_shapes: as for `torch.export.export`, where more than the batch varies.
-        through_no_grad: attribute also through what the model computes under its own `torch.no_grad()`, such as a
-            frozen backbone. By default that is a constant, as it is to autograd.
+        through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
+            frozen backbone. By default their results are constants, as for autograd.
         on_unknown: "error" refuses a model with ops that no rule covers; "native" keeps these ops' own
             gradients, and `fxgrad.check` shows by how much completeness suffers.
 
     Returns:
-        A drop-in module: the same outputs bit for bit, state_dict keys and output structure; the
-        gradient of its inputs is the policy's.
+        A drop-in module with the same outputs (bit for bit), output structure and state_dict keys. The gradients of
+        its inputs are the policy's.
 
     Raises:
         CaptureError: the model is not one graph (train mode, control flow on data, wrong examples).
         NoRuleError: some ops have no row in the rule table; all of them are listed.
-        NotBalanceableError: softmax weights, say, reach the output other than as a multiplier.
+        NotBalanceableError: a pure gate (softmax weights) reaches the output other than as a multiplier.
         RuleTableError: a rule file is malformed.
 
     Example:

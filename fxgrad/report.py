@@ -1,4 +1,4 @@
-"""Tables of what was decided and measured: printable, HTML in notebooks, JSON, Markdown."""
+"""Tables of decisions and measurements: as text, HTML in notebooks, JSON and Markdown."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ RowType = TypeVar("RowType")
 
 
 class Table(Sequence[RowType], Generic[RowType]):
-    """Rows of one dataclass, under a title. A sequence of them, printable, HTML in notebooks.
+    """A sequence of dataclass instances under a title: a text table for `str`, HTML in notebooks.
 
     Args:
         title: printed above the rows.
         rows: dataclass instances, all of one class, their fields plain data.
-        shown: how many rows `str` prints; the rest are counted. HTML and JSON have them all.
+        shown: how many rows `str` prints; the others are only counted. HTML and JSON have all rows.
 
     Example:
         >>> @dataclass
@@ -56,7 +56,7 @@ class Table(Sequence[RowType], Generic[RowType]):
         return [f"... and {left} more rows"] if left > 0 else []
 
     def to_json(self) -> str:
-        """The rows as a JSON list of objects, keys in the order of the fields. Stable: same rows, same text."""
+        """The rows as a JSON list of objects, keys in the order of the fields. Same rows give the same text."""
         return json.dumps([asdict(row) for row in self.rows], indent=1)  # type: ignore[call-overload]
 
     def _repr_html_(self) -> str:
@@ -65,7 +65,7 @@ class Table(Sequence[RowType], Generic[RowType]):
 
 @dataclass(frozen=True)
 class ReportRow:
-    """One node of the report: what it is, what it got, and where it stands in the user's code."""
+    """One node of the report: its op, kind and role, its backward, and its place in the user's code."""
 
     node: str
     op: str
@@ -79,7 +79,7 @@ class ReportRow:
 
 @dataclass(frozen=True)
 class SummaryRow:
-    """All nodes of one op that got the same rule."""
+    """All nodes of one op that have the same kind and backward, counted."""
 
     count: int
     op: str
@@ -142,8 +142,8 @@ def markdown(head: Sequence[object], rows: Iterable[Sequence[object]], sides: st
 
     Args:
         head: the names of the columns.
-        rows: cells, printed by `str`; None is an empty one.
-        sides: for each column l or r, on which side it is aligned; by default the first left, the others right.
+        rows: cells, printed by `str`; None is an empty cell.
+        sides: alignment of each column, l or r; by default the first left, the others right.
 
     Example:
         >>> print("\\n".join(markdown(["model", "error"], [["vit", 0.5], ["mixer", None]])))

@@ -1,4 +1,4 @@
-"""Stage 1, capture: any PyTorch model becomes one functional graph of ATen ops, with its state apart."""
+"""Stage 1, capture: any PyTorch model becomes one functional graph of ATen ops, separate from its state."""
 
 from fxgrad.capture.captured import Captured, Input
 from fxgrad.capture.export import capture

@@ -20,13 +20,13 @@ from fxgrad.graph.nodes import placeholders_of
 
 @dataclass(frozen=True)
 class Input:
-    """One leaf of the model's inputs, in flattened order; or the output of an embedding, where token ids go in.
+    """One leaf of the model's inputs, in flattened order; or the output of an embedding of token ids.
 
     Attributes:
-        name: as in the model's signature; an embedding's is its module path.
+        name: as in the model's signature; for an embedding, its module path.
         shape: sizes, None where dynamic; None for an input that is not a tensor.
-        dtype: of the example; None for an input that is not a tensor.
-        constant: the value that was captured, for an input that is not a tensor.
+        dtype: the example's dtype; None for an input that is not a tensor.
+        constant: the captured value of an input that is not a tensor.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Input:
 
     @property
     def attributed(self) -> bool:
-        """Whether it gets an attribution: tensors of floating dtype do."""
+        """Whether it gets an attribution: true for tensors of floating dtype."""
         return self.dtype is not None and self.dtype.is_floating_point
 
     def check(self, value: Any) -> None:
@@ -70,18 +70,17 @@ class Captured:
     Attributes:
         graph: functional ATen graph; placeholders are the state, the inputs, the embedded tokens.
         state: for every leading placeholder, the path of its tensor in the model.
-        parameters: all parameters of the model by path, used or not.
-        buffers: all buffers by path, and tensor constants.
+        parameters: path -> parameter, for all of the model's parameters, used or not.
+        buffers: path -> tensor, for all buffers and tensor constants.
         transient: paths of buffers that the model's state_dict leaves out.
         inputs: the flattened inputs.
-        embedded: the outputs of the embeddings that integer inputs (token ids) are looked up in: attributed in
-            their stead.
+        embedded: the outputs of the embeddings of token ids, which are attributed instead of the ids.
         lookup: graph from the state and the inputs to the embedded tokens; None where there are none.
         in_spec, out_spec: structure of (args, kwargs) and of the outputs.
-        signature: of the model's forward, or None where the model was an ExportedProgram.
+        signature: the signature of the model's forward; None for an ExportedProgram.
         example: the example inputs.
-        program: what was captured, before it was tidied and cut.
-        through_no_grad: whether what the model computes under its own `torch.no_grad()` is part of it.
+        program: the captured program before it was tidied and cut.
+        through_no_grad: whether parts under the model's own `torch.no_grad()` are attributed.
     """
 
     graph: fx.Graph
@@ -101,26 +100,26 @@ class Captured:
 
     @property
     def entries(self) -> tuple[Input, ...]:
-        """What the graph takes after the state: the inputs, then the embedded tokens."""
+        """The graph's inputs after the state: the model's inputs, then the embedded tokens."""
         return self.inputs + self.embedded
 
     @property
     def entry_nodes(self) -> list[fx.Node]:
-        """The placeholders of the entries, in their order."""
+        """The placeholders of the entries, in order."""
         return placeholders_of(self.graph)[len(self.state) :]
 
     @property
     def persistent(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """The tensors that belong into a state_dict, and those that do not."""
+        """(tensors of the state_dict, other tensors), both path -> tensor."""
         kept = {k: v for k, v in self.buffers.items() if k not in self.transient}
         return {**self.parameters, **kept}, {k: v for k, v in self.buffers.items() if k in self.transient}
 
     def with_tensors(self, parameters: Mapping[str, Tensor], buffers: Mapping[str, Tensor]) -> Captured:
-        """The same, with these parameters and buffers."""
+        """A copy with these parameters and buffers."""
         return replace(self, parameters=parameters, buffers=buffers)
 
     def moved(self, devices: Mapping[torch.device, torch.device]) -> Captured:
-        """The same, with other devices for what the model makes itself; the tensors stay where they are."""
+        """A copy whose graph creates tensors on other devices; parameters and buffers stay where they are."""
         lookup = None if self.lookup is None else moved(self.lookup, devices)
         return replace(self, graph=moved(self.graph, devices), lookup=lookup)
 
@@ -128,7 +127,7 @@ class Captured:
         """The inputs as a flat list, checked against the captured ones.
 
         Raises:
-            InputError: another structure, shape or dtype than the model was captured for.
+            InputError: structure, shapes or dtypes differ from the captured ones.
         """
         call = canonical(self.signature, args, kwargs)
         leaves, spec = pytree.tree_flatten(call)
@@ -145,7 +144,7 @@ class Captured:
 
 
 def canonical(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
-    """The same call, always spelled alike: positional wherever the signature allows it."""
+    """The call in canonical form: positional arguments wherever the signature allows them."""
     if signature is None:
         return tuple(args), dict(kwargs)
     try:
@@ -156,7 +155,7 @@ def canonical(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs
 
 
 def input_names(signature: inspect.Signature | None, example: Arguments) -> list[str]:
-    """A readable name for every input leaf: the parameter's, with the path inside it."""
+    """A readable name for every input leaf: the name of forward's parameter, and the path inside it."""
     args, kwargs = example
     parameters = list(signature.parameters) if signature else []
     roots = [parameters[i] if i < len(parameters) else f"args[{i}]" for i in range(len(args))] + list(kwargs)
@@ -170,6 +169,6 @@ def input_names(signature: inspect.Signature | None, example: Arguments) -> list
 def input_of(name: str, placeholder: fx.Node, argument: Any) -> Input:
     value = placeholder.meta.get("val")
     if isinstance(value, Tensor):
-        # A size that tracing found to be one number, whatever was asked for, is a constant.
+        # A size that tracing specialized to a number is a constant, even if it was requested as dynamic.
         return Input(name, tuple(int(s) if is_concrete_int(s) else None for s in value.shape), value.dtype)
     return Input(name, None, None, getattr(argument, "value", value))

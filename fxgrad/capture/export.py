@@ -1,8 +1,8 @@
-"""Stage 1, capture: any PyTorch model becomes one functional graph of ATen ops, with its state apart.
+"""Stage 1, capture: any PyTorch model becomes one functional graph of ATen ops, separate from its state.
 
-`torch.export` traces the model; high-level ops (linear, layer_norm, scaled_dot_product_attention)
-stay whole. The graph is *lifted*: parameters and buffers are placeholders like the inputs, so
-that the graph is a pure function and the state can be owned, moved and copied by whoever runs it.
+`torch.export` traces the model; high-level ops (linear, layer_norm, scaled_dot_product_attention) stay whole. The graph
+is *lifted*: parameters and buffers are placeholders like the inputs. So the graph is a pure function, and the module
+that runs it owns, moves and copies the state.
 """
 
 from __future__ import annotations
@@ -53,11 +53,10 @@ def capture(
             that has example inputs needs none.
         dynamic_shapes: as for `torch.export.export`. By default the first axis of every tensor is
             dynamic wherever the model's code allows it.
-        through_no_grad: take what the model computes under its own `torch.no_grad()`, such as a frozen backbone,
-            for a part like any other, and not for a constant, which it is to autograd.
-        table: its rows say which ops that PyTorch itself composes of others are kept whole (the rest become what they
-            are composed of), and which ops hand token ids on. By default every op is kept, and the rows are the shipped
-            ones.
+        through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
+            frozen backbone. By default their results are constants, as for autograd.
+        table: its rows say which composite ops (those that PyTorch composes of others) are kept whole, and which ops
+            hand token ids on. By default all composite ops are kept, and the rows are the shipped ones.
 
     Returns:
         The captured model.
@@ -94,7 +93,7 @@ def capture(
 
 
 def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> ExportedProgram:
-    """The program in functional ATen ops, without the composite ones that are not to be kept whole."""
+    """The program in functional ATen ops; composite ops are decomposed unless `whole` keeps them."""
     pieces: dict[Any, Callable[..., Any]] = {}
     functional: ExportedProgram | None = None
     try:
@@ -108,13 +107,13 @@ def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> Expor
                 if any(spec.kind is OutputKind.TOKEN for spec in functional.graph_signature.output_specs):
                     return cast(
                         ExportedProgram, program.run_decompositions({})
-                    )  # a piece has a side effect, as a factorization's check
+                    )  # a component has a side effect, such as a factorization's check
     except Exception as error:
         raise CaptureError(f"torch.export cannot decompose the program: {one_line(error)}") from error
 
 
 def _composite(node: fx.Node) -> bool:
-    """Whether PyTorch makes a differentiable op of other ops, so that it has their gradient."""
+    """Whether the node's op is differentiable and composed of other ops, so that it has their gradient."""
     return (
         isinstance(node.target, torch._ops.OpOverload)
         and differentiable(node)
@@ -123,7 +122,7 @@ def _composite(node: fx.Node) -> bool:
 
 
 def _composite_kernel(op: Any) -> Callable[..., Any]:
-    """What eager PyTorch runs for a composite op. Hence the same bits; Python decompositions do not promise them."""
+    """The kernel that eager PyTorch runs for a composite op; Python decompositions do not promise the same bits."""
     return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
@@ -157,11 +156,11 @@ def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> Export
     args, kwargs = example
     if dynamic_shapes is None:
         args, kwargs = _spread_batch(args, kwargs)
-        # One entry per parameter of forward, *args and **kwargs included, is what torch.export wants.
+        # torch.export wants one item per parameter of forward, *args and **kwargs included.
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
         dynamic_shapes = pytree.tree_map(_auto, bound.arguments)
     try:
-        # With gradients, so that the parts that the model itself runs without are seen.
+        # With gradients enabled, so that the parts under the model's own no_grad show.
         with _export_settings(), _LastStates(), torch.enable_grad():
             return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
     except Exception as error:
@@ -177,7 +176,7 @@ def _auto(leaf: Any) -> Any:
 
 
 def _spread_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """A batch of one, doubled: torch.export takes a size of 1 for a constant."""
+    """The arguments with a batch of one doubled, since torch.export specializes a size of 1."""
     leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
     if any(leaf.shape[0] != 1 for leaf in leaves):
         return args, kwargs
@@ -191,7 +190,7 @@ def _spread_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
 
 @contextlib.contextmanager
 def without_fast_path() -> Iterator[None]:
-    """Without MultiheadAttention's fast path, a fused inference kernel that no rule can look into.
+    """Disable MultiheadAttention's fast path, a fused inference kernel that no rule covers.
 
     Example:
         >>> with without_fast_path():
@@ -208,10 +207,10 @@ def without_fast_path() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _export_settings() -> Iterator[None]:
-    """Without the fast path, and without what the tracer says beside.
+    """Disable the fast path, and silence the tracer.
 
-    That is the tracebacks that it logs ahead of an exception (the error tells it all), and its warning that
-    an RNN's cached list of weights is rebuilt.
+    It logs tracebacks before it raises (the error says the same), and warns that an RNN's cached list of weights is
+    rebuilt.
     """
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, logger.disabled = logger.disabled, True
@@ -224,7 +223,7 @@ def _export_settings() -> Iterator[None]:
 
 
 class _LastStates(TorchFunctionMode):
-    """Gives an LSTM's last states the shape of its first ones; PyTorch 2.11 traces them with an axis too many."""
+    """Give an LSTM's last states the shape of its first ones; PyTorch 2.11 traces them with one axis too many."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -237,7 +236,7 @@ class _LastStates(TorchFunctionMode):
 
 
 def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
-    """Say whose fault a failed export is: the example's, the model's control flow, or neither."""
+    """A message about why the export failed: the example inputs, the model's control flow, or something else."""
     args, kwargs = example
     try:
         with torch.no_grad():
@@ -266,15 +265,15 @@ def captured_from(
     through_no_grad: bool = False,
     model: nn.Module | None = None,
 ) -> Captured:
-    """Tidy a functional program, take its tensors apart, and cut it behind the embeddings of token ids.
+    """Tidy a functional program, separate its tensors, and cut it after the embeddings of token ids.
 
     Args:
-        program: in functional ATen ops; it stays as it is.
-        signature: of the model's forward, or None where nobody knows it.
+        program: in functional ATen ops; not changed.
+        signature: the signature of the model's forward, or None if unknown.
         example: the example inputs.
         table: its rows say which ops hand token ids on.
         through_no_grad: as for `capture`.
-        model: whose parameters and buffers are meant, in its order; by default the program's.
+        model: the module whose parameters and buffers to take, in its order; by default the program's.
 
     Raises:
         CaptureError: the program writes to its state, or has no input that could be attributed.
@@ -325,7 +324,7 @@ def captured_from(
 def _placeholders(
     program: ExportedProgram, placeholders: Mapping[str, fx.Node], names: Sequence[str]
 ) -> tuple[list[str], list[Input]]:
-    """What the program's placeholders are: paths of the state's tensors, and the inputs, called by these names."""
+    """(paths of the state's tensors, inputs with these names), from the program's placeholders."""
     state: list[str] = []
     inputs: list[Input] = []
     for spec in program.graph_signature.input_specs:
@@ -341,7 +340,7 @@ def _placeholders(
 def _tensors(
     program: ExportedProgram, model: nn.Module | None
 ) -> tuple[dict[str, nn.Parameter], dict[str, Tensor], frozenset[str]]:
-    """Parameters, buffers with tensor constants, and the paths of those that a state_dict leaves out."""
+    """(parameters, buffers and tensor constants, paths of those that a state_dict leaves out)."""
     parameters = {k: v for k, v in program.state_dict.items() if isinstance(v, nn.Parameter)}
     buffers = {k: v for k, v in program.state_dict.items() if k not in parameters}
     constants = {k: v for k, v in program.constants.items() if isinstance(v, Tensor)}

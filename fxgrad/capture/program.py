@@ -1,4 +1,4 @@
-"""A captured program that waits for tensors: the module owns them, and the program gets them back when it is saved."""
+"""A captured program without tensors: the converted module owns them, and gives them back for saving."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 @dataclass(frozen=True)
 class Program:
-    """What is left of an ExportedProgram without its tensors: enough to make one again, of any tensors.
+    """An ExportedProgram without its tensors; `filled` makes an ExportedProgram again.
 
     Attributes:
-        graph: functional ATen graph as torch.export leaves it, not yet tidied nor cut.
-        signature: what its placeholders and outputs are.
-        ranges: what is known about the dynamic sizes.
+        graph: functional ATen graph from torch.export, neither tidied nor cut.
+        signature: the meaning of its placeholders and outputs.
+        ranges: the ranges of the dynamic sizes.
         calls: the modules, and the structure of inputs and outputs.
     """
 
@@ -34,7 +34,7 @@ class Program:
     def filled(
         self, state: Mapping[str, Tensor], constants: Mapping[str, Tensor], example: Arguments | None
     ) -> ExportedProgram:
-        """The program with these parameters and persistent buffers, and these other tensors.
+        """The program with these parameters and persistent buffers (`state`), and these other tensors.
 
         Example:
             >>> import torch
@@ -47,7 +47,7 @@ class Program:
         """
         return ExportedProgram(
             nn.Module(),
-            copied(self.graph),  # which the constructor changes
+            copied(self.graph),  # the constructor changes its graph
             copy.deepcopy(self.signature),
             dict(state),
             dict(self.ranges),

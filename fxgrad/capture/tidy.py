@@ -1,7 +1,7 @@
-"""Mend the captured graph, so that it holds for other batches, dtypes and kernels than the traced ones.
+"""Mend the captured graph, so that it is valid for other batch sizes, dtypes and kernels than the traced ones.
 
-Tracing writes down what happened once: a copy that was needed for these strides, a view that was possible, a
-region without gradients that decomposition forgets.
+Tracing records what happened once: a copy that these strides needed, a view that was possible. Decomposition forgets
+regions without gradients.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ def tidy(graph: fx.Graph) -> None:
     """Mend a functional ATen graph in place.
 
     Args:
-        graph: as `ExportedProgram.run_decompositions` leaves it, with its nodes' metadata.
+        graph: from `ExportedProgram.run_decompositions`, with its nodes' metadata.
 
     Example:
         >>> class Heads(torch.nn.Module):
@@ -34,7 +34,7 @@ def tidy(graph: fx.Graph) -> None:
     """
     for node in list(graph.nodes):
         if hasattr(builtins, node.name):
-            node.name += "_"  # fx would rename `input` whenever the graph is copied
+            node.name += "_"  # fx would rename `input` each time it copies the graph
         if node.op == "call_function":
             _tidy_node(graph, node)
     prune(graph)
@@ -44,18 +44,18 @@ def _tidy_node(graph: fx.Graph, node: fx.Node) -> None:
     if getattr(node.target, "__name__", "").startswith(CHECKS) and not node.users:
         graph.erase_node(node)
     elif node.target is aten._unsafe_view.default:
-        # What a reshape does where it must copy. Where it need not, it is a view, whose strides pick other kernels.
+        # A traced reshape that had to copy. For other strides it is a view, for which PyTorch picks other kernels.
         node.target = aten.reshape.default
         (source,) = node.all_input_nodes[:1]
         if _makes_contiguous(source):
             node.replace_input_with(source, source.all_input_nodes[0])
     elif node.target is aten.view.default:
-        # A view holds only for the strides of the kernels that were traced.
+        # A view is valid only for the strides of the traced kernels.
         node.target = aten.reshape.default
     elif node.target is aten.copy.default:
         _replace_copy(graph, node)
     elif node.target is aten.as_strided.default and node.all_input_nodes[0].meta["val"].is_contiguous():
-        # Strides are the traced tensor's, whose `contiguous()` tracing found to be nothing to do.
+        # The strides are the traced tensor's, for which `contiguous()` had nothing to do.
         source = node.all_input_nodes[0]
         with graph.inserting_before(node):
             contiguous = graph.call_function(aten.contiguous.default, (source,))
@@ -64,14 +64,14 @@ def _tidy_node(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def _makes_contiguous(node: fx.Node) -> bool:
-    """Whether it is the copy that `reshape` or `contiguous()` made."""
+    """Whether the node is a copy made by `reshape` or `contiguous()`."""
     if node.target is aten.clone.default:
         return node.kwargs.get("memory_format") is torch.contiguous_format
     return node.target is aten.contiguous.default
 
 
 def _replace_copy(graph: fx.Graph, node: fx.Node) -> None:
-    """An in-place copy is its source in the target's shape and dtype; ATen's own form of it has no derivative."""
+    """Replace an in-place copy by its source in the target's shape and dtype; `aten.copy` has no derivative."""
     target, source = node.all_input_nodes[:2]
     with graph.inserting_before(node):
         expanded = graph.call_function(aten.expand_as.default, (source, target))
@@ -83,10 +83,10 @@ def _replace_copy(graph: fx.Graph, node: fx.Node) -> None:
 
 
 def detach_without_grad(graph: fx.Graph) -> None:
-    """Detach, in place, what a model computes under its own `torch.no_grad()`: decomposition would forget that.
+    """Detach, in place, results computed under the model's own `torch.no_grad()`, which decomposition would forget.
 
     Args:
-        graph: as `torch.export.export` leaves it when it runs with gradients.
+        graph: from `torch.export.export`, run with gradients enabled.
 
     Example:
         >>> class Half(torch.nn.Module):

@@ -1,7 +1,7 @@
-"""Token ids in: the embedding's output is what gets attributed, so the graph is cut there.
+"""Cut the graph of a model on token ids after the embeddings, whose outputs are attributed instead of the ids.
 
-A token id is a number without magnitude: no gradient can reach it. Its embedding can be attributed,
-and everything behind the embedding is a function of floating-point values like any other model.
+No gradient can reach an integer. The part of the graph after the embeddings is a function of floating-point values,
+like any other model.
 """
 
 from __future__ import annotations

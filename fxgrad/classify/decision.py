@@ -1,4 +1,4 @@
-"""What the analysis decides about one node, and the node's operands as it sees them."""
+"""The decision about one node, and the node's operands as the analysis sees them."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ class Decision:
         node: its name in the graph.
         op: as torch prints it, `aten.gelu.default`.
         kind: what the op is; a linear op with a computed coefficient is a product.
-        role: of its result.
+        role: the role of its result.
         operands: its tensor and number operands.
-        degree: of homogeneity, where the kind has one.
-        sources: the constants that enter additively, by name.
-        row: the rule table's row; None for the plumbing of tuples and for opaque ops.
-        place: where the model's author wrote it.
+        degree: its degree of homogeneity, where the kind has one.
+        sources: names of the constants that enter additively.
+        row: the rule table's row; None for items of tuples and for opaque ops.
+        place: where it comes from in the user's code.
         pointwise: whether it computes element by element.
-        idiom: what the node means together with others, in words; "" where it stands for itself.
-        weights: for every operand, by how much its cotangent is scaled; 0 is held.
-        backward: what the policy lets happen; `HELD` where no cotangent arrives.
+        idiom: what the node means together with others, in words; "" where no idiom matches.
+        weights: the factor of each operand's cotangent; 0 holds the operand.
+        backward: the backward that the policy gives it; `HELD` where no cotangent arrives.
     """
 
     node: str
@@ -59,17 +59,17 @@ class Decision:
 
     @property
     def keeps(self) -> bool:
-        """Whether its constants may contribute something."""
+        """Whether its constants may contribute to the output."""
         return self.live and self.backward.keeps(self)
 
     @property
     def parts(self) -> Mapping[str, tuple[str, ...]]:
-        """Part -> names of the operands that play it, as its row says."""
+        """Part -> names of the operands with this part, by its row."""
         return self.row.parts if self.row else {}
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What else its row says."""
+        """The options of its row."""
         return self.row.options if self.row else {}
 
     @property
@@ -92,18 +92,18 @@ class Decision:
         return any(o.value == operand and weight != 0 for o, weight in zip(self.operands, self.weights))
 
     def under(self, backwards: Mapping[Kind, Backward]) -> Decision:
-        """The same node, with the backward that a policy gives it."""
+        """A copy with the backward and weights that a policy gives the node."""
         backward = backwards.get(self.kind, NATIVE).given_row(self.options)
         return replace(self, backward=backward, weights=tuple(backward.weights(self.operands, self.degree)))
 
     def held(self) -> Decision:
-        """The same node, where no cotangent arrives."""
+        """A copy that is held: no cotangent arrives at the node."""
         weights = tuple(0.0 if o.data else 1.0 for o in self.operands)
         return replace(self, backward=HELD, sources=(), weights=weights)
 
     @property
     def reason(self) -> str:
-        """Why this backward, in words."""
+        """Why the node has this backward, in words."""
         data = [(o, w) for o, w in zip(self.operands, self.weights) if o.data]
         what = ", ".join(f"{o.name} is a {o.role.label}{_fate(w)}" for o, w in data)
         what = what if self.live else f"{what}; the result is only ever held"
@@ -117,9 +117,9 @@ def _fate(weight: float) -> str:
 def operands_of(
     node: fx.Node, part_of: Mapping[str, str], roles: Mapping[fx.Node, Role], kinds: Mapping[str, Kind]
 ) -> Iterator[Operand]:
-    """The node's operands that the row names, and every other tensor operand as part `unnamed`.
+    """The operands that the row names, then every other tensor operand as part `unnamed`.
 
-    Left out are those whose values do not matter (`like`).
+    Operands whose values do not matter (`like`) are left out.
     """
     for position, (name, value) in enumerate(arguments_of(node).items()):
         part = part_of.get(name, "unnamed")
@@ -138,7 +138,7 @@ def operands_of(
 
 
 def _part(part: str, node: fx.Node) -> str:
-    """Among a recurrence's parameters, matrices multiply and vectors are added."""
+    """An operand's part; among a recurrence's parameters, matrices multiply and vectors are added."""
     if part != "parameters":
         return part
     return "source" if node.meta["val"].dim() == 1 else "coefficient"
@@ -153,4 +153,4 @@ class Classified:
     decisions: Mapping[str, Decision]
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Classified:
-        return self  # nothing in it ever changes
+        return self  # immutable

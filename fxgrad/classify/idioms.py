@@ -1,8 +1,8 @@
 """Idioms: what several nodes mean together, as an ordered list.
 
 Each has a formula, a match on facts (roles, kinds, parts, whether an op is pointwise; never an op's name), and a reason
-that the report prints. An idiom changes a node's kind, or bounds its role, as soon as the node is met. Two more need
-what comes later: scores, which are known by the softmax that they feed, and averages of constants, which are known once
+that the report prints. An idiom changes a node's kind or bounds its role when the walk meets the node. Two idioms
+depend on later facts: scores are recognized by the softmax that they feed, and averages of constants are sources once
 the policy holds their weights.
 """
 
@@ -17,18 +17,18 @@ from fxgrad.classify.decision import Decision
 from fxgrad.kinds import Kind, Operand, Role
 
 Known = Mapping[str, Decision]
-"""The decisions for the nodes met so far, by name."""
+"""Node name -> decision, for the nodes met so far."""
 
 
 @dataclass(frozen=True)
 class Idiom:
-    """One idiom of single nodes, which looks at what they are computed from.
+    """One idiom, recognized at its last node from that node's operands.
 
     Attributes:
-        formula: in a line.
-        reason: what the report says; "" where it goes without saying.
-        matches: (the node's decision so far, those before it) -> whether it is this.
-        kind: that the node gets, or None: its own.
+        formula: the idiom in one line.
+        reason: what the report says; "" for nothing.
+        matches: (the node's decision so far, earlier decisions) -> whether the idiom matches.
+        kind: the node's new kind, or None to keep its own.
         ceiling: the strongest role that its result can have.
     """
 
@@ -71,35 +71,35 @@ IDIOMS = (
     Idiom("1 + tanh(x)", "number + an odd bounded function: a gate", _number_plus_odd_squash, ceiling=Role.GATE),
     Idiom("relu6(x + 3)", "number + x between two bounds: a gate", _bounded_lifted, ceiling=Role.GATE),
 )
-"""In the order in which they are tried; each sees what those before it changed."""
+"""All idioms in the order of matching; each sees the changes of earlier ones."""
 
 
 def is_sum(decision: Decision) -> bool:
-    """Whether it adds operands up, element by element."""
+    """Whether the node adds operands element by element."""
     parts = [o.part for o in decision.operands]
     return decision.kind is Kind.LINEAR and decision.pointwise and len(parts) > 1 and set(parts) == {"carrier"}
 
 
 def mixes(decision: Decision) -> bool:
-    """Whether it is a contraction: a matrix product, or a layer with weights."""
+    """Whether the node is a contraction: a matrix product, or a layer with weights."""
     if any(o.part == "coefficient" for o in decision.operands):
         return True
     return decision.kind in (Kind.PRODUCT, Kind.ATTENTION) and not decision.pointwise
 
 
 def _lifted(decision: Decision) -> str | None:
-    """Of a sum number + carrier, the carrier. A number, not a parameter: tanh(x) + bias is a layer's output."""
+    """The carrier of a sum number + carrier, else None. With a parameter, as tanh(x) + bias, it is a layer's output."""
     numbers = [o for o in decision.operands if not isinstance(o.value, str) and o.value != 0]
     carriers = [o for o in decision.operands if o.role is Role.CARRIER]
     return str(carriers[0].value) if is_sum(decision) and len(numbers) == len(carriers) == 1 else None
 
 
 def kind_of_value(decision: Decision, seed_of: Callable[[Operand], str]) -> Kind:
-    """What kind of value it makes: a move or a scaling keeps its operand's, and x * gate(x) is a gated activation.
+    """The kind of the node's value: a move or a scaling keeps its operand's; x * gate(x) is a gated activation.
 
     Args:
-        decision: about the node.
-        seed_of: an operand -> the node that it is computed from element by element.
+        decision: the node's decision.
+        seed_of: operand -> the node of which it is an elementwise function.
     """
     data = decision.data
     if decision.kind in (Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT) and len(data) == 1 and not decision.sources:
@@ -111,18 +111,18 @@ def kind_of_value(decision: Decision, seed_of: Callable[[Operand], str]) -> Kind
 
 
 TOWARDS = frozenset({Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT, Kind.PIECEWISE_LINEAR, Kind.SQUASH})
-"""What may happen to scores on their way to the softmax: scalings, masks, soft caps."""
+"""Kinds of ops allowed between scores and the softmax: scalings, masks, soft caps."""
 ELEMENTWISE = TOWARDS | {Kind.GATE, Kind.POWER, Kind.GATED_ACTIVATION}
-"""What may lie between x and the gate of x * gate(x)."""
+"""Kinds of ops allowed between x and the gate of x * gate(x)."""
 
 
 def with_scores(graph: fx.Graph, decisions: Known) -> dict[str, Decision]:
-    """q k^T: contractions that feed nothing but a softmax are attention, as the products with its weights are."""
+    """q k^T: a contraction that only feeds a softmax is attention, like a product with softmax weights."""
     towards: set[str] = set()
     scores: dict[str, Decision] = {}
     for node in reversed(graph.nodes):
         decision = decisions.get(node.name)
-        # A constant that is computed from it, such as a detached maximum, is no user.
+        # A constant computed from the scores, such as a detached maximum, does not count as a user.
         users = [decisions.get(user.name) for user in node.users if user.op == "output" or user.name in decisions]
         if decision and all(user and (user.kind is Kind.SOFTMAX or user.node in towards) for user in users):
             if decision.kind is Kind.PRODUCT and len(decision.data) > 1:
@@ -135,9 +135,10 @@ def with_scores(graph: fx.Graph, decisions: Known) -> dict[str, Decision]:
 def with_averages(decisions: Known) -> dict[str, Decision]:
     """x + softmax(.) c: the average of constants, such as a learned memory, is a source once its weights are held.
 
-    It is a constant then, like a class token's value. On its own it would leave nothing to attribute.
+    It is then a constant, like a class token's value. An average that is not added to a carrier stays as it is: nothing
+    would be left to attribute.
     """
-    weights: set[str] = set()  # a held softmax, or what is linear in it
+    weights: set[str] = set()  # names of held softmaxes, and of linear functions of them
     averages: set[str] = set()
     sums: dict[str, Decision] = {}
     for name, decision in decisions.items():
@@ -160,6 +161,6 @@ def with_averages(decisions: Known) -> dict[str, Decision]:
 
 
 def _averages_constants(decision: Decision) -> bool:
-    """Whether it is a contraction of weights with constants."""
+    """Whether the node is a contraction of softmax weights with constants."""
     averaged = [o for o in decision.operands if o.part in ("coefficient", "factor", "value")]
     return mixes(decision) and any(not o.data and isinstance(o.value, str) for o in averaged)

@@ -1,4 +1,4 @@
-"""Which nodes a cotangent reaches, and which are only ever held."""
+"""Which nodes a cotangent reaches (live), and which are held."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from fxgrad.classify.refusals import not_balanceable
 
 
 def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
-    """The data flow along which cotangents travel: an edge operand -> node for every weight but 0.
+    """The graph of the operands that receive a cotangent: an edge operand -> node for every weight but 0.
 
     Example:
         >>> from fxgrad.capture.export import capture
@@ -32,7 +32,7 @@ def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
 
 
 def with_liveness(outputs: list[str], decisions: Mapping[str, Decision], policy: str) -> dict[str, Decision]:
-    """Mark as held whatever no cotangent reaches; refuse what a cotangent reaches but cannot pass."""
+    """Hold every node that no cotangent reaches; refuse nodes that get a cotangent but hand none on."""
     flow = flow_graph(decisions)
     flow.add_nodes_from(outputs)  # an input may be an output
     live = set(outputs).union(*(nx.ancestors(flow, name) for name in outputs))

@@ -1,4 +1,4 @@
-"""Which word says how a node's op moves elements: what `fxgrad.graph.axes` follows axes by."""
+"""The word that says how a node's op moves elements; `fxgrad.graph.axes` follows axes by it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = {Kind.ATTENTION: ATTENTION, Kind.NORMALIZATION: "same", Kind.SOFTMAX: "
 
 
 def word_of(node: fx.Node, decisions: Mapping[str, Decision]) -> str | None:
-    """How a node's op moves elements, from its row and its kind; of an item, that of the op which made the tuple.
+    """How a node's op moves elements, from its row and its kind; for an item, the word of the op that made the tuple.
 
     Example:
         >>> import fxgrad
@@ -35,6 +35,6 @@ def word_of(node: fx.Node, decisions: Mapping[str, Decision]) -> str | None:
     if made is not node:
         return None
     kind = decision.row.kind
-    if kind is Kind.PRODUCT:  # by the row: what is a product of softmax weights is of the kind of attention
+    if kind is Kind.PRODUCT:  # the row's kind; the decision's is attention for products of softmax weights
         return None if torch.Tag.pointwise in node.target.tags else PRODUCT  # type: ignore[union-attr]
     return _KINDS.get(kind)

@@ -1,4 +1,4 @@
-"""How classification says no: every place at once, with its reason and what to do next."""
+"""Errors of classification: all places in one message, with the reason and what to do next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ CONTROL_FLOW = "is control flow"
 
 
 def not_balanceable(name: str, paths: Sequence[tuple[str, Place, Sequence[str]]]) -> NotBalanceableError:
-    """The refusal of ops that can only multiply, but reach an output: (op, place, path to it) each."""
+    """The error for pure gates that reach an output; `paths` has (op, place, path to the output) for each."""
     lines = []
     for op, place, path in paths:
         lines += [f"  {op} at {place}", f"    reaches the output by {' -> '.join(path)}"]
@@ -29,11 +29,11 @@ def not_balanceable(name: str, paths: Sequence[tuple[str, Place, Sequence[str]]]
 
 
 def no_rule(unruled: Sequence[tuple[fx.Node, str]], data: Callable[[fx.Node], list[str]]) -> NoRuleError:
-    """The refusal of all nodes that no rule covers, with the reason for each, grouped by op and reason.
+    """The error for all nodes that no rule covers, grouped by op and reason.
 
     Args:
-        unruled: each node with the reason.
-        data: says which operands of a node depend on the model's inputs.
+        unruled: (node, reason) each.
+        data: node -> names of the operands that depend on the model's inputs.
     """
     groups: dict[tuple[str, str], list[fx.Node]] = defaultdict(list)
     for node, problem in unruled:

@@ -1,9 +1,9 @@
-"""Liveness at the grain of a projection's rows: what reads a fused qkv projection, and which of it gets a cotangent.
+"""Liveness of the pieces of a fused projection, such as q, k and v from one linear layer.
 
-One linear layer often makes queries, keys and values together, and where attention weights are held only the values
-get a cotangent. The layer keeps its one product forward; its backward needs the values' rows alone. So this follows,
-from every linear layer on, the moves (reshape, permute, split, select) that cut its features apart, and hands
-the layer's cotangent directly to the pieces that are live.
+Where attention weights are held, only the values get a cotangent. The forward keeps the layer's one product; the
+backward needs only the rows of the weight that make the values. So this module follows the moves (reshape, permute,
+split, select) that cut a layer's features apart, and makes each live piece hand its cotangent directly to the layer's
+input.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _FEATURES, _OUTER = "features", "outer"
 
 @dataclass(frozen=True)
 class _Piece:
-    """Which features of a layer a tensor holds, and along which of its axes."""
+    """The features of a layer that a tensor contains, and the axes that they lie along."""
 
     axes: Axes
     first: int = 0
@@ -43,7 +43,7 @@ class _Piece:
 
     @property
     def whole(self) -> bool:
-        """Whether every axis is one of the features alone, or one of batch and tokens as it was or parted."""
+        """Whether every axis has features alone, or all or part of one axis of batch or tokens."""
         return all(
             len(axis) <= 1
             and all(a.origin == _OUTER or (a.origin == _FEATURES and isinstance(a.size, int)) for a in axis)
@@ -51,7 +51,7 @@ class _Piece:
         )
 
     def rows(self) -> Rows:
-        """The same, as the op that hands on the cotangent takes it."""
+        """The piece in the form that `fxgrad.ops.rows_of` takes."""
         atoms = [(i, axis[0] if axis else Atom(_FEATURES, 0, 1)) for i, axis in enumerate(self.axes)]
         outer = sorted((pair for pair in atoms if pair[1].origin == _OUTER), key=cmp_to_key(_as_they_were))
         inner = sorted((-atom.stride, i, atom.size) for i, atom in atoms if atom.origin == _FEATURES)
@@ -60,7 +60,7 @@ class _Piece:
 
 
 def _as_they_were(a: tuple[int, Atom], b: tuple[int, Atom]) -> int:
-    """Which of two axes of batch and tokens came first: the earlier one, or the outer part of the same."""
+    """Compare two axes of batch and tokens: the earlier axis, or the outer part of the same axis, is first."""
     one, other = a[1], b[1]
     if one.axis != other.axis:
         return one.axis - other.axis
@@ -68,15 +68,15 @@ def _as_they_were(a: tuple[int, Atom], b: tuple[int, Atom]) -> int:
 
 
 def narrow(graph: fx.Graph, decisions: Mapping[str, Decision]) -> dict[str, Decision]:
-    """Give the cotangent of a linear layer to its live pieces, where some are held.
+    """Let the live pieces of a linear layer take over its backward, where other pieces are held.
 
     Args:
         graph: the captured graph.
         decisions: one per node, with its liveness.
 
     Returns:
-        The decisions. A live piece is now decided as the layer is, its backward knows the moves between; the layer and
-        these moves are held.
+        The decisions. A live piece has the layer's decision, and the nodes between them in its backward's `moves`; the
+        layer and these nodes are held.
 
     Example:
         >>> import fxgrad
@@ -106,7 +106,7 @@ def narrow(graph: fx.Graph, decisions: Mapping[str, Decision]) -> dict[str, Deci
 
 
 def _plain(decision: Decision) -> bool:
-    """Whether only the carrier depends on the inputs, and has its own vjp."""
+    """Whether only the carrier depends on the inputs, with weight 1."""
     return [(o.part, w) for o, w in zip(decision.operands, decision.weights) if o.data] == [("carrier", 1.0)]
 
 
@@ -116,7 +116,7 @@ _Found = list[tuple[fx.Node, _Piece, tuple[str, ...]]]
 def _live_pieces(
     node: fx.Node, piece: _Piece, decisions: Mapping[str, Decision], moves: tuple[str, ...] = ()
 ) -> _Found:
-    """The live nodes that hold the features of `piece` between them, as few and as early as can be."""
+    """The live nodes that together contain the features of `piece`, as few and as early as possible."""
     here: _Found = [(node, piece, moves)]
     found: _Found = []
     for user in node.users:
@@ -149,7 +149,7 @@ def _moved(
 
 
 def _after(node: fx.Node, word: str, piece: _Piece) -> _Piece | None:
-    """What a move leaves of a piece; None where that is no piece, as where features join tokens."""
+    """The piece after a move; None if the result is no piece, for example if features are merged with tokens."""
     move = move_of(node, word)
     if move is None:
         return None

@@ -1,7 +1,7 @@
-"""What kind an op without a row seems to be: tried out on random numbers, and written as the row to add.
+"""Guess the kind of an op without a row from its values at random numbers, and write the row to add.
 
-A suggestion, not a rule: a few numbers in (-0.5, 0.5) prove nothing. Whoever adds the row decides, and
-`fxgrad.check` then proves it or names the op.
+A suggestion, not a rule: a few numbers in (-0.5, 0.5) prove nothing. The user decides whether to add the row, and
+`fxgrad.check` then confirms it or names the op.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from fxgrad.kinds import Kind
 
 
 class Suggestion(NamedTuple):
-    """A kind, the row that says so, and what made it look so."""
+    """A kind, the row that states it, and the evidence."""
 
     kind: Kind
     row: str
@@ -32,7 +32,7 @@ def suggest(node: fx.Node, data: list[str]) -> Suggestion:
         data: the names, as in the op's schema, of the operands that depend on the model's inputs.
 
     Returns:
-        The closest kind; `composed`, the one that fits everything, where no other does or the op fails.
+        The closest kind; `composed`, which fits every op, where no other kind fits or the op fails.
 
     Example:
         >>> graph = torch.export.export(torch.nn.Tanh(), (torch.zeros(2, 3),)).graph
@@ -45,7 +45,7 @@ def suggest(node: fx.Node, data: list[str]) -> Suggestion:
     try:
         with torch.no_grad():
             kind, row, because = _guess(_Probe(node, data), data)
-    except Exception:  # the op's own: it does not take random numbers
+    except Exception:  # raised by the op, which does not take random numbers
         kind, row, because = Kind.COMPOSED, f"carrier = {_names(data)}", "it could not be tried on random numbers"
     return Suggestion(kind, f'"{name}" = {{ {row} }}', because)
 
@@ -56,7 +56,7 @@ def _names(names: list[str]) -> str:
 
 
 class _Probe:
-    """The op as a function of its data operands; everything else is fixed."""
+    """The op as a function of its data operands; all other arguments are fixed."""
 
     def __init__(self, node: fx.Node, data: list[str]) -> None:
         op: Any = node.target
@@ -153,7 +153,7 @@ def _guess_elementwise(f: _Probe, carriers: str, origin: Tensor | None) -> tuple
 
 
 def _degree(f: _Probe, x: list[Tensor]) -> float | None:
-    """n if f(c x) = c^n f(x) for c > 0."""
+    """n if f(c x) = c^n f(x) for c > 0, else None."""
     one, two, three = (f(*[c * a for a in x]) for c in (1, 2, 3))
     if not (one.abs() > 1e-9).all():
         keep = one.abs() > 1e-9

@@ -1,9 +1,8 @@
 """Stage 2, classify: an abstract interpretation gives every node a role, a kind and a backward.
 
-Pure: the same graph and table give the same decisions. One walk forward finds the facts: roles and
-kinds. The policy then gives every node its backward. Last, the data flow, as a directed graph of the
-operands that receive a cotangent, says which nodes are live (a cotangent reaches them) and which are
-only ever held; of a fused projection, which rows (`slices.py`).
+Pure: the same graph and table give the same decisions. One walk forward finds the facts: roles and kinds. Then the
+policy gives every node its backward. Last, the graph of the operands that receive a cotangent says which nodes are live
+(a cotangent reaches them) and which are held, also for single pieces of a fused projection (`slices.py`).
 """
 
 from __future__ import annotations
@@ -94,7 +93,7 @@ class _Walk:
             self.roles[node] = Role.CARRIER
         elif node.op == "call_function" and any(self.roles[n] for n in node.all_input_nodes):
             if not differentiable(node):
-                return  # a comparison, an index, a size: constant whatever it is computed from
+                return  # a comparison, an index, a size: constant, whatever its operands
             try:
                 decision = self.decide(node)
             except _UnruledError as error:
@@ -139,10 +138,10 @@ class _Walk:
         return replace(decision, role=min(role, ceiling))
 
     def degree(self, node: fx.Node, row: Row | None) -> float | None:
-        """Its degree of homogeneity, if its row says one: a number, or the operand that holds it.
+        """The node's degree of homogeneity, if its row gives one: as a number, or as the name of an operand.
 
         Raises:
-            _UnruledError: that operand is not a number.
+            _UnruledError: the operand is not a number.
         """
         degree = row.options.get("degree") if row else None
         if not isinstance(degree, str):
@@ -165,14 +164,14 @@ class _Walk:
         return list(dict.fromkeys(o.name for o in operands_of(node, {}, self.roles, self.kinds) if o.data))
 
     def opaque(self, node: fx.Node) -> Decision:
-        """The decision for a node without a rule that is kept with its own gradient."""
+        """The decision for a node without a rule, which keeps its own gradient."""
         operands = tuple(operands_of(node, {}, self.roles, self.kinds))
         return Decision(
             node.name, str(node.target), Kind.OPAQUE, Role.CARRIER, operands, None, (), None, place_of(node)
         )
 
     def row(self, node: fx.Node) -> Row | None:
-        """The table's row; None for taking an item of a tuple, which needs none."""
+        """The table's row; None for an item of a tuple, which needs none."""
         if node.target is operator.getitem:
             return None
         if not isinstance(node.target, torch._ops.OpOverload):
@@ -187,21 +186,21 @@ class _Walk:
         return row
 
     def sources(self, node: fx.Node, operands: tuple[Operand, ...]) -> Iterator[str]:
-        """Names of the constants that enter additively: sources, and carriers that are constant."""
+        """Names of the constants that enter additively: in the part source, or carrier but constant."""
         nodes = {n.name: n for n in node.all_input_nodes}
         for o in operands:
             if o.part in ("carrier", "source") and not o.data:
                 yield self.constant_name(nodes[o.value]) if isinstance(o.value, str) else f"{o.name} = {o.value:g}"
 
     def constant_name(self, node: fx.Node) -> str:
-        """The parameters, buffers and masks that it is computed from; its node's name if from anything else."""
+        """Names of the parameters, buffers and masks that a constant is computed from; else its node's name."""
         seen, pending = {node}, [node]
         found: list[str] = []
         while pending:
             current = pending.pop()
             if current.op == "placeholder":
                 found.append(node.name if self.roles[current] else self.paths[current])
-            # Sizes come from the inputs, but carry no values.
+            # Sizes depend on the inputs, but have no tensor values.
             new = [n for n in current.all_input_nodes if n not in seen and tensors_of(n)]
             seen.update(new)
             pending += new
@@ -213,7 +212,7 @@ class _UnruledError(Exception):
 
 
 def _may_be_computed(kind: Kind, part: str) -> bool:
-    """Whether an operand that plays this part may depend on the attributed inputs."""
+    """Whether an operand with this part may depend on the attributed inputs."""
     if kind is Kind.CONSTANT or part in ("carrier", "factor", "numerator", "denominator", "held"):
         return True
     if part == "source":  # a clamp's bound, an addmm's addend: linear in all of them together

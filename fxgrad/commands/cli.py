@@ -1,9 +1,9 @@
-"""The command line: convert, check, explain, evaluate a model; look rules up; put a zoo of models through the pass.
+"""The command line: convert, check, explain, evaluate a model; look up rules; check a zoo of models.
 
-MODEL is `timm:NAME` or `module.path:factory`. What a command found goes to stdout, progress and errors to stderr.
-Exit codes: 0; 1 where a check fails; 2 for everything that cannot be done.
+MODEL is `timm:NAME` or `module.path:factory`. Results go to stdout, progress and errors to stderr. Exit codes: 0; 1 if
+a check fails; 2 for every error.
 
-A file each, imported when the command is called or its own help is asked for: so the list of all is there at once.
+Each command is a file, imported only when the command is called or its own help is shown, so `fxgrad --help` is fast.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ COMMANDS = {
     "run": "Explain IMAGE by EXPLAINER, an .onnx file that `fxgrad export` wrote, in onnxruntime.",
     "zoo": "Put MODELS, or every model of a suite, through the pass, and keep a row of each.",
 }
-"""Command -> the first sentence of its help. Each is the function of its name in the file of its name."""
+"""Command -> the first sentence of its help. A command is a function in a file, both of its name."""
 
 
 class _Commands(click.Group):
-    """Commands that are imported when they are needed, and whose `FxgradError`s are one line and exit code 2."""
+    """Imports a command on first use, and turns its `FxgradError`s into one line and exit code 2."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)

@@ -30,8 +30,8 @@ class Side:
     """One policy's part of an explanation.
 
     Attributes:
-        attribution: of the target, a batch of one.
-        check: of the same target: what the policy's gradient leaves unexplained, and where.
+        attribution: the target's attribution, a batch of one.
+        check: the check report for the same target.
     """
 
     attribution: Attribution
@@ -44,7 +44,7 @@ class Side:
 
     @property
     def map(self) -> Tensor:
-        """Of pixels (H, W), or of patches (rows, columns): float32 on the CPU."""
+        """The attribution of pixels (H, W) or of patches (rows, columns): float32 on the CPU."""
         values = self.attribution.map if self.attribution.of_pixels else self.attribution.patches
         return values[0].float().cpu()
 
@@ -54,12 +54,12 @@ class Explanation:
     """One target of one picture, attributed twice.
 
     Attributes:
-        target: index of the class; None where the target is another.
+        target: index of the class; None if the target is no class.
         label: the target, in words: its class name, or "class 7".
-        logit: its value.
-        picture: what the model saw, in [0, 1], float32 (C, H, W).
-        plain: under the plain gradient.
-        ours: under the policy of the converted module.
+        logit: the target's value.
+        picture: the model's input before normalization, in [0, 1], float32 (C, H, W).
+        plain: the side of the plain gradient.
+        ours: the side of the converted module's policy.
     """
 
     target: int | None
@@ -79,13 +79,13 @@ def explain(
     class_names: Sequence[str] | None = None,
     method: str = "input_x_gradient",
 ) -> Explanation:
-    """Attribute one target to one picture, with the plain gradient beside it.
+    """Attribute one target to one picture, under the module's policy and under the plain gradient.
 
     Args:
         converted: a classifier of pictures, (N, C, H, W) to logits (N, K).
         x: one preprocessed picture, floating point (1, C, H, W).
         target: as for `fxgrad.attribute`; by default the largest logit.
-        picture: x as it was before normalization, in [0, 1], (C, H, W), to be drawn.
+        picture: x before normalization, for drawing, in [0, 1], (C, H, W).
         class_names: one per logit.
         method: as for `fxgrad.attribute`.
 
@@ -139,7 +139,7 @@ def draw(
         path: of the file to write; its suffix is the format (.png, .pdf, .svg). An open file gets a PNG.
         title: above the first row.
         pool: attributions of pixels are summed over blocks of pool x pool pixels before they are drawn.
-        outlines: per explanation a mask of the target, bool (H, W), whose border is drawn on all panels, or None.
+        outlines: per explanation a mask of the target, bool (H, W), to outline on all panels, or None.
 
     Raises:
         InputError: the file cannot be written.
@@ -174,7 +174,7 @@ def draw(
 
 
 def page(title: str, png: bytes, sections: Iterable[tuple[str, str]]) -> str:
-    """A self-contained HTML page: a picture, then headings with HTML under them, each to be folded open.
+    """A self-contained HTML page: a picture, then sections (heading, HTML) that can be unfolded.
 
     Example:
         >>> "<summary>Check</summary>" in page("tabby", b"", [("Check", "<p>passed</p>")])

@@ -1,4 +1,4 @@
-"""The options by which every command is told which model, and what a command says of it."""
+"""The options of all commands that choose a model, and the first line of their output."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _RULES_HELP = "A policy's name, or a TOML file of rows or of a policy. Repeatabl
 
 
 def weight_options(command: Command) -> Command:
-    """The options that say with which weights, and for which input, a model is built."""
+    """Add the options for a model's weights and input size."""
     return _all(
         command,
         click.option("--pretrained", is_flag=True, help="timm's weights, from the hub or its cache; random otherwise."),
@@ -25,7 +25,7 @@ def weight_options(command: Command) -> Command:
 
 
 def model_options(command: Command) -> Command:
-    """The argument and the options that say which model, with which weights, and under which rules."""
+    """Add the argument MODEL and the options for its weights, input size and rules."""
     return _all(
         command,
         click.argument("model"),
@@ -35,19 +35,19 @@ def model_options(command: Command) -> Command:
 
 
 def _all(command: Command, *options: Callable[[Command], Command]) -> Command:
-    """A command with some options, in the order in which its help shows them."""
+    """Add options to a command, in the order in which its help shows them."""
     for option in reversed(options):
         command = option(command)
     return command
 
 
 def loaded_model(model: str, **options: Any) -> LoadedModel:
-    """The model that `model_options` name."""
+    """Load the model that `model_options` describe."""
     with stage(f"loading {model}"):
         return load_model(model, **options)
 
 
 def heading(loaded: LoadedModel, more: str = "") -> str:
-    """The first line of what a command prints."""
+    """The first line of a command's output."""
     size = " x ".join(map(str, loaded.preprocess.size))
     return f"{loaded.name}: {loaded.weights} weights, input {size}{', ' if more else ''}{more}"

@@ -1,4 +1,4 @@
-"""What a command shows while it works, on stderr, and how it writes files."""
+"""Progress on stderr while a command works, and the writing of files."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from fxgrad.errors import InputError
 
 Show = Callable[[int, int, str], None]
-"""Called with how much is done, of how much, and what is under way."""
+"""Called with (done, total, what is in progress)."""
 
 
 @contextlib.contextmanager
 def stage(what: str) -> Iterator[None]:
-    """A spinner while something runs, where a person is watching."""
+    """Show a spinner while something runs, if stderr is a terminal."""
     console = Console(stderr=True)
     with console.status(f"{what} ...") if console.is_terminal else contextlib.nullcontext():
         yield
@@ -25,7 +25,7 @@ def stage(what: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def progress() -> Iterator[Show]:
-    """A bar, where a person is watching."""
+    """Show a progress bar, if stderr is a terminal."""
     console = Console(stderr=True)
     columns = [BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn()]
     bar = Progress(TextColumn("{task.description}"), *columns, console=console, disable=not console.is_terminal)
@@ -39,7 +39,7 @@ def progress() -> Iterator[Show]:
 
 
 def write(path: str | Path, text: str, *, folder: bool = False) -> None:
-    """Write a text file; with `folder`, its folder too where that is missing.
+    """Write a text file; with `folder`, create its folder if missing.
 
     Raises:
         InputError: the file cannot be written.

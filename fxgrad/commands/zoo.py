@@ -84,7 +84,7 @@ def zoo(
 
 @contextmanager
 def _progress(names: Sequence[str]) -> Iterator[Watch]:
-    """A line on stdout for every new row, and a bar."""
+    """Print a line on stdout for every new row, and show a progress bar."""
     done: list[Row] = []
     width = max(map(len, names))
     with progress() as show:

@@ -3,7 +3,7 @@
     from fxgrad.data import collate, open_data
 
     data = open_data("digits")                                   # or folder:PATH, imagenet-s:PATH, my.module:factory
-    batch = collate([data[0], data[1]], loaded.preprocess)       # tensors, masks in register with the pictures
+    batch = collate([data[0], data[1]], loaded.preprocess)       # tensors, masks aligned with the pictures
 
 Anything with `__len__`, `__getitem__`, `class_names` and `multilabel` is a data set.
 """
@@ -29,22 +29,22 @@ DATA: dict[str, Callable[..., Data]] = {
     "mura": mura,
     "pet": pet,
 }
-"""What `open_data` knows by name; all but the digits take a path."""
+"""The data sets that `open_data` knows by name; all except digits take a path."""
 
 
 def open_data(spec: str) -> Data:
-    """The data set that a text names.
+    """Open a data set by name.
 
     Args:
-        spec: NAME or NAME:PATH, as in digits, digits:train, folder:pictures, folder:pictures:masks, imagenet:ROOT,
-            imagenet-hard:ROOT, imagenet-s:ROOT, mura:ROOT, pet:ROOT; or module.path:factory for one of your own,
-            which is looked for in the current directory and on sys.path, and called without arguments.
+        spec: NAME or NAME:PATH, such as digits, digits:train, folder:pictures, folder:pictures:masks, imagenet:ROOT,
+            imagenet-hard:ROOT, imagenet-s:ROOT, mura:ROOT, pet:ROOT; or module.path:factory for your own, which is
+            looked for in the current directory and on sys.path, and called without arguments.
 
     Returns:
-        The data set; pictures are read when they are taken.
+        The data set; it reads a picture when the sample is accessed.
 
     Raises:
-        InputError: there is no such data set, or it is not where it should be.
+        InputError: there is no such data set, or its files are missing.
 
     Example:
         >>> len(open_data("digits")), open_data("digits").multilabel

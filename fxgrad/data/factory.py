@@ -1,4 +1,4 @@
-"""Anything that can be imported, by a text: `module.path:name`."""
+"""Import an object by its spec `module.path:name`."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 
 def load_object(spec: str, *, call: bool = False, directory: str | None = None) -> tuple[ModuleType, Any]:
-    """The object that a text names, or what it returns when it is called, and the module that it is from.
+    """(module, object) by the object's spec; with `call`, the object's return value instead of the object.
 
     Args:
-        spec: `module.path:name`; the module is looked for in a directory first, then on sys.path.
-        call: call it without arguments.
+        spec: `module.path:name`; the module is looked for in `directory` first, then on sys.path.
+        call: call the object without arguments.
         directory: by default the current one.
 
     Raises:
-        Exception: whatever the import or the call raises.
+        Exception: any exception of the import or the call.
 
     Example:
         >>> load_object("fractions:Fraction", call=True)[1]

@@ -1,4 +1,4 @@
-"""What the command line names, resolved: a model, its preprocessing and its class names.
+"""Load the command line's MODEL with its preprocessing and class names.
 
 MODEL is `timm:NAME`, or `module.path:factory` for anything that can be imported.
 """
@@ -25,14 +25,14 @@ from fxgrad.errors import CaptureError, one_line
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A model, and what goes with it.
+    """A model with its preprocessing and class names.
 
     Attributes:
         model: in eval mode, on the CPU.
-        name: as it was asked for.
-        preprocess: for pictures; it knows the size of the input.
-        class_names: one per output, or None where nobody knows them.
-        weights: where they come from, in words: "random", "pretrained", a checkpoint's path, ...
+        name: its spec.
+        preprocess: preprocessing of pictures to the model's input size.
+        class_names: one per output; None if unknown.
+        weights: where the weights come from, in words: "random", "pretrained", a checkpoint's path, ...
     """
 
     model: nn.Module
@@ -43,12 +43,12 @@ class LoadedModel:
 
     @property
     def patch_size(self) -> int:
-        """Side of the patches that the model cuts its input into; 1 where it does not say."""
+        """Side of the model's patches in pixels; 1 if unknown."""
         size: Any = next((part.patch_size for part in self.model.modules() if hasattr(part, "patch_size")), 1)
         return int(max(size) if isinstance(size, Sequence) else size)
 
     def prompted(self, *texts: str) -> LoadedModel:
-        """The same, as a classifier of pictures by texts, of which the class names are made.
+        """A copy that classifies pictures by these texts, which are its class names.
 
         Raises:
             CaptureError: the model has no method `prompted(*texts)` that returns such a classifier.
@@ -62,7 +62,7 @@ class LoadedModel:
         return replace(self, model=prompted(*texts).eval(), class_names=texts)
 
     def example(self, batch: int = 2, *, seed: int = 0, scale: float = 1.0) -> Tensor:
-        """A batch of normal noise, float32 (batch, C, H, W), of the given standard deviation."""
+        """Normal noise with standard deviation `scale`, float32 (batch, C, H, W)."""
         return scale * torch.randn(batch, *self.preprocess.size, generator=torch.Generator().manual_seed(seed))
 
 
@@ -74,14 +74,14 @@ def load_model(
     Args:
         spec: `timm:NAME`, or `module.path:factory`: called without arguments, it returns an nn.Module. The
             module is looked for in the current directory and on sys.path.
-        pretrained: load timm's weights from the hub, or from its cache where the hub is out of reach.
+        pretrained: load timm's weights from the hub, or from its cache if the hub is unreachable.
         checkpoint: a .safetensors file with exactly the model's state_dict.
-        input_size: channels, height, width. Needed where no `pretrained_cfg` or `default_cfg` of the model
-            says so; timm's models are built for it.
+        input_size: (channels, height, width). Needed unless the model has a `pretrained_cfg` or `default_cfg` with it;
+            timm's models are built for this size.
 
     Raises:
-        CaptureError: there is no such model, or it cannot be built; its weights cannot be had or do not fit.
-        InputError: nothing says how large the model's input is.
+        CaptureError: there is no such model, or it cannot be built; its weights cannot be loaded or do not fit.
+        InputError: the model's input size is unknown.
 
     Example:
         >>> load_model("timm:test_vit").preprocess.size
@@ -109,10 +109,10 @@ def load_model(
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:
-    """Perturb, in place, what a fresh model sets to 0 or 1, so that no source is trivially zero.
+    """Perturb, in place, parameters and buffers that a new model sets to 0 or 1, so that no source is trivially 0.
 
     Biases, norm scales and shifts, class tokens, position embeddings, weights that are next to zero and
-    running means get normal noise of standard deviation 0.1; running variances are multiplied by e to that.
+    running means get normal noise of standard deviation 0.1; running variances are multiplied by exp of such noise.
 
     Example:
         >>> model = nn.BatchNorm1d(2)
@@ -128,7 +128,7 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             named = any(part in name for part in ("bias", "token", "pos_", "position"))
-            if parameter.ndim <= 1 or named or parameter.abs().mean() < 1e-3:  # a head that starts out at zero
+            if parameter.ndim <= 1 or named or parameter.abs().mean() < 1e-3:  # such as a head initialized to 0
                 parameter.add_(noise(parameter))
         for name, buffer in model.named_buffers():
             if name.endswith("running_mean"):
@@ -138,13 +138,13 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
 
 
 def hub_reachable(timeout: float = 3.0) -> bool:
-    """Whether the hub answers within some seconds; asked once, where its own client retries for a minute."""
+    """Whether the hub answers within `timeout` seconds; asked once, since the hub's client retries for a minute."""
     from huggingface_hub import constants
 
     try:
         urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=timeout).close()
     except urllib.error.HTTPError:
-        return True  # an answer, if not a kind one
+        return True  # an HTTP error is an answer
     except (OSError, ValueError):
         return False
     return True
@@ -152,7 +152,7 @@ def hub_reachable(timeout: float = 3.0) -> bool:
 
 @contextlib.contextmanager
 def _hub(reachable: bool) -> Iterator[None]:
-    """The hub's client, kept to its cache where the hub is out of reach, for the length of one call."""
+    """During one call, restrict the hub's client to its cache if the hub is unreachable."""
     from huggingface_hub import constants
 
     before = constants.HF_HUB_OFFLINE
@@ -193,7 +193,7 @@ def _timm(name: str, pretrained: bool, input_size: Size | None) -> nn.Module:
 
 
 def _from_factory(source: str, name: str) -> tuple[nn.Module, Sequence[str] | None]:
-    """What the factory makes, and the CLASS_NAMES beside it."""
+    """(the factory's model, CLASS_NAMES of the factory's module or None)."""
     try:
         module, model = load_object(f"{source}:{name}", call=True)
     except Exception as error:
@@ -204,7 +204,7 @@ def _from_factory(source: str, name: str) -> tuple[nn.Module, Sequence[str] | No
 
 
 def load_checkpoint(model: nn.Module, path: str | Path) -> None:
-    """Put the weights of a .safetensors file into a model; its keys and shapes must be exactly the model's.
+    """Load the weights of a .safetensors file into a model; keys and shapes must be exactly the model's.
 
     Raises:
         CaptureError: the file cannot be read, or does not fit.
@@ -230,7 +230,7 @@ def load_checkpoint(model: nn.Module, path: str | Path) -> None:
 
 
 def _class_names(model: nn.Module, cfg: dict[str, Any], beside: Sequence[str] | None) -> tuple[str, ...] | None:
-    """The config's own names, those beside the factory, or ImageNet's: whichever fits the number of classes."""
+    """Class names from the config, the factory's module, or ImageNet: the first that fits the number of classes."""
     count = getattr(model, "num_classes", None) or cfg.get("num_classes")
     for names in (cfg.get("label_names"), beside):
         if names and len(names) == (count or len(names)):

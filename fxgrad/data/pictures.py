@@ -1,4 +1,4 @@
-"""Pictures: read from files, and made into what a model was trained on."""
+"""Read pictures from files, and preprocess them for a model."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 
 
 def read_image(path: str | Path) -> Image.Image:
-    """Any picture that Pillow reads, turned the way that its camera says.
+    """Read any picture that Pillow supports, rotated by its EXIF orientation.
 
     Raises:
         InputError: there is no such file, or it is not a picture.
@@ -36,15 +36,15 @@ def read_image(path: str | Path) -> Image.Image:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """From a picture to the tensor that the model was trained on, and back again for display.
+    """Converts a picture to the model's input tensor, and back for display.
 
     Attributes:
-        size: of the model's input; one channel makes the picture grey.
-        mean, std: per channel, of pixels in [0, 1].
+        size: (C, H, W) of the model's input; with one channel the picture is converted to grey.
+        mean, std: per channel, for pixels in [0, 1].
         transform: resizes, crops and normalizes a PIL image to float32 (C, H, W).
-        interpolation: the name of Pillow's filter that it resizes with.
-        crop: the side of the crop from the middle, relative to the resized picture; None where it resizes to the
-            model's size, whatever the picture's shape.
+        interpolation: name of Pillow's filter for resizing.
+        crop: side of the center crop, relative to the resized picture; None: resize to the model's size without keeping
+            the aspect ratio.
     """
 
     size: Size
@@ -58,35 +58,35 @@ class Preprocessing:
         """A batch of one, float32 (1, C, H, W).
 
         Raises:
-            InputError: the model takes a number of channels that no picture has.
+            InputError: the model's number of channels is not 1, 3 or 4.
         """
         if self.size[0] not in _MODES:
             raise InputError(f"the model takes {self.size[0]} channels; a picture has 1, 3 or 4.")
         return self.transform(image.convert(_MODES[self.size[0]]))[None]
 
     def constants(self) -> dict[str, Any]:
-        """What another program needs to do the same, as JSON values; pixels are in [0, 1] before mean and std."""
+        """The preprocessing as JSON values, for other programs; mean and std apply to pixels in [0, 1]."""
         names = ("size", "mean", "std", "interpolation", "crop")
         return {name: getattr(self, name) for name in names}
 
     def invert(self, x: Tensor) -> Tensor:
-        """Pixels in [0, 1], float32 (C, H, W), of a batch of one (1, C, H, W)."""
+        """From a batch of one (1, C, H, W) to its pixels in [0, 1], float32 (C, H, W)."""
         mean, std = (torch.tensor(v)[:, None, None] for v in (self.mean, self.std))
         return (x.detach()[0].float().cpu() * std + mean).clamp(0, 1)
 
 
 def preprocessing_of(spec: str, model: nn.Module, cfg: dict[str, Any], size: Size | None) -> Preprocessing:
-    """What a model's config says about its input, or a given size.
+    """The preprocessing from a model's config, or for a given size.
 
     Raises:
-        InputError: nothing says how large the model's input is.
+        InputError: the model's input size is unknown.
     """
     if cfg:
         data = import_timm().data
         config = data.resolve_model_data_config(model, pretrained_cfg=cfg, args={"input_size": size} if size else None)
         size = cast(Size, tuple(config["input_size"]))
         for key in ("mean", "std"):
-            if len(config[key]) != size[0]:  # built for another number of channels than it was trained on
+            if len(config[key]) != size[0]:  # built for another number of channels than the pretrained weights
                 config[key] = (sum(config[key]) / len(config[key]),) * size[0]
         transform = data.create_transform(**config, is_training=False)
         crop = None if config["crop_mode"] == "squash" else config["crop_pct"]
@@ -101,7 +101,7 @@ def preprocessing_of(spec: str, model: nn.Module, cfg: dict[str, Any], size: Siz
     channels, height, width = size
 
     def scale(image: Image.Image) -> Tensor:
-        """Pixels in [0, 1], for a model that says nothing else."""
+        """Pixels in [0, 1], for a model without a config."""
         pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
         return torch.tensor(pixels).reshape(height, width, channels).permute(2, 0, 1)
 
@@ -109,10 +109,10 @@ def preprocessing_of(spec: str, model: nn.Module, cfg: dict[str, Any], size: Siz
 
 
 def import_timm() -> ModuleType:
-    """timm.
+    """The module timm.
 
     Raises:
-        CaptureError: it is not installed.
+        CaptureError: timm is not installed.
     """
     try:
         return importlib.import_module("timm")

@@ -1,4 +1,4 @@
-"""What a data set of pictures is to fxgrad: samples by number, each a picture, its label, perhaps its object's mask."""
+"""Data sets of pictures: samples by index, each a picture, its label and perhaps its object's mask."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from fxgrad.errors import InputError
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One picture, and what is known about it.
+    """One picture with its label and mask.
 
     Attributes:
-        image: as the file has it; models bring their own preprocessing.
+        image: the picture before preprocessing.
         label: index of the class.
-        mask: the pixels of the label's object, a picture of mode "L" of the image's size, 255 inside and 0 outside;
-            None where nobody drew it.
-        id: names the sample within its data set, whatever the order.
+        mask: the pixels of the label's object: a picture of mode "L" and the image's size, 255 inside and 0 outside;
+            None if there is no mask.
+        id: unique name of the sample in its data set, independent of the order.
     """
 
     image: Image.Image
@@ -34,11 +34,11 @@ class Sample:
 
 
 class Data(Protocol):
-    """A data set: samples by number, and how their labels are to be read.
+    """A data set: samples by index, and the meaning of their labels.
 
     Attributes:
-        class_names: one per label, or None where nobody knows them.
-        multilabel: whether a picture shows several classes, each a question of its own (sigmoid), or one (softmax).
+        class_names: one per label; None if unknown.
+        multilabel: whether classes are independent (sigmoid), or a picture has exactly one (softmax).
     """
 
     @property
@@ -67,11 +67,11 @@ class Batch:
 
 
 def collate(samples: Sequence[Sample], preprocess: Preprocessing) -> Batch:
-    """Samples as one batch; a mask is resized and cropped just as its picture is.
+    """Samples as one batch; a mask is resized and cropped like its picture.
 
     Args:
         samples: at least one.
-        preprocess: of the model that will see them.
+        preprocess: the model's preprocessing.
 
     Returns:
         The batch, on the CPU.
@@ -98,7 +98,7 @@ def collate(samples: Sequence[Sample], preprocess: Preprocessing) -> Batch:
 
 
 def _mask(sample: Sample, preprocess: Preprocessing) -> Tensor:
-    """Preprocessed as if it were the picture, then thresholded: so it stays in register with it."""
+    """The mask, preprocessed like the picture, so that they stay aligned, then thresholded."""
     if sample.mask is None:
         return torch.zeros(preprocess.size[1:], dtype=torch.bool)
     if sample.mask.size != sample.image.size:
@@ -107,7 +107,7 @@ def _mask(sample: Sample, preprocess: Preprocessing) -> Tensor:
 
 
 def mask_of(pixels: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Image.Image:
-    """A mask as a `Sample` has it, from bool (H, W).
+    """A `Sample`'s mask from bool (H, W).
 
     Example:
         >>> mask_of(np.array([[True, False]])).getextrema()

@@ -1,4 +1,4 @@
-"""Data sets by their published layouts: where the files lie, which label they have, whose mask is where."""
+"""Data sets by their published layouts: the files, their labels and their masks."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 class Digits:
-    """The demo's canvases: an even one is asked for the first of its two digits, an odd one for the second.
+    """The demo's canvases, one per sample. The label is the first digit of an even canvas, the second of an odd one.
 
-    So every sample is another canvas, and the samples are independent of each other.
+    So the samples are independent of each other.
 
     Args:
         split: "heldout" or "train".
@@ -52,7 +52,7 @@ class Digits:
         self.split = split
 
     def __len__(self) -> int:
-        return 10_000  # as many as anyone wants: they are drawn when they are taken
+        return 10_000  # any number would do: canvases are drawn on access
 
     def __getitem__(self, index: int) -> Sample:
         canvas, which = self._canvas(index, self.split), index % 2
@@ -66,16 +66,16 @@ class Digits:
 
 
 class Files:
-    """Pictures in files, each with a label and perhaps a way to its mask.
+    """Pictures in files, each with a label and perhaps a mask.
 
     Args:
-        root: of the paths, for the samples' ids.
-        files: paths and labels, in order.
+        root: the folder that the samples' ids are relative to.
+        files: (path, label) pairs, in order.
         class_names: one per label.
-        mask: path of a picture -> its mask, bool (H, W), or None where it has none.
+        mask: path of a picture -> its mask, bool (H, W), or None if it has none.
 
     Raises:
-        InputError: there are no files; or, when one is taken, it cannot be read.
+        InputError: there are no files; or, on access, a file cannot be read.
     """
 
     multilabel = False
@@ -106,8 +106,8 @@ def folder(root: str, masks: str | None = None) -> Files:
     """A folder with one subfolder per class; classes are numbered by name.
 
     Args:
-        root: of CLASS/PICTURE.
-        masks: of CLASS/PICTURE.png, for any or all of them; brighter than half is the object.
+        root: the folder with CLASS/PICTURE.
+        masks: a folder with CLASS/PICTURE.png for some or all pictures; pixels brighter than half are the object.
 
     Raises:
         InputError: there are no such folders or pictures.
@@ -127,10 +127,10 @@ def folder(root: str, masks: str | None = None) -> Files:
 def imagenet(root: str) -> Files:
     """The validation set of ImageNet-1k: val/n01440764/ILSVRC2012_val_00000293.JPEG.
 
-    Labels are those of the 1,000 classes, also where only some of the folders are there.
+    Labels are those of the 1,000 classes, even if some folders are missing.
 
     Raises:
-        InputError: there are no such folders, or one that is no class of ImageNet-1k.
+        InputError: there are no such folders, or a folder is no class of ImageNet-1k.
 
     Source: Russakovsky et al., IJCV 2015; the layout of `torchvision.datasets.ImageNet`.
     """
@@ -140,9 +140,9 @@ def imagenet(root: str) -> Files:
 def imagenet_s(root: str) -> Files:
     """The validation set of ImageNet-S (50, 300 or 919 classes), with masks.
 
-    validation/n01440764/ILSVRC2012_val_00000293.JPEG, and its mask as a .png under validation-segmentation, where the
-    red channel plus 256 times the green one is the number of the object's class in the subset, from 1 on. Labels are
-    those of the 1,000 classes of ImageNet-1k.
+    The picture validation/n01440764/ILSVRC2012_val_00000293.JPEG has its mask as a .png under validation-segmentation:
+    red + 256 * green is the number of the object's class in the subset, from 1 on. Labels are those of the 1,000
+    classes of ImageNet-1k.
 
     Raises:
         InputError: as for `imagenet`.
@@ -177,7 +177,7 @@ def mura(root: str) -> Files:
 
 
 def pet(root: str) -> Files:
-    """The test set of Oxford-IIIT Pet: 37 breeds, the animal as the mask. Root is the folder that has oxford-iiit-pet.
+    """The test set of Oxford-IIIT Pet: 37 breeds, the animal as the mask. Root is the folder with oxford-iiit-pet.
 
     Raises:
         InputError: torchvision does not find the data set there.
@@ -197,10 +197,10 @@ def pet(root: str) -> Files:
 
 
 class ImageNetHard:
-    """ImageNet-Hard: what most models get wrong. Of several labels of a picture, the first counts.
+    """ImageNet-Hard: pictures that most models get wrong. Of several labels, the first counts.
 
     Args:
-        source: a folder with the parquet files of its repository, or the repository's name on the hub,
+        source: a folder with the parquet files of the repository, or the repository's name on the hub,
             taesiri/imagenet-hard.
 
     Raises:

@@ -1,4 +1,4 @@
-"""The whole of fxgrad on one page: `python -m fxgrad.demo` converts, checks and explains the demo's model."""
+"""All of fxgrad on one page: `python -m fxgrad.demo` converts, checks and explains the demo's model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def main(out: Path, number: int) -> None:
 
 
 def digits(out: Path, number: int) -> None:
-    """Explain both digits of one canvas, and measure where the attribution of many falls.
+    """Explain both digits of one canvas, and measure where the attribution of many canvases lies.
 
     Writes `digits.png` and `report.html` to `out`, and prints the numbers.
 
@@ -101,7 +101,7 @@ def large() -> None:
     with stage(f"loading {LARGE}"):
         try:
             loaded = load_model(LARGE, pretrained=True)
-        except CaptureError:  # the hub is out of reach: the graph is the same with random weights
+        except CaptureError:  # the hub is unreachable; with random weights the graph is the same
             loaded = load_model(LARGE)
     with stage(f"converting {LARGE}"):
         start = time.perf_counter()
@@ -114,15 +114,15 @@ def large() -> None:
 
 
 def shares(converted: ConvertedModule, canvases: Sequence[Canvas]) -> Tensor:
-    """How much of the positive attribution of each digit's logit falls on which digit.
+    """The share of each digit logit's positive attribution that lies on each digit.
 
     Args:
-        converted: of the demo's model.
-        canvases: N of them.
+        converted: the converted demo model.
+        canvases: N canvases.
 
     Returns:
-        float32 (N, 2, 2): of each canvas, for each target digit, the shares on the first and the second digit. What
-        is missing to 1 fell elsewhere.
+        float32 (N, 2, 2): for each canvas and target digit, the shares on the first and on the second digit. The rest
+        to 1 lies elsewhere.
     """
     x = preprocess(np.stack([c.image for c in canvases])).requires_grad_()
     labels = torch.tensor([c.labels for c in canvases])
@@ -159,7 +159,7 @@ def _share(explanation: Explanation, mask: np.ndarray[tuple[int, ...], np.dtype[
 
 
 def _averages(canvases: Sequence[Canvas], libra: ConvertedModule, plain: ConvertedModule) -> list[str]:
-    """What the shares of many canvases come to, in words."""
+    """Lines of text with the mean shares of many canvases."""
     ours, theirs = shares(libra, canvases), shares(plain, canvases)
     own, other = torch.eye(2, dtype=torch.bool), ~torch.eye(2, dtype=torch.bool)
     area = float(np.mean([c.masks.mean() for c in canvases]))

@@ -1,7 +1,7 @@
 """Cluttered canvases with two handwritten digits each, and the pixels that belong to each digit.
 
 The digits are the 1,797 real 8x8 scans that scikit-learn ships, enlarged and placed at random. Because this
-module places them, it knows which pixels are whose: a ground truth for attributions that nobody had to draw.
+module places them, it knows the pixels of each digit: a ground truth for attributions without manual labels.
 Held-out canvases use scans that training never sees; the people who wrote them may be the same, since
 scikit-learn does not say who wrote what.
 """
@@ -29,7 +29,7 @@ COLOURS = {
     "blue": (0.3, 0.45, 1.0),
     "yellow": (1.0, 0.9, 0.2),
 }
-"""What a coloured canvas's ink is drawn in: red, green and blue."""
+"""The inks of a coloured canvas: name -> (red, green, blue)."""
 
 _SPLIT_SEED = 0
 _HELDOUT_SHARE = 0.2
@@ -40,7 +40,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, eq=False)
 class Canvas:
-    """One picture and the truth about it.
+    """One picture and its ground truth.
 
     Attributes:
         image: float32 (1, 48, 48) in [0, 1]; ink is bright. In colour (3, 48, 48).
@@ -164,12 +164,12 @@ def _compose(rng: np.random.Generator, scans: NDArray[np.intp], paint: np.random
 
 
 def _ink(colour: str | None) -> Floats:
-    """What a grey picture is multiplied by to be in this colour: (3, 1, 1), or (1, 1, 1) to leave it grey."""
+    """The factor that gives a grey picture this colour: (3, 1, 1); (1, 1, 1) for None, which leaves it grey."""
     return np.array(COLOURS[colour] if colour else [1], np.float32)[:, None, None]
 
 
 def _draw(image: Floats, box: tuple[slice, slice], drawn: Floats) -> None:
-    """Put something into a box of an image; the brighter one shows."""
+    """Draw into a box of an image, in place; the brighter value wins."""
     shown = image[:, box[0], box[1]]
     np.maximum(shown, drawn, out=shown)
 
@@ -177,7 +177,7 @@ def _draw(image: Floats, box: tuple[slice, slice], drawn: Floats) -> None:
 def _corners(rng: np.random.Generator, sizes: NDArray[np.int64]) -> NDArray[np.int64]:
     """Top left corners, (2, 2), of two squares that do not overlap.
 
-    Two boxes are disjoint just if they are so along some axis: pick the axis, share out the slack there.
+    Two boxes are disjoint if and only if they are disjoint along some axis: pick the axis, distribute the slack there.
     """
     axis = rng.integers(2)
     corners: NDArray[np.int64] = rng.integers(0, SIDE - sizes, (2, 2), endpoint=True).T

@@ -1,4 +1,4 @@
-"""CLIP, small: an image tower and a text tower that agree on what is on a coloured canvas."""
+"""A small CLIP: an image tower and a text tower for coloured canvases and their captions."""
 
 from __future__ import annotations
 
@@ -17,24 +17,23 @@ from fxgrad.demo.model import CFG, CLASS_NAMES
 from fxgrad.errors import InputError
 
 WORDS = ("", "a", "an", "and", *CLASS_NAMES, *COLOURS)
-"""The vocabulary; a word's id is its place. The first, which is no word, opens a text and fills it up."""
+"""The vocabulary; a word's id is its index. The first is no word, but starts a text and pads it."""
 TOKENS = 8
-"""Length of a text: as long as "a red seven and a green two", and the opening token."""
+"""Length of a text in tokens: the first token, and "a red seven and a green two"."""
 COLOUR_CFG: dict[str, Any] = {**CFG, "input_size": (3, SIDE, SIDE), "mean": (0.5,) * 3, "std": (0.5,) * 3}
-"""What timm's tools read of a model on coloured canvases."""
+"""The config of models on coloured canvases, for timm's tools."""
 
 
 class DigitsClip(nn.Module):
     """How well texts fit pictures: the scaled cosine of the angle between their embeddings.
 
     Args:
-        width: of both towers.
-        depth: blocks of the image tower; the text tower has two.
+        width: width of both towers.
+        depth: number of blocks of the image tower; the text tower has two.
 
     Attributes:
         visual: the image tower, timm's CLIP vision transformer; (N, 3, 48, 48) to (N, width).
-        prompts: int64 (10, 8), the ids of "a zero" to "a nine"; what a picture is compared with by default, which
-            makes the model a classifier.
+        prompts: int64 (10, 8), the ids of "a zero" to "a nine": the default texts, which make the model a classifier.
 
     Example:
         >>> model = DigitsClip().eval()
@@ -71,7 +70,7 @@ class DigitsClip(nn.Module):
         self.register_buffer("prompts", torch.cat([self.tokenize(caption([name])) for name in CLASS_NAMES]), False)
 
     def tokenize(self, text: str) -> Tensor:
-        """Ids of the words of a prompt, in any case, filled up: int64 (1, 8).
+        """Ids of a prompt's words, padded; case does not matter: int64 (1, 8).
 
         Raises:
             InputError: the prompt is empty or too long, or has a word that is not in the vocabulary.
@@ -112,11 +111,11 @@ class DigitsClip(nn.Module):
         return other
 
     def encode_image(self, image: Tensor) -> Tensor:
-        """Unit vectors of pictures: float32 (N, 3, 48, 48) to (N, width)."""
+        """The embeddings of pictures, unit vectors: float32 (N, 3, 48, 48) to (N, width)."""
         return F.normalize(self.visual(image), dim=-1)
 
     def encode_text(self, text: Tensor) -> Tensor:
-        """Unit vectors of texts: int64 (M, 8), as `tokenize` makes them, to float32 (M, width)."""
+        """The embeddings of texts, unit vectors: int64 (M, 8) from `tokenize` to float32 (M, width)."""
         tokens = self.text_blocks(self.words(text) + self.positions)
         return F.normalize(self.text_head(self.text_norm(tokens[:, 0])), dim=-1)
 
@@ -125,7 +124,7 @@ class DigitsClip(nn.Module):
 
         Args:
             image: preprocessed, float32 (N, 3, 48, 48).
-            text: int64 (M, 8), as `tokenize` makes them; by default the ten of `prompts`.
+            text: int64 (M, 8) from `tokenize`; by default `prompts`.
 
         Returns:
             float32 (N, M).

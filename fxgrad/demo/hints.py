@@ -1,4 +1,4 @@
-"""What a trained model gives to others: its weights where they fit, and hints of what its tokens are inside."""
+"""What a trained model gives to others: weights where they fit, and hints: its inner tokens as training targets."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from torch.nn import functional as F
 
 
 class Tokens:
-    """Records, while it is open, the tokens behind a block half-way and behind the last block of a model.
+    """A context manager that records the outputs of a model's middle block and of its last block.
 
     Args:
-        model: with `blocks`, or with `visual.blocks` as CLIP's image tower.
+        model: a model with `blocks`, or with `visual.blocks` such as CLIP.
 
     Attributes:
-        found: the last forward's, each float32 (N, T, W), class token included.
+        found: the two outputs of the last forward pass, each float32 (N, T, W), class token included.
 
     Example:
         >>> from fxgrad.demo.models import vit_tiny
@@ -45,20 +45,20 @@ class Tokens:
 
 
 def _tower(model: nn.Module) -> Any:
-    """What reads the pictures."""
+    """The submodule that reads pictures."""
     return getattr(model, "visual", model)
 
 
 def width(model: nn.Module) -> int:
-    """Of the tokens of a model of the demo."""
+    """The width of a demo model's tokens."""
     return int(_tower(model).num_features)
 
 
 @torch.no_grad()
 def inherit(model: nn.Module, teacher: nn.Module) -> float:
-    """Copy the teacher's parameters to those of a model that have the same name and shape.
+    """Copy the teacher's parameters to a model's parameters of the same name and shape.
 
-    Positions are taken over without the class token's, and the patch embedding of grey to every colour.
+    Positions are copied without the class token's; the grey patch embedding is copied to every colour.
 
     Returns:
         The share of the model's parameters that was copied.
@@ -90,25 +90,26 @@ def hints(teacher: nn.Module, pixels: Tensor) -> Tensor:
     rows = []
     with Tokens(teacher) as tokens:
         for chunk in torch.split(pixels, 250):
-            # A coloured canvas's brightest channel is the grey one, but for green ink.
+            # The brightest channel of a coloured canvas is the grey canvas, except for green ink.
             teacher(chunk.amax(1, keepdim=True).float() / 127.5 - 1)
             rows.append(torch.stack([F.layer_norm(t, t.shape[-1:])[:, -64:] for t in tokens.found], 1).half())
     return torch.cat(rows)
 
 
 class Adapters(nn.Module):
-    """From a student's tokens to the teacher's: one linear map for each of the two places."""
+    """Maps a student's tokens to the teacher's: one linear map for each of the two blocks."""
 
     def __init__(self, student: int, teacher: int) -> None:
         super().__init__()
         self.maps = nn.ModuleList(nn.Sequential(nn.LayerNorm(student), nn.Linear(student, teacher)) for _ in range(2))
 
     def forward(self, tokens: list[Tensor], wanted: Tensor) -> Tensor:
-        """How far tokens are from the hints: mean of 1 - cosine, over tokens and both places.
+        """The distance of tokens from the hints: mean of 1 - cosine, over tokens and both blocks.
 
         Args:
-            tokens: of the student, each (N, T, student); those beyond a square number are class tokens, in front.
-            wanted: the hints (N, 2, 64, teacher); averaged over cells where the student has fewer tokens than 64.
+            tokens: the student's tokens, two of (N, T, student width); those in excess of a square number are class
+                tokens and come first.
+            wanted: the hints (N, 2, 64, teacher width); averaged over cells if the student has fewer than 64 patches.
         """
         loss = torch.zeros(())
         for adapter, own, hint in zip(self.maps, tokens, wanted.float().unbind(1)):

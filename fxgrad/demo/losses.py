@@ -1,4 +1,4 @@
-"""What the demo's models are trained to do: one loss for each way of training, on batches of canvases."""
+"""The losses of the demo's models on batches of canvases, one for each way of training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fxgrad.demo.clip import DigitsClip, caption
 from fxgrad.demo.model import CLASS_NAMES
 
 PATCHES = (6, 8, 12)
-"""Sides of the patches that FlexiViT is trained at, in pixels."""
+"""FlexiViT's patch sizes in training: sides in pixels."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,9 +27,9 @@ class Batch:
     Attributes:
         pixels: uint8 (N, C, 48, 48).
         labels: int64 (N, 2), the two digits.
-        colours: int64 (N, 2), their colours as places in `COLOURS`; (N, 0) on grey canvases.
-        hints: float16 (N, 2, 64, W), what the teacher's tokens are behind a block half-way and behind its last; (N, 0)
-            without a teacher.
+        colours: int64 (N, 2), their colours as indices into `COLOURS`; (N, 0) on grey canvases.
+        hints: float16 (N, 2, 64, W), the outputs of the teacher's middle block and last block; (N, 0) without a
+            teacher.
     """
 
     pixels: Tensor
@@ -46,7 +46,7 @@ class Batch:
 
     @property
     def images(self) -> Tensor:
-        """What a model takes: float32 (N, C, 48, 48) in [-1, 1]."""
+        """The models' input: float32 (N, C, 48, 48) in [-1, 1]."""
         return self.pixels.float() / 127.5 - 1
 
     @property
@@ -61,7 +61,7 @@ def multilabel(model: torch.nn.Module, batch: Batch) -> Tensor:
 
 
 def flexible(model: VisionTransformer, batch: Batch) -> Tensor:
-    """As `multilabel`, at patches of a size drawn anew for each batch.
+    """Like `multilabel`, with a random patch size for each batch.
 
     Source: FlexiViT (Beyer et al., arXiv:2212.08013), section 3.
     """
@@ -70,12 +70,12 @@ def flexible(model: VisionTransformer, batch: Batch) -> Tensor:
 
 
 def at_patch_size(model: VisionTransformer, images: Tensor, side: int) -> Tensor:
-    """Logits of a ViT whose class token has no position, its patch embedding and positions resized to other patches.
+    """Logits of a ViT at another patch size: its patch embedding and positions are resized.
 
     Args:
-        model: trained at another size, or at several.
+        model: a ViT whose class token has no position, trained at another patch size, or at several.
         images: preprocessed, float32 (N, C, H, W).
-        side: of a patch, in pixels; divides H and W.
+        side: side of a patch in pixels; divides H and W.
 
     Returns:
         float32 (N, 10).
@@ -93,9 +93,9 @@ def at_patch_size(model: VisionTransformer, images: Tensor, side: int) -> Tensor
 
 
 def contrastive(model: DigitsClip, batch: Batch) -> Tensor:
-    """Pictures and texts: which are true of which, each pair a question of its own.
+    """The sigmoid loss on all pairs of a picture and a text: is the text true of the picture?
 
-    The texts are one drawn for every picture, and every single thing: "a seven", "a red seven".
+    The texts are one random caption per picture, and every single thing: "a seven", "a red seven".
 
     Source: Zhai et al., Sigmoid Loss for Language Image Pre-Training, arXiv:2303.15343, section 3.2.
     """
@@ -111,19 +111,19 @@ def contrastive(model: DigitsClip, batch: Batch) -> Tensor:
 
 
 def captions(batch: Batch) -> tuple[list[str], Tensor]:
-    """A caption drawn for each picture, and which captions are true of which pictures.
+    """A random caption for each picture, and which captions are true of which pictures.
 
     A caption names one digit or both, in either order, each with or without its colour.
 
     Returns:
-        N texts, and float32 (N, N): one where picture i shows all that caption j says, else zero.
+        N texts, and float32 (N, N): 1 where picture i shows everything that caption j names, else 0.
     """
     swap = torch.rand(len(batch), 1) < 0.5
     digits, colours = (torch.where(swap, pair.flip(1), pair) for pair in (batch.labels, batch.colours))
     colours = torch.where(torch.rand(len(batch), 2) < 0.75, colours, -1)
     both = torch.rand(len(batch)) < 0.5
     texts = [describe(d[: 1 + b], c[: 1 + b]) for d, c, b in zip(digits.tolist(), colours.tolist(), both.tolist())]
-    # Picture i, caption j, the caption's thing k, the picture's place.
+    # Axes: picture i, caption j, the caption's thing k, the picture's digit.
     same_digit = batch.labels[:, None, None] == digits[None, :, :, None]
     same_colour = (batch.colours[:, None, None] == colours[None, :, :, None]) | (colours < 0)[None, :, :, None]
     shown = (same_digit & same_colour).any(3)
@@ -131,7 +131,7 @@ def captions(batch: Batch) -> tuple[list[str], Tensor]:
 
 
 def describe(digits: Sequence[int], colours: Sequence[int]) -> str:
-    """A caption of digits, each with its colour's place in `COLOURS`, or -1 to leave it out.
+    """A caption of digits; colours are indices into `COLOURS`, or -1 to leave the colour out.
 
     Example:
         >>> describe([7, 2], [0, -1])

@@ -30,19 +30,19 @@ CFG: dict[str, Any] = {
     "num_classes": len(CLASS_NAMES),
     "label_names": CLASS_NAMES,
 }
-"""What timm's tools read of a model on grey canvases."""
+"""The config of models on grey canvases, for timm's tools."""
 
 
 def digits_vit(weights: bool = True) -> VisionTransformer:
-    """The demo's multi-label ViT in eval mode: preprocessed float32 (N, 1, 48, 48) in, logits (N, 10) out.
+    """The demo's multi-label ViT in eval mode: from preprocessed float32 (N, 1, 48, 48) to logits (N, 10).
 
-    ``timm.data.resolve_model_data_config`` finds its preprocessing as it does for timm's own models.
+    ``timm.data.resolve_model_data_config`` finds its preprocessing as for timm's own models.
 
     Args:
-        weights: load the shipped weights; without, the model keeps its random initialisation.
+        weights: load the shipped weights; if False, the model keeps its random initialisation.
 
     Raises:
-        CaptureError: the weights are missing, with the command that makes them, or do not fit this model.
+        CaptureError: the weights are missing (the message has the command that makes them) or do not fit the model.
 
     Example:
         >>> from fxgrad.demo.canvases import canvas
@@ -63,7 +63,7 @@ def digits_vit(weights: bool = True) -> VisionTransformer:
 
 
 def checkpoint(name: str) -> Path:
-    """Where the weights of the demo's model of this name are kept, whether or not they are there.
+    """The path of a demo model's weights, whether or not the file exists.
 
     Example:
         >>> checkpoint("vit").name
@@ -73,23 +73,23 @@ def checkpoint(name: str) -> Path:
 
 
 def ready(model: Model, name: str, weights: bool, cfg: Mapping[str, Any] = CFG) -> Model:
-    """A model of the demo as its factory hands it out: in eval mode, with its preprocessing, trained or not.
+    """Finish a demo model: eval mode, preprocessing, and weights if asked for.
 
     Args:
-        model: as built.
-        name: of its factory.
-        weights: load its checkpoint; without, the model keeps its random initialisation.
-        cfg: what timm's tools read of it.
+        model: the model as built.
+        name: name of its factory.
+        weights: load its checkpoint; if False, the model keeps its random initialisation.
+        cfg: the config for timm's tools.
 
     Raises:
-        CaptureError: the checkpoint is missing, with the command that makes it, or does not fit the model.
+        CaptureError: the checkpoint is missing (the message has the command that makes it) or does not fit the model.
 
     Example:
         >>> ready(nn.Linear(2, 2), "linear", weights=False).pretrained_cfg["input_size"]
         (1, 48, 48)
     """
     path = checkpoint(name)
-    # timm hangs both names on every model that it builds, and its tools read either.
+    # timm sets both attributes on every model that it builds, and its tools read either.
     own = {"architecture": f"digits_{name}", "file": path.name, **cfg}
     vars(model).update(pretrained_cfg=own, default_cfg=own)
     if weights:
@@ -100,7 +100,7 @@ def ready(model: Model, name: str, weights: bool, cfg: Mapping[str, Any] = CFG) 
 
 
 def preprocess(images: NDArray[np.float32]) -> torch.Tensor:
-    """What the model was trained on: pixels from [0, 1] to [-1, 1], in a batch.
+    """The model's input: pixels scaled from [0, 1] to [-1, 1], as a batch.
 
     Args:
         images: float32, (1, 48, 48) for one or (N, 1, 48, 48) for many, in [0, 1]; with 3 channels in colour.

@@ -1,7 +1,7 @@
 """Small models of eight architectures that read the demo's canvases, in timm's own classes.
 
-Each factory is a MODEL of the command line, as in `fxgrad check fxgrad.demo.models:deit3`. `python -m
-fxgrad.demo.train NAME` makes a model's weights; bench/measured/models.md says how well each one reads.
+Each factory is a MODEL of the command line: `fxgrad check fxgrad.demo.models:deit3`. `python -m fxgrad.demo.train NAME`
+makes a model's weights; bench/measured/models.md has each model's accuracy.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 _READS: dict[str, Any] = {"img_size": 48, "patch_size": 6, "in_chans": 1, "num_classes": len(CLASS_NAMES)}
 _SIZE: dict[str, Any] = {"embed_dim": 80, "depth": 4, "num_heads": 4}
 _LAYER_SCALE = 0.1
-"""What layer scale starts at in a shallow network: CaiT (Touvron et al., arXiv:2103.17239), section 2."""
+"""The initial layer scale of a shallow network: CaiT (Touvron et al., arXiv:2103.17239), section 2."""
 
 
 def vit_tiny(weights: bool = True) -> VisionTransformer:
@@ -64,7 +64,7 @@ def deit3(weights: bool = True) -> VisionTransformer:
 
 
 def beit2(weights: bool = True) -> Beit:
-    """BEiT v2: relative position biases, layer scale, the mean of the tokens read; as `vit` otherwise.
+    """BEiT v2: relative position biases, layer scale, mean pooling; as `vit` otherwise.
 
     Source: Peng et al., arXiv:2208.06366.
     """
@@ -73,7 +73,7 @@ def beit2(weights: bool = True) -> Beit:
 
 
 def eva02(weights: bool = True) -> Eva:
-    """EVA-02: rotary positions, SwiGLU with a norm inside, the mean of the tokens read; as `vit` otherwise.
+    """EVA-02: rotary positions, SwiGLU with a norm inside, mean pooling; as `vit` otherwise.
 
     Source: Fang et al., arXiv:2303.11331.
     """
@@ -90,7 +90,7 @@ def eva02(weights: bool = True) -> Eva:
 
 
 def flexivit(weights: bool = True) -> VisionTransformer:
-    """FlexiViT: trained at patches of several sizes, here at 6; as `vit` otherwise.
+    """FlexiViT: trained at several patch sizes, used at 6; as `vit` otherwise.
 
     Source: Beyer et al., arXiv:2212.08013.
     """
@@ -98,7 +98,7 @@ def flexivit(weights: bool = True) -> VisionTransformer:
 
 
 def siglip(weights: bool = True) -> VisionTransformer:
-    """SigLIP's image tower: no class token, read by attention pooling; as `vit` otherwise.
+    """SigLIP's image tower: no class token, attention pooling; as `vit` otherwise.
 
     Source: Zhai et al., arXiv:2303.15343.
     """
@@ -114,7 +114,7 @@ def mixer(weights: bool = True) -> MlpMixer:
 
 
 def clip(weights: bool = True) -> DigitsClip:
-    """CLIP on coloured canvases: (N, 3, 48, 48) in, logits of "a zero" ... "a nine" out; see `DigitsClip`.
+    """CLIP on coloured canvases: from (N, 3, 48, 48) to logits of "a zero" ... "a nine"; see `DigitsClip`.
 
     Source: Radford et al., arXiv:2103.00020.
     """
@@ -134,4 +134,4 @@ ARCHITECTURES: dict[str, Factory] = {
 }
 """The eight of the paper, each at one size."""
 MODELS: dict[str, Factory] = {**ARCHITECTURES, "vit_tiny": vit_tiny, "vit_small": vit_small, "vit_medium": vit_medium}
-"""All of them: ViT also in three sizes below its own."""
+"""All models: the eight, and ViT in three smaller sizes."""

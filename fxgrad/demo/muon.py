@@ -1,4 +1,4 @@
-"""Muon in float32: PyTorch's own works in bfloat16, which takes as long as all the rest on a CPU without it."""
+"""Muon in float32: PyTorch's own uses bfloat16, which is slow on CPUs without bfloat16 instructions."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import Tensor, nn
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Coefficients that bring singular values from (0, 1] to about 1 in five rounds."""
+"""Coefficients that bring singular values from (0, 1] to about 1 in five iterations."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Steps of equal length in all directions of a matrix: momentum, made orthogonal by Newton-Schulz.
+    """Muon: steps along the momentum, orthogonalized by Newton-Schulz iterations.
 
     Args:
-        params: matrices; those of one shape are handled in one go.
-        lr: scaled by 0.2 sqrt(max(rows, columns)), so that a step is as long as one of AdamW.
-        weight_decay: decoupled.
-        momentum: of the gradient's moving average; Nesterov's.
+        params: matrices; those of one shape are updated together.
+        lr: learning rate; scaled by 0.2 sqrt(max(rows, columns)), so that a step is as long as one of AdamW.
+        weight_decay: decoupled weight decay.
+        momentum: Nesterov momentum.
 
     Raises:
         ValueError: a parameter is no matrix.
@@ -63,7 +63,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
-    """Matrices with the same singular vectors and all singular values about 1: (N, R, C) to (N, R, C).
+    """Matrices with the same singular vectors and all singular values near 1: (N, R, C) to (N, R, C).
 
     Example:
         >>> singular = torch.linalg.svdvals(orthogonal(torch.randn(1, 4, 8)))

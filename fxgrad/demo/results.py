@@ -1,4 +1,4 @@
-"""What was measured of the demo's models: kept as JSON, and the page that is written from it."""
+"""The measurements of the demo's models: a JSON file, and a page written from it."""
 
 from __future__ import annotations
 
@@ -44,11 +44,11 @@ gets hints for the first half only, as `vit` knows no colours.
 
 
 def measure(model: nn.Module, count: int = 20) -> dict[str, Any]:
-    """A trained model's size, its completeness errors on held-out canvases, and the versions that they are for.
+    """A trained model's size, its completeness errors on held-out canvases, and the versions of the packages.
 
     Args:
-        model: of the demo.
-        count: of canvases; the logits of both digits of each are attributed.
+        model: a model of the demo.
+        count: number of canvases; the logits of both digits of each are attributed.
 
     Raises:
         FxgradError: the model cannot be converted.
@@ -79,7 +79,7 @@ def measure(model: nn.Module, count: int = 20) -> dict[str, Any]:
 
 
 def record(results: Path, name: str, facts: dict[str, Any]) -> None:
-    """Add what was measured of a model to a JSON file, and write the page beside it anew."""
+    """Add a model's measurements to a JSON file, and rewrite the page beside it."""
     known = json.loads(results.read_text("utf-8")) if results.exists() else {}
     known[name] = facts
     results.write_text(json.dumps(known, indent=1) + "\n", "utf-8")
@@ -87,7 +87,7 @@ def record(results: Path, name: str, facts: dict[str, Any]) -> None:
 
 
 def page(results: dict[str, dict[str, Any]]) -> str:
-    """The Markdown page of what `record` keeps."""
+    """The Markdown page of the results that `record` stores."""
     heads = [
         "model",
         "parameters",

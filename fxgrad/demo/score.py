@@ -17,10 +17,10 @@ class Score:
     """How well a model reads canvases; every number is a share, from 0 to 1.
 
     Attributes:
-        accuracy: labels that are right, of all ten per canvas; naming no digit at all scores 0.8.
-        recall: digits shown that are named.
-        exact_match: canvases with all ten labels right.
-        both: canvases whose two largest logits are those of the two digits shown; needs no threshold.
+        accuracy: correct labels among all ten per canvas; predicting no digit at all scores 0.8.
+        recall: shown digits that are predicted.
+        exact_match: canvases with all ten labels correct.
+        both: canvases whose two largest logits are those of the two shown digits; needs no threshold.
     """
 
     accuracy: float
@@ -31,12 +31,12 @@ class Score:
 
 @torch.no_grad()
 def evaluate(model: nn.Module, count: int = 2000, split: str = "heldout") -> Score:
-    """Score a model on canvases 0 to ``count - 1`` of a split; a logit above zero names a digit.
+    """Score a model on canvases 0 to ``count - 1`` of a split; a logit above 0 predicts a digit.
 
     Args:
-        model: preprocessed float32 (N, 1, 48, 48) in, logits (N, 10) out; (N, 3, 48, 48) where its
-            `pretrained_cfg` says so.
-        count: how many canvases, at least 1.
+        model: from preprocessed float32 (N, 1, 48, 48) to logits (N, 10); (N, 3, 48, 48) if its `pretrained_cfg` says
+            so.
+        count: number of canvases, at least 1.
         split: "heldout" or "train".
 
     Raises:
@@ -57,7 +57,7 @@ def evaluate(model: nn.Module, count: int = 2000, split: str = "heldout") -> Sco
     truth, scores = np.concatenate(shown), np.concatenate(logits)
     said = scores > 0
     right = truth == said
-    # Both found: the lowest logit of a digit shown is above the highest of the others.
+    # Both found: the lower logit of the two shown digits is above all others.
     both = np.where(truth, scores, np.inf).min(axis=1) > np.where(truth, -np.inf, scores).max(axis=1)
     return Score(float(right.mean()), float(said[truth].mean()), float(right.all(axis=1).mean()), float(both.mean()))
 

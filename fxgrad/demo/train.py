@@ -1,6 +1,6 @@
 """Train the demo's models and write their weights: ``python -m fxgrad.demo.train NAME``, or ``all``.
 
-One thread, and minutes for each on a core of its own.
+Each model trains in one thread and takes minutes.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Recipe:
     """How a model is trained.
 
     Attributes:
-        steps: batches.
-        batch: canvases in one.
-        canvases: how many there are before they come again.
-        lr: of Muon; AdamW's is two thirds.
-        hints: the share of the steps with hints from the teacher. CLIP must do without in the end: the teacher knows no
+        steps: number of batches.
+        batch: canvases per batch.
+        canvases: number of different canvases.
+        lr: Muon's learning rate; AdamW's is two thirds of it.
+        hints: share of the steps that use the teacher's hints. CLIP's last steps go without, since the teacher knows no
             colours.
     """
 
@@ -69,7 +69,7 @@ RECIPES = {
     "vit_medium": Recipe(4000, canvases=64000),
 }
 TEACHER = "vit"
-"""The model that the others get hints from."""
+"""The model that gives hints to the others."""
 
 _CHUNK = 250
 _WARMUP = 50
@@ -80,7 +80,7 @@ _LOSSES: dict[str, Callable[..., Tensor]] = {"clip": losses.contrastive, "flexiv
 def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.Module:
     """A model trained on the train split's canvases, in eval mode, its weights rounded to float16.
 
-    The teacher is trained from scratch, the others with what it has to give.
+    The teacher is trained from scratch, the others start from its weights and use its hints.
     Seeds torch's global generator; on one machine the same arguments give the same weights.
 
     Args:
@@ -143,7 +143,7 @@ def train(name: str = "vit", steps: int | None = None, seed: int = SEED) -> nn.M
 
 
 def _pool(count: int, colours: bool, taught: bool) -> losses.Batch:
-    """Canvases 0 to ``count - 1`` of the train split, with the teacher's hints if they are for a pupil."""
+    """Canvases 0 to ``count - 1`` of the train split; with the teacher's hints if `taught`."""
     chunks = [_chunk(i, colours, taught) for i in range(math.ceil(count / _CHUNK))]
     columns = ([getattr(chunk, field.name) for chunk in chunks] for field in fields(losses.Batch))
     return losses.Batch(*(torch.cat(column)[:count] for column in columns))
@@ -151,7 +151,7 @@ def _pool(count: int, colours: bool, taught: bool) -> losses.Batch:
 
 @cache
 def _chunk(index: int, colours: bool, taught: bool) -> losses.Batch:
-    """Some of the canvases, kept for the next model."""
+    """One chunk of the canvases, cached for the next model."""
     names = list(COLOURS)
     canvases = [canvas(index * _CHUNK + i, "train", colours=colours) for i in range(_CHUNK)]
     pixels = torch.from_numpy(np.stack([(c.image * 255).round().astype(np.uint8) for c in canvases]))
@@ -197,7 +197,7 @@ def main(names: Sequence[str], steps: int | None, seed: int, out: Path | None, r
         raise click.BadParameter("it is for one model; leave it out", param_hint="--out")
     for path in filter(None, (out, results)):
         if not path.parent.is_dir():
-            # Better now than after the training.
+            # Fail before the training, not after it.
             raise click.BadParameter(
                 f"there is no directory {path.parent}", param_hint=f"--{'out' if path is out else 'results'}"
             )
@@ -210,7 +210,7 @@ def _train_and_write(name: str, steps: int, seed: int, out: Path, results: Path 
     recipe = RECIPES[name]
     seen = steps * recipe.batch
     different = min(recipe.canvases, seen)
-    _pool(different, name == "clip", recipe.hints > 0)  # made once for all models: not a part of any one's time
+    _pool(different, name == "clip", recipe.hints > 0)  # made once for all models, so not part of the measured time
     start = time.process_time()
     model = train(name, steps, seed)
     seconds = time.process_time() - start

@@ -1,4 +1,4 @@
-"""One model of an evaluation: loaded, converted, its pictures attributed and measured, a unit of work at a time."""
+"""One model of an evaluation: load it, convert it, attribute and measure its pictures, one unit of work at a time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Found = tuple[Mapping[str, Mapping[str, list[float]]], Mapping[str, str]]
 
 @dataclass(frozen=True)
 class Unit:
-    """One chunk of pictures under one policy, and the methods that are not measured there yet."""
+    """One chunk of pictures under one policy, and the methods still to be measured on it."""
 
     model: str
     policy: str
@@ -39,7 +39,7 @@ class Unit:
 
 
 class Bench:
-    """One model on the bench: loaded, converted under every policy that was asked for, its pictures at hand."""
+    """One loaded model, converted under every policy of the plan, and its pictures."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Bench:
         self.loaded: LoadedModel = load_model(
             model, plan.pretrained, checkpoint=plan.checkpoint, input_size=plan.input_size
         )
-        # By their number, the processes of a machine take its GPUs in turn.
+        # Each process takes the GPU of its local rank.
         device = "cpu" if plan.device == "cpu" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         self.place: dict[str, Any] = {"device": torch.device(device), "dtype": getattr(torch, plan.dtype)}
         self.fingerprint = _fingerprint(self.loaded.model)
@@ -80,7 +80,7 @@ class Bench:
         )
 
     def run(self, unit: Unit, store: Store) -> None:
-        """Measure a unit and write it down."""
+        """Measure a unit and store its results."""
         store.note(f"removal of {unit.model}", self.ruler.tokens.name)
         pictures, *_ = self.batch(unit.start, unit.stop)
         measured, refused = self.measured(unit.start, unit.stop, self.first_alike(unit.policy), unit.methods)
@@ -131,15 +131,15 @@ class Bench:
 
 
 def removal(converted: ConvertedModule, grid: tuple[int, int], how: str = "auto") -> Removal:
-    """How tokens are taken from a model.
+    """The removal of tokens for a model.
 
     Args:
         converted: the model.
-        grid: its patches.
-        how: "drop", "zero", "blur", or "auto": drop where the model can run on fewer tokens, else blur.
+        grid: rows and columns of its patches.
+        how: "drop", "zero", "blur", or "auto": drop if the model can run on fewer tokens, else blur.
 
     Raises:
-        InputError: "drop", and the model cannot.
+        InputError: "drop", but the model cannot run on fewer tokens.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()

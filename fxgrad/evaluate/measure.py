@@ -20,9 +20,9 @@ class Ruler:
     """How pictures are measured: the same for all attributions of a model.
 
     Attributes:
-        metrics: all that are to be measured.
-        tokens: removes tokens.
-        pixels: removes pixels; None leaves deletion and insertion out.
+        metrics: the metrics to measure.
+        tokens: the removal of tokens.
+        pixels: the removal of pixels; None leaves deletion and insertion out.
         fractions, steps: as in `Plan`.
         multilabel: as in `Data`.
     """
@@ -37,20 +37,20 @@ class Ruler:
     def measure(
         self, pictures: Batch, x: Tensor, target: Tensor, logits: Tensor, attributions: Mapping[str, Attribution]
     ) -> dict[str, dict[str, list[float]]]:
-        """Measure several attributions at once, so that their masked pictures share forwards.
+        """Measure several attributions at once, so that their masked pictures share forward passes.
 
         Args:
-            pictures: the masks, bool (batch, H, W).
-            x: what the model saw, (batch, C, H, W).
+            pictures: the batch; only its masks are used, bool (batch, H, W).
+            x: the model's input, (batch, C, H, W).
             target: class indices, int64 (batch,).
-            logits: the model's for x, (batch, classes).
-            attributions: by the name of their method.
+            logits: the model's output for x, (batch, classes).
+            attributions: method -> its attribution.
 
         Returns:
-            Method -> metric -> one value per picture. A metric that has no value for any picture is left out.
+            Method -> metric -> one value per picture. A metric without a value for any picture is left out.
 
         Raises:
-            InputError: a metric returned something else than (attributions, pictures).
+            InputError: a metric returned another shape than (attributions, pictures).
         """
         measured = self._measured(pictures, x, target, logits, list(attributions.values()))
         found: dict[str, dict[str, list[float]]] = {name: {} for name in attributions}
@@ -87,13 +87,13 @@ class Ruler:
 
 
 def named_metric(spec: str) -> Metric:
-    """A metric of one's own.
+    """The user's own metric.
 
     Args:
         spec: `module.path:metric`, looked for in the current directory and on sys.path.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no such metric.
 
     Example:
         >>> named_metric("fxgrad.metrics:iou")
@@ -113,7 +113,7 @@ def all_metrics(own: Iterable[Metric]) -> tuple[Metric, ...]:
     """fxgrad's metrics, then the user's own.
 
     Raises:
-        InputError: two of one name.
+        InputError: two metrics have the same name.
 
     Example:
         >>> [metric.name for metric in all_metrics([])][:2]

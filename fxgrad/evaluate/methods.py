@@ -1,4 +1,4 @@
-"""The seam to the attribution methods: what the runner calls for each of them."""
+"""The interface between `evaluate` and the attribution methods."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from fxgrad.metrics.removal import Grid
 from fxgrad.module.converted import ConvertedModule
 
 POLICY_FREE = tuple(name for name, function in METHODS.items() if not method_of(function).takes_gradient)
-"""fxgrad's methods that take no gradient, and so are the same under every policy."""
+"""fxgrad's methods that take no gradient, so their results are the same under every policy."""
 LARGEST = 16
-"""How many parts a side of a picture is divided into at most, where the model has no patches."""
+"""The largest number of parts per side of a picture, for models without patches."""
 
 
 class Attribution(Protocol):
-    """What is measured of an attribution; `fxgrad.methods.Attribution` has it.
+    """The parts of an attribution that are measured; `fxgrad.methods.Attribution` implements it.
 
     Attributes:
-        patches: (batch, rows, columns): the influence of each patch.
-        pixels: (batch, H, W).
-        output: the value of the target, (batch,).
-        total: what all shares of it add up to, (batch,); None for a method whose numbers are no shares.
+        patches: the influence of each patch, (batch, rows, columns).
+        pixels: the influence of each pixel, (batch, H, W).
+        output: the target's value, (batch,).
+        total: the sum of all shares, (batch,); None for a method whose numbers are no shares.
     """
 
     @property
@@ -49,14 +49,14 @@ Attribute = Callable[[ConvertedModule, Tensor, Tensor, Grid, int], Attribution]
 
 
 def attributes(names: Sequence[str], options: Sequence[str] = ()) -> dict[str, Attribute]:
-    """The methods by name, with their options set.
+    """Name -> method, with its options set.
 
     Args:
-        names: in `fxgrad.methods.METHODS`, or `module.path:function` of your own.
+        names: keys of `fxgrad.methods.METHODS`, or `module.path:function` for your own.
         options: such as "integrated_gradients.n_steps=20".
 
     Raises:
-        InputError: there is no such method or option, or the value is not a number or the like.
+        InputError: there is no such method or option, or the value is not a Python literal.
 
     Example:
         >>> list(attributes(["saliency", "smoothgrad"], ["smoothgrad.samples=5"]))
@@ -71,8 +71,8 @@ def named_method(name: str) -> Method:
     """A method by its name.
 
     Args:
-        name: in `fxgrad.methods.METHODS`, or `module.path:function` of your own, looked for in the current directory
-            and on sys.path.
+        name: a key of `fxgrad.methods.METHODS`, or `module.path:function` for your own, looked for in the current
+            directory and on sys.path.
 
     Raises:
         InputError: there is no such method.
@@ -91,7 +91,7 @@ def named_method(name: str) -> Method:
 
 
 def takes_gradient(name: str) -> bool:
-    """Whether a method differs from policy to policy; of strangers by name, yes.
+    """Whether a method's result depends on the policy; true for names that are not fxgrad's.
 
     Example:
         >>> takes_gradient("rollout"), takes_gradient("saliency"), takes_gradient("a stranger")
@@ -101,7 +101,7 @@ def takes_gradient(name: str) -> bool:
 
 
 def grid_of(converted: ConvertedModule) -> Grid:
-    """The model's patches; where it has none, the finest even grid of at most 16 x 16.
+    """(rows, columns) of the model's patches; without patches, the finest even grid of at most 16 x 16.
 
     Args:
         converted: a model of pictures.

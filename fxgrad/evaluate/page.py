@@ -1,6 +1,6 @@
-"""The results as Markdown: methods x policies for every metric, with intervals, and who wins.
+"""The results as Markdown: methods x policies for every metric, with intervals, compared with the plain gradient.
 
-Of several models there is an overview, and a page each.
+Several models get an overview and a page each.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from fxgrad.report import markdown
 PLAIN = "gradient"
 BALANCED = "libragrad"
 SHOWN = ("srg_aopc", "average_precision", "completeness_relative")
-"""One metric of each family is open to see; the others fold open."""
+"""One metric of each family is shown; the others can be unfolded."""
 
 _LEGEND = f"""Means over pictures with 95 % bootstrap intervals. ▲ better and ▼ worse than the plain gradient's on the
 same pictures, where the interval of the paired difference leaves out 0. Methods of policy *{ANY}* take no gradient.
@@ -33,11 +33,11 @@ each averaged over the shares removed. docs/evaluate.md defines all of them.
 
 @dataclass(frozen=True)
 class Compared:
-    """One method under one policy, by one metric.
+    """One metric of one method under one policy.
 
     Attributes:
         value: mean and interval.
-        outcome: 1 better, -1 worse than the plain gradient, 0 neither; None where there is nothing to compare with.
+        outcome: 1 better, -1 worse than the plain gradient, 0 neither; None without a plain gradient to compare with.
     """
 
     value: Interval
@@ -49,15 +49,15 @@ class Compared:
 
 
 def compare(results: Results, model: str, metric: str) -> dict[tuple[str, str], Compared]:
-    """Every method under every policy, by one metric, beside the plain gradient.
+    """Compare every method under every policy with the plain gradient, by one metric.
 
     Args:
-        results: of `evaluate`.
-        model: which.
-        metric: one of `METRICS`, or of the user's own.
+        results: the result of `evaluate`.
+        model: the model's name.
+        metric: one of `METRICS`, or the name of the user's own metric.
 
     Returns:
-        (policy, method) -> value and outcome; those without a value for any picture are left out.
+        (policy, method) -> value and outcome; pairs without a value for any picture are left out.
 
     Example:
         >>> values = {("m", p, "saliency"): {"iou": {"a": v, "b": v + 0.1}} for p, v in (("gradient", 0), ("mine", 1))}
@@ -86,7 +86,7 @@ def compare(results: Results, model: str, metric: str) -> dict[tuple[str, str], 
 
 
 def ways(*runs: Results) -> dict[str, str]:
-    """Every metric, and which way is better: fxgrad's, and the user's own that some results have.
+    """Metric -> "higher" or "lower", whichever is better: fxgrad's metrics, and the user's own in the results.
 
     Example:
         >>> ways(Results({}, {}, {"settings": {"metrics": {"mine": "lower"}}}, frozenset()))["mine"]
@@ -104,11 +104,11 @@ def pages(runs: Sequence[Results], stem: str = "results") -> dict[str, str]:
     """The pages as Markdown.
 
     Args:
-        runs: of `evaluate`, each with models of its own, such as one for each data set.
+        runs: results of `evaluate` with different models, such as one for each data set.
         stem: name of the first page's file, without its ending.
 
     Returns:
-        File name -> text: all of it, or where there are several models an overview, and a page for each in a folder.
+        File name -> text: one page; for several models an overview, and a folder with a page for each model.
 
     Example:
         >>> values = {("m", "gradient", "saliency"): {"iou": {"a": 0.5}}}
@@ -135,12 +135,12 @@ def _text(lines: Iterable[str]) -> str:
 
 
 def _short(model: str) -> str:
-    """A model's name without where it is from."""
+    """A model's name without its package."""
     return model.rpartition(":")[2]
 
 
 def _overview(files: Mapping[str, str], found: Found, better: Mapping[str, str]) -> list[str]:
-    """All models side by side: who wins, and one metric of each family."""
+    """Markdown lines for all models side by side: counts of wins, and one metric of each family."""
     linked = [f"[{_short(model)}]({file})" for model, file in files.items()]
     rows = [[metric, *(_record(found.get((model, metric), {}), BALANCED) for model in files)] for metric in better]
     rows = [row for row in rows if any(row[1:])]
@@ -156,14 +156,14 @@ def _overview(files: Mapping[str, str], found: Found, better: Mapping[str, str])
 
 
 def _change(cells: Mapping[tuple[str, str], Compared], method: str) -> str:
-    """A method's mean under the plain gradient and under the balanced one."""
+    """A method's mean under the plain gradient and under the balanced one, as text."""
     policies = [policy for policy in (PLAIN, BALANCED, ANY) if (policy, method) in cells]
     mark = str(cells[BALANCED, method]).partition("]")[2] if BALANCED in policies else ""
     return " → ".join(_number(cells[policy, method].value.mean) for policy in policies) + mark
 
 
 def _model(results: Results, model: str, found: Found) -> list[str]:
-    """One model: every method under every policy, by every metric."""
+    """Markdown lines for one model: every method under every policy, by every metric."""
     better = ways(results)
     alike = _alike([found[model, metric] for metric in better])
     dropped = {policy for _, *others in alike for policy in others}
@@ -179,7 +179,7 @@ def _model(results: Results, model: str, found: Found) -> list[str]:
 
 
 def _alike(cells: Sequence[Mapping[tuple[str, str], Compared]]) -> list[list[str]]:
-    """Policies that have the same numbers throughout, two or more together: they give every node the same rule."""
+    """Groups of two or more policies with the same numbers everywhere: they give every node the same backward."""
     numbers = {
         policy: [{method: cell.value for (of, method), cell in metric.items() if of == policy} for metric in cells]
         for policy in _policies(cells)
@@ -190,7 +190,7 @@ def _alike(cells: Sequence[Mapping[tuple[str, str], Compared]]) -> list[list[str
 
 
 def _methods(there: Iterable[str]) -> list[str]:
-    """Names of methods in their own order, strangers last."""
+    """Names of methods in the order of `METHODS`, the user's own last."""
     there = set(there)
     return [m for m in METHODS if m in there] + sorted(there - set(METHODS))
 

@@ -19,13 +19,13 @@ POLICIES = (
     "attnlrp",
     "cp-lrp",
 )
-"""The plain gradient, which the others are compared with, and the presets."""
+"""The plain gradient, the baseline of comparisons, and the presets."""
 
 METRICS = {name: metric.better for name, metric in metrics.METRICS.items()}
-"""Every metric, and which way is better."""
+"""Metric -> "higher" or "lower", whichever is better."""
 
 ANY = "any"
-"""Stands for the policy where a method takes no gradient."""
+"""The policy's name for methods that take no gradient."""
 
 _CHOICES = {
     "removal": ("auto", "drop", "zero", "blur"),
@@ -37,31 +37,31 @@ _CHOICES = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One evaluation. Models, policies, methods and the count may grow from run to run: what is there is kept.
+    """One evaluation. Models, policies, methods and the count may grow from run to run: earlier results are kept.
 
-    The device is free, too: results of one differ from those of another by rounding.
+    The device may change, too: it changes results by rounding only.
 
     Attributes:
         models: as for `load_model`.
-        methods: names of attribution methods, or module.path:function of your own.
+        methods: names of attribution methods, or module.path:function for your own.
         policies: names of presets, or paths of policy files.
         data: as for `fxgrad.data.open_data`.
-        count: how many pictures, drawn by the seed; None is all.
-        target: attribute the logit of the "label", or of the class that is "predicted".
-        removal: how tokens are removed: "drop", "zero", "blur", or "auto": dropped where the model can run on fewer
-            tokens, else blurred.
-        fractions: shares of the tokens that are removed.
-        steps: of deletion and insertion; 0 leaves both out.
-        options: of methods, such as "integrated_gradients.n_steps=20".
-        metrics: module.path:metric of your own, beside fxgrad's.
+        count: number of pictures, drawn by the seed; None for all.
+        target: attribute the logit of the "label", or of the "predicted" class.
+        removal: how tokens are removed: "drop", "zero", "blur", or "auto": drop if the model can run on fewer tokens,
+            else blur.
+        fractions: the shares of the tokens to remove.
+        steps: steps of deletion and insertion; 0 leaves both out.
+        options: options of methods, such as "integrated_gradients.n_steps=20".
+        metrics: your own metrics in addition to fxgrad's, as module.path:metric.
         chunk: pictures that are measured together, the unit of work.
-        dtype: of the model and of its input.
-        device: "cpu", or "cuda", where each process of a machine takes the GPU of its number.
-        seed: of the choice of pictures, and of methods that draw at random.
+        dtype: dtype of the model and of its input.
+        device: "cpu", or "cuda", where each process takes the GPU of its local rank.
+        seed: seed of the choice of pictures, and of random methods.
         pretrained, checkpoint, input_size: as for `load_model`.
 
     Raises:
-        InputError: a choice that does not exist, or a number that makes no sense.
+        InputError: an unknown choice, or a number out of range.
 
     Example:
         >>> Plan(("timm:test_vit",), ("gradient",)).settings["chunk"]
@@ -101,9 +101,9 @@ class Plan:
 
     @property
     def settings(self) -> dict[str, object]:
-        """All that a result depends on beside its own key: results of other settings do not mix with these.
+        """Everything that a result depends on except its own key; one folder has results of one such dict only.
 
-        `evaluate` adds the user's own metrics, which are known once they are imported.
+        `evaluate` adds the user's own metrics once they are imported.
         """
         others = {"models", "methods", "policies", "count", "device", "metrics"}
         plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}

@@ -1,4 +1,4 @@
-"""The processes of `torchrun`: how many there are, and what each must know of the others."""
+"""The processes of `torchrun`: how many there are, and what they share."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import torch.distributed as dist
 from fxgrad.evaluate.store import Results
 
 _PATIENCE = timedelta(days=2)
-"""How long a process waits for the others, whose share may take longer."""
+"""How long a process waits for the others, which may take longer."""
 
 
 def everywhere(results: Results) -> tuple[frozenset[Any], frozenset[Any]]:
-    """What is done on any machine: all processes must see the same, to share the rest."""
+    """(done, refused) of all machines together: every process must see the same, to share the remaining work."""
     own = (results.done, frozenset(results.refused))
     if not dist.is_initialized():
         return own
@@ -28,7 +28,7 @@ def everywhere(results: Results) -> tuple[frozenset[Any], frozenset[Any]]:
 
 @contextmanager
 def processes() -> Iterator[tuple[int, int]]:
-    """Number of this process, and how many there are: by the variables that `torchrun` sets."""
+    """(rank, number of processes), from the environment variables that `torchrun` sets."""
     if "WORLD_SIZE" not in os.environ or not dist.is_available():
         yield 0, 1
         return
@@ -37,7 +37,7 @@ def processes() -> Iterator[tuple[int, int]]:
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     master = rank == 0 and not served
     meeting = dist.TCPStore(address, port, size, master, _PATIENCE)  # type: ignore[attr-defined]
-    # The meeting place outlives a crash, and so do the addresses of whom it killed.
+    # The TCP store outlives a crash, with the addresses of killed processes, so every attempt gets its own prefix.
     store = dist.PrefixStore(f"fxgrad/{attempt}", meeting)  # type: ignore[attr-defined]
     dist.init_process_group("gloo", store=store, rank=rank, world_size=size, timeout=_PATIENCE)
     try:
@@ -47,6 +47,6 @@ def processes() -> Iterator[tuple[int, int]]:
 
 
 def wait_for_others() -> None:
-    """Until every process has come so far."""
+    """Wait until every process has reached this call."""
     if dist.is_initialized():
         dist.barrier()

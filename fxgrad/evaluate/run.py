@@ -1,8 +1,8 @@
-"""The run: every unit of work that the store does not hold yet, shared among the processes of `torchrun`.
+"""The run: every unit of work that is not stored yet, shared among the processes of `torchrun`.
 
-A unit is a chunk of pictures under one policy, with all methods. What a unit computes depends on the plan only, and on
-nothing that another unit or process did: hence the same results whatever the number of processes, and after any crash.
-All units of a chunk go to one process, which measures policies that give a model the same rules only once.
+A unit is a chunk of pictures under one policy, with all methods. A unit's results depend on the plan only, not on other
+units or processes: so they are the same for any number of processes, and after any crash. All units of a chunk go to
+one process, which measures policies that give a model the same backwards only once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from fxgrad.evaluate.store import Results, Store, read
 from fxgrad.metrics import Metric
 
 Watch = Callable[[int, int, str], None]
-"""Called with how many units are done, of how many, and what comes next."""
+"""Called with (units done, all units, what comes next)."""
 
 
 def evaluate(
@@ -35,25 +35,25 @@ def evaluate(
     metrics: Sequence[Metric] = (),
     watch: Watch = lambda done, total, what: None,
 ) -> Results:
-    """Measure what the plan asks for and the folder does not hold yet.
+    """Measure what the plan asks for and the folder does not have yet.
 
     Under `torchrun`, every process measures its share, and waits for the others at the end.
 
     Args:
         plan: what to measure.
-        folder: of the results, which may hold some already; on several machines, a shared one, or one each, to be
-            merged by copying.
-        methods: those of the plan by name, where they are not fxgrad's own.
-        metrics: of your own, beside fxgrad's and those that the plan names. They are stored and printed like the rest.
-        watch: is told how far this process has come.
+        folder: the folder of the results, old and new; on several machines a shared one, or one each, to be merged by
+            copying.
+        methods: name -> method, for those of the plan's methods that are not fxgrad's.
+        metrics: your own metrics, in addition to fxgrad's and to the plan's.
+        watch: a callback for progress: (done, total, what).
 
     Returns:
-        All results in the folder, or only the facts where this is not the first process. A method that a model does
-        not have is in `refused`, with the reason.
+        All results in the folder; only the facts if this is not the first process. A method that a model does not
+        support is in `refused`, with the reason.
 
     Raises:
-        InputError: data, model, method or metric that does not exist, two metrics of one name; or a folder that
-            holds results of other settings.
+        InputError: data, model, method or metric that does not exist, two metrics of one name; or a folder with results
+            of other settings.
         CaptureError, NoRuleError, NotBalanceableError: a model cannot be converted.
 
     Example:
@@ -108,14 +108,14 @@ def _units(plan: Plan, count: int) -> Iterator[Unit]:
 
 
 def _share(units: Sequence[Unit], rank: int, size: int) -> list[Unit]:
-    """The units of every size-th chunk, from the rank-th on."""
+    """The units of every `size`-th chunk, starting with chunk `rank`."""
     chunks = list(dict.fromkeys((unit.model, unit.start) for unit in units))
     mine = set(chunks[rank::size])
     return [unit for unit in units if (unit.model, unit.start) in mine]
 
 
 def _left(unit: Unit, done: frozenset[Any], refused: frozenset[Any]) -> Unit | None:
-    """What of a unit is still to be done."""
+    """The part of a unit that is neither done nor refused; None if there is none."""
     methods = tuple(
         m
         for m in unit.methods
@@ -126,7 +126,7 @@ def _left(unit: Unit, done: frozenset[Any], refused: frozenset[Any]) -> Unit | N
 
 
 def _refuse_missing(plan: Plan, count: int, results: Results, folder: str) -> None:
-    """Whatever other machines wrote elsewhere would be missing from the page."""
+    """Raise if the folder lacks results, which other machines wrote to other folders: the page would lack them too."""
     missing = [u for u in _units(plan, count) if _left(u, results.done, frozenset(results.refused))]
     if missing:
         raise InputError(

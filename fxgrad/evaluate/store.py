@@ -1,8 +1,8 @@
-"""Where results are kept: a folder of SQLite files, one per process, whose union is the result.
+"""The storage of results: a folder of SQLite files, one per process; their union is the result.
 
-A row is one number: (model, policy, method, image, metric) -> value. A process writes to its own file only, a unit of
-work in one transaction; so whatever is killed leaves whole units behind, and files from several machines are merged by
-copying them into one folder.
+A record is one number: (model, policy, method, image, metric) -> value. A process writes to its own file only, one unit
+of work per transaction. So a killed process leaves whole units, and files from several machines are merged by copying
+them into one folder.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ Done = tuple[str, str, str, int, int]
 
 @dataclass(frozen=True)
 class Results:
-    """Everything that the files of a folder hold together.
+    """The content of all files of a folder.
 
     Attributes:
         values: (model, policy, method) -> metric -> image -> value.
-        refused: (model, policy, method) -> why the method cannot be used there.
-        facts: what was noted about models, and the settings.
-        done: the units of work that are there.
+        refused: (model, policy, method) -> why the method cannot be used.
+        facts: the settings, and facts about models.
+        done: the stored units of work.
     """
 
     values: Mapping[Key, Mapping[str, Mapping[str, float]]]
@@ -56,7 +56,7 @@ class Store:
     """One process's file in the folder.
 
     Args:
-        folder: made where it is missing.
+        folder: its path; created if missing.
         shard: number of the process.
 
     Raises:
@@ -91,10 +91,10 @@ class Store:
         """Write one unit of work, all of it or nothing.
 
         Args:
-            model, policy: whose.
-            measured: method -> metric -> one value per image; NaN is kept as no value.
-            images: ids.
-            start, stop: which pictures of the plan they are.
+            model, policy: the model and policy that were measured.
+            measured: method -> metric -> one value per image; NaN is stored as no value.
+            images: ids of the pictures.
+            start, stop: indices of the pictures in the plan.
         """
         with self._file:
             for method, metrics in measured.items():
@@ -106,15 +106,15 @@ class Store:
                 )
 
     def refuse(self, model: str, policy: str, method: str, reason: str) -> None:
-        """Note that a method cannot be used."""
+        """Store that a method cannot be used, and why."""
         with self._file:
             self._file.execute("INSERT OR REPLACE INTO refused VALUES (?, ?, ?, ?)", (model, policy, method, reason))
 
     def note(self, name: str, value: Any) -> None:
-        """Note a fact, and refuse to go on where the folder holds another.
+        """Store a fact.
 
         Raises:
-            InputError: the fact is noted otherwise.
+            InputError: the folder has another value for it.
         """
         known = read(self.folder, facts_only=True).facts
         if name in known and known[name] != value:
@@ -127,15 +127,15 @@ class Store:
                 self._file.execute("INSERT OR REPLACE INTO facts VALUES (?, ?)", (name, json.dumps(value)))
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 
 def read(folder: str | Path, *, facts_only: bool = False) -> Results:
-    """The union of a folder's files; where two hold the same row, the first file's counts.
+    """The union of a folder's files; of equal keys, the first file's record counts.
 
     Args:
-        folder: of `Store`.
+        folder: the folder of a `Store`.
         facts_only: leave the values out.
 
     Raises:

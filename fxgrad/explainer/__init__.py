@@ -1,6 +1,6 @@
 """The explainer: forward and attribution as one program that runs without fxgrad, without autograd, without Python.
 
-The path is straight, a file each: settings (what to compute), tracing (into one program), formats (a file of it).
+The steps, one file each: settings (what to compute), tracing (into one program), formats (write a file).
 """
 
 from __future__ import annotations
@@ -38,41 +38,40 @@ def export_explainer(
 ) -> dict[str, Any]:
     """Write forward and attribution as one program, for runtimes that know neither fxgrad nor autograd.
 
-    The program takes the model's tensor inputs by their names, and `target`, int64: of every item the class, (batch,);
-    where the output has more axes, an index into each, (batch, axes), as (token, class) of a language model. With
-    `targets`, that many at once from one forward: (batch, targets) or (batch, targets, axes).
+    The program takes the model's tensor inputs by their names, and `target`, int64: the class of every example,
+    (batch,); if the output has more axes, an index into each, (batch, axes), such as (token, class) for a language
+    model. With `targets`, that many targets from one forward pass: (batch, targets) or (batch, targets, axes).
 
-    It puts out, in this order and by these names:
+    Its outputs have these names and this order:
 
     - `logits`: the model's, (batch, classes), or with more axes;
-    - `attribution`: (batch, height, width) of pictures, (batch, tokens) of token ids, else in the input's shape; where
+    - `attribution`: (batch, height, width) for pictures, (batch, tokens) for token ids, else the input's shape; if
       several inputs are attributed, `attribution_NAME` for each. With `targets`, (batch, targets, ...);
-    - `completeness_error`: of every item |y - inputs - sources| / |y|, (batch,) or (batch, targets).
+    - `completeness_error`: |y - inputs - sources| / |y| of every example, (batch,) or (batch, targets).
 
-    All floating-point outputs have the model's dtype. The batch is free, as is every other axis that was captured free.
+    All floating-point outputs have the model's dtype. The batch is dynamic, and so is every axis captured as dynamic.
 
     Args:
         converted: what `fxgrad.convert` returned.
-        args, kwargs: inputs, as for calling it. Only their shapes and dtypes count.
+        args, kwargs: inputs, as for calling the module. Only their shapes and dtypes matter.
         path: ends in .onnx (onnxruntime and others; opset 18), .pt2 (`torch.export.load`) or .aoti
             (`torch._inductor.aoti_load_package`, or C++).
         method: one of `fxgrad.explainer.METHODS`: input_x_gradient or gradient.
-        targets: how many targets an item has; None for one, without an axis of its own.
+        targets: number of targets per example; None for one, without an axis of its own.
         channels: the axis of the input to sum over; by default the channels of pictures, (batch, channels, height,
             width), and the width of embeddings. None sums over nothing.
-        pool: sum pictures over blocks of pool x pool pixels, such as the model's patches.
+        pool: sum the attribution of pictures over blocks of pool x pool pixels, such as the model's patches.
         output: the name of the logits among several outputs; by default `logits`.
-        completeness: whether to put out the completeness error, which costs the sources' contributions.
-        metadata: more to write down beside what is returned, such as preprocessing or class names; JSON values.
+        completeness: whether to compute the completeness error, which needs the sources' contributions.
+        metadata: more metadata for the file, such as preprocessing or class names; JSON values.
 
     Returns:
-        What the file says about itself: method, policy, citation, versions, names and axes of inputs and outputs, and
-        `metadata`. In .onnx as metadata_props, in .pt2 as the extra file explainer.json; values other than text are
-        JSON.
+        The file's metadata: method, policy, citation, versions, names and axes of inputs and outputs, and `metadata`.
+        In .onnx it is metadata_props, in .pt2 the extra file explainer.json; values other than text are JSON.
 
     Raises:
-        ExportError: another ending or method, no logits among the outputs, an op that the format does not have (named,
-            with its place in the model), or a package that is missing.
+        ExportError: an unknown ending or method, no logits among the outputs, an op that the format lacks (named, with
+            its place in the model), or a missing package.
         InputError: inputs of another structure, shape or dtype than the captured ones.
 
     Example:

@@ -1,4 +1,4 @@
-"""What an explainer computes: logits, the attribution of each target, and how complete it is."""
+"""The computation of an explainer: logits, the attribution of each target, and its completeness error."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from fxgrad.run.recording import Contributions, Recording
 
 
 class Explanation(nn.Module):
-    """What is traced, as a module whose tensors can be replaced for a call.
+    """The computation to trace, as a module whose tensors can be replaced for a call.
 
     Args:
         converted: what `fxgrad.convert` returned.
         settings: what to compute.
 
     Attributes:
-        at: which of the model's flattened outputs holds the logits.
-        rank: how many axes the logits have beside the batch.
+        at: index of the logits among the model's flattened outputs.
+        rank: number of the logits' axes without the batch.
 
     Raises:
-        ExportError: no output holds logits, or the items of a batch cannot be told apart in a constant's contribution.
+        ExportError: no output is logits, or a constant's contribution cannot be split into the batch's examples.
     """
 
     def __init__(self, converted: ConvertedModule, settings: Settings) -> None:
@@ -42,7 +42,7 @@ class Explanation(nn.Module):
         self._places = _places(converted) if settings.completeness else {}
 
     def forward(self, inputs: list[Tensor]) -> dict[str, Tensor]:
-        """Name of each output -> its value, from the model's tensor inputs and the targets after them."""
+        """Output name -> value. `inputs` are the model's tensor inputs, then the targets."""
         captured, settings = self.converted.classified.captured, self.settings
         *given, target = inputs
         values = iter(given)
@@ -78,10 +78,10 @@ def identifier(name: str) -> str:
 
 
 def _logits_at(converted: ConvertedModule, wanted: str | None) -> int:
-    """Which of the flattened outputs holds the logits: the one called as wanted, the only one, or `logits`.
+    """Index of the logits among the flattened outputs: the output named `wanted`, the only one, or `logits`.
 
     Raises:
-        ExportError: none does.
+        ExportError: there is no such output.
     """
     captured = converted.classified.captured
     values = _outputs(converted)
@@ -108,7 +108,7 @@ def _outputs(converted: ConvertedModule) -> list[Any]:
 
 
 def _completeness_error(parts: Contributions, places: Mapping[str, Within], logits: Tensor, one_hot: Tensor) -> Tensor:
-    """|y - inputs - sources| / |y| of every item, (batch,): FullGrad's eq. 1, item by item."""
+    """|y - inputs - sources| / |y| of every example, (batch,): FullGrad's eq. 1 for each example."""
     batch = logits.shape[0]
     y = (logits * one_hot).reshape(batch, -1).sum(1)
     kept = y
@@ -121,10 +121,10 @@ def _completeness_error(parts: Contributions, places: Mapping[str, Within], logi
 
 
 def _places(converted: ConvertedModule) -> dict[str, Within]:
-    """Of every node whose constants contribute: where the items of the batch are in its value.
+    """Node name -> where the examples are in its value, for every node whose constants contribute.
 
     Raises:
-        ExportError: they cannot be told apart.
+        ExportError: the examples cannot be told apart.
     """
     captured, decisions = converted.classified.captured, converted.classified.decisions
     entries = captured.entry_nodes
@@ -145,7 +145,7 @@ def _places(converted: ConvertedModule) -> dict[str, Within]:
 
 
 def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
-    """1 at the target, in the logits' shape; by scatter, which refuses what is out of range."""
+    """1 at the target, else 0, in the logits' shape; by scatter, which refuses indices out of range."""
     target = target if logits.dim() > 2 else target.unsqueeze(-1)
     total = logits.new_ones(logits.shape[0])
     for axis, size in enumerate(logits.shape[1:]):

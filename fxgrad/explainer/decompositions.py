@@ -1,7 +1,7 @@
-"""Backwards that ONNX has no op for, as ATen ops that it has.
+"""Backward ops that ONNX lacks, written in ATen ops that it has.
 
-Each is the adjoint of a linear map, spelled as another one: of a convolution a transposed convolution, of a pooling a
-transposed convolution with ones or a scatter.
+Each is the adjoint of a linear map: for a convolution a transposed convolution, for a pooling a transposed convolution
+with ones or a scatter.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _convolution_backward(
     groups: int,
     output_mask: Sequence[bool],
 ) -> Any:
-    """The input's gradient; weights are constants in an explainer, and get none."""
+    """The input's gradient; weights are constants in an explainer and get none."""
     if any(output_mask[1:]):
         return NotImplemented
     zeros = [0] * len(stride)
@@ -102,7 +102,7 @@ def _counts(
     padding: Sequence[int],
     padded: bool,
 ) -> Tensor:
-    """What each window divides by: its pixels, with those of the padding or without."""
+    """The divisor of each pooling window: its number of pixels, with or without the padding."""
     counts = []
     for size, out, k, s, p in zip(sizes, outs, kernel, stride, padding):
         low, high = (-p, size + p) if padded else (0, size)

@@ -1,4 +1,4 @@
-"""The formats that an explainer can be written in, by the ending of the path."""
+"""The file formats of an explainer, by the ending of the path."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from fxgrad.explainer.onnx import save_onnx
 from fxgrad.explainer.tracing import Traced
 
 EXTRA = "explainer.json"
-"""The extra file of a .pt2 that says what is in it."""
+"""The extra file of a .pt2 with the explainer's metadata."""
 
 
 def save_pt2(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
@@ -26,7 +26,7 @@ def save_pt2(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
 
     Its metadata is a JSON object in the extra file `explainer.json`.
     """
-    traced.program.example_inputs = None  # zeros, which the file would carry along
+    traced.program.example_inputs = None  # zeros, which would make the file larger
     torch.export.save(traced.program, path, extra_files={EXTRA: json.dumps(dict(metadata), indent=1)})
 
 
@@ -44,7 +44,7 @@ def save_aoti(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
         raise ExportError("this PyTorch has no AOTInductor packages. Export to .pt2 or .onnx.") from error
     with tempfile.TemporaryDirectory() as folder:
         try:
-            # The compiler insists on its own ending.
+            # The compiler requires its own ending.
             made = package(
                 traced.program,
                 package_path=f"{folder}/explainer.pt2",
@@ -59,7 +59,7 @@ def save_aoti(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 class Format(NamedTuple):
-    """How an explainer is written: what writes it, and the ATen ops that it wants decomposed."""
+    """A file format: the function that writes it, and the ATen ops to decompose for it."""
 
     save: Callable[[Traced, Path, Mapping[str, str]], None]
     decompositions: Mapping[Any, Callable[..., Any]] = {}
@@ -70,4 +70,4 @@ FORMATS: Mapping[str, Format] = {
     ".pt2": Format(save_pt2),
     ".aoti": Format(save_aoti),
 }
-"""By the ending of the path."""
+"""Ending of the path -> format."""

@@ -18,14 +18,14 @@ from fxgrad.explainer.tracing import Traced
 from fxgrad.graph.places import Place
 
 OPSET = 18
-"""The newest that runtimes of the last years take: layer norm is one op since 17, reductions are alike since 18."""
+"""The newest opset that older runtimes support: layer norm is one op since 17, reductions are uniform since 18."""
 
 
 def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
     """Write an explainer as an ONNX file, its metadata as metadata_props.
 
     Raises:
-        ExportError: onnx or onnxscript is missing; or an op has no ONNX form: names it, and where it comes from.
+        ExportError: onnx or onnxscript is missing; or an op has no ONNX form (named, with its place in the model).
     """
     try:
         import onnx
@@ -55,7 +55,7 @@ def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 def _tidy(model: Any, traced: Traced) -> None:
-    """Free axes by their names; no notes of the exporter at every node, which would outweigh a small model."""
+    """Name the dynamic axes; drop the exporter's notes at every node, which can be larger than a small model."""
     names = {}
     for value in model.graph.input:
         for axis, dim in enumerate(value.type.tensor_type.shape.dim):
@@ -72,7 +72,7 @@ def _tidy(model: Any, traced: Traced) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the exporter says beside; its error tells it all."""
+    """Silence the exporter's logs; its error says the same."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
@@ -87,7 +87,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _refusal(error: BaseException, traced: Traced) -> ExportError:
-    """Which op has no ONNX form, and the places in the model that use it."""
+    """The error for an op without an ONNX form, with the places in the model that use it."""
     chain: list[BaseException] = [error]
     while (cause := chain[-1].__cause__) is not None:
         chain.append(cause)
@@ -106,7 +106,7 @@ def _refusal(error: BaseException, traced: Traced) -> ExportError:
 
 
 def _uses(op: str, traced: Traced) -> Iterator[Place]:
-    """Where in the model an op comes from, that may be a piece of another."""
+    """The places in the model that use an op, directly or as a component of another op."""
     nodes = [n for n in traced.program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
     if all(str(node.target) != op for node in nodes):
         pieces = torch._decomp.get_decompositions(list({node.target for node in nodes}))

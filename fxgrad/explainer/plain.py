@@ -1,7 +1,7 @@
 """Ops spelled out for runtimes without PyTorch's kernels.
 
-Attention is matrix products and a softmax, kept for the backward; the global mean of a picture is a mean, and
-padding puts constants beside the tensor, which leaves free sizes free (its kernel fixes them).
+Attention becomes matrix products and a softmax, kept for the backward; global average pooling becomes a mean; padding
+concatenates constants, which keeps dynamic sizes dynamic (the kernel specializes them).
 """
 
 from __future__ import annotations
@@ -51,24 +51,24 @@ def plain_attention(
         return scores.softmax(-1) @ value
     held_out = attn_mask.dtype is torch.bool
     scores = scores.masked_fill(~attn_mask, -math.inf) if held_out else scores + attn_mask
-    # A row that sees nothing is 0 in the fused kernels, where softmax has 0/0.
+    # The fused kernels give 0 for a row that sees nothing; softmax would give 0/0.
     blind = scores.amax(-1, keepdim=True) == -math.inf
     return scores.softmax(-1).masked_fill(blind, 0) @ value
 
 
 def _repeated(x: Tensor, heads: int) -> Tensor:
-    """Key or value heads, each as often as query heads share it."""
+    """Key or value heads, each repeated for the query heads that share it."""
     groups = heads // x.shape[-3]
     return x.unsqueeze(-3).expand(*x.shape[:-2], groups, *x.shape[-2:]).flatten(-4, -3)
 
 
 def held_attention(_op: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Attention whose weights are held, as `fxgrad.ops.value_only` does it, which is given the op first."""
+    """Attention with held weights, with the signature of `fxgrad.ops.value_only` (the op first)."""
     return plain_attention(query.detach(), key.detach(), value, *args, **kwargs)
 
 
 def plain_pool(x: Tensor, output_size: Sequence[int]) -> Tensor:
-    """`torch.nn.functional.adaptive_avg_pool2d`; to one pixel, without its kernel's choice of memory format.
+    """Like `torch.nn.functional.adaptive_avg_pool2d`; to one pixel without its kernel, which picks a memory format.
 
     Example:
         >>> plain_pool(torch.arange(4.0).reshape(1, 1, 2, 2), [1, 1]).item()
@@ -78,7 +78,7 @@ def plain_pool(x: Tensor, output_size: Sequence[int]) -> Tensor:
 
 
 def plain_pad(x: Tensor, pad: Sequence[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    """`torch.nn.functional.pad`; by a constant, without its kernel. A negative width crops.
+    """Like `torch.nn.functional.pad`; constant padding without its kernel. A negative width crops.
 
     Example:
         >>> plain_pad(torch.ones(2, 2), [1, 0, -1, 1])
@@ -114,7 +114,7 @@ PLAIN: Mapping[Any, Callable[..., Tensor]] = {
 
 
 def with_plain_ops(converted: ConvertedModule) -> ConvertedModule:
-    """The same module with its ops spelled out; held weights of attention are not differentiated, as before.
+    """A copy of the module with its ops spelled out; held attention weights stay held.
 
     Example:
         >>> import fxgrad

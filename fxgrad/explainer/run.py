@@ -1,4 +1,4 @@
-"""Run an explainer in onnxruntime: a picture in, its heat map out. Nothing here computes with PyTorch.
+"""Run an explainer in onnxruntime: from a picture to its heat map. Nothing here computes with PyTorch.
 
 Preprocessing and class names come from the file's own metadata, as `fxgrad export` writes them.
 """
@@ -24,14 +24,14 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True, eq=False)
 class HeatMap:
-    """One picture, one target.
+    """The explanation of one target for one picture.
 
     Attributes:
         logits: (classes,).
-        target: index of the class that is explained.
-        attribution: (height, width), or blocks of pixels; positive speaks for the target.
-        completeness_error: None where the explainer does not compute it.
-        picture: what the model saw, in [0, 1], (height, width, channels).
+        target: index of the explained class.
+        attribution: (height, width), in pixels or blocks of pixels; positive values speak for the target.
+        completeness_error: None if the explainer does not compute it.
+        picture: the model's input before normalization, in [0, 1], (height, width, channels).
     """
 
     logits: Array
@@ -45,8 +45,8 @@ class OnnxExplainer:
     """An explainer's .onnx file, loaded into onnxruntime.
 
     Args:
-        path: of the file.
-        threads: how many; by default onnxruntime's choice.
+        path: path of the file.
+        threads: number of threads; by default onnxruntime's choice.
 
     Raises:
         ExportError: onnxruntime is missing, or the file is no explainer that it can load.
@@ -85,21 +85,21 @@ class OnnxExplainer:
 
     @property
     def class_names(self) -> Sequence[str] | None:
-        """One per class, or None where the file does not say."""
+        """The name of each class; None if the file has no class names."""
         names: Sequence[str] | None = self.metadata.get("class_names")
         return names
 
     def __call__(self, *args: Array, **kwargs: Array) -> dict[str, Array]:
-        """Run it.
+        """Run the explainer.
 
         Args:
             *args, **kwargs: the inputs, in order or by name, as numpy arrays.
 
         Returns:
-            Name of each output -> its value.
+            Output name -> value.
 
         Raises:
-            ExportError: onnxruntime refuses the inputs; a target out of range, say.
+            ExportError: onnxruntime refuses the inputs, such as a target out of range.
         """
         given = dict(zip(self.inputs, args)) | kwargs
         try:
@@ -112,7 +112,7 @@ class OnnxExplainer:
         """A picture as the model's input, float32 (1, channels, height, width).
 
         Raises:
-            ExportError: the file does not say how.
+            ExportError: the file has no preprocessing.
         """
         how = self.metadata.get("preprocessing")
         if not isinstance(how, dict):
@@ -128,10 +128,10 @@ class OnnxExplainer:
 
         Args:
             image: any picture.
-            target: index of the class; by default that of the largest logit.
+            target: index of the class; by default the one with the largest logit.
 
         Raises:
-            ExportError: the explainer is not one of pictures and single targets, or there is no such class.
+            ExportError: the explainer does not take pictures and single targets, or there is no such class.
         """
         x = self.preprocess(image)
         if len(self.inputs) != 2 or "targets" in self.metadata:
@@ -152,7 +152,7 @@ class OnnxExplainer:
 
 
 def _parsed(value: str) -> Any:
-    """JSON where it is some, else the text."""
+    """The parsed value if it is JSON, else the text."""
     try:
         return json.loads(value)
     except ValueError:
@@ -160,10 +160,10 @@ def _parsed(value: str) -> Any:
 
 
 def _fitted(image: Image.Image, how: dict[str, Any]) -> Image.Image:
-    """Resized so that the crop from its middle has the model's size."""
+    """The picture, resized and center-cropped to the model's size."""
     _, height, width = how["size"]
     method = Image.Resampling[how["interpolation"].upper()]
-    if how["crop"] is None:  # squashed, whatever its shape
+    if how["crop"] is None:  # resized without keeping the aspect ratio
         return image.resize((width, height), method)
     wide, high = (math.floor(side / how["crop"]) for side in (width, height))
     if wide * image.height >= high * image.width:
@@ -175,7 +175,7 @@ def _fitted(image: Image.Image, how: dict[str, Any]) -> Image.Image:
 
 
 def draw(found: HeatMap, path: str | Path, title: str = "") -> None:
-    """The picture, and the heat map over a faint grey of it: red speaks for the target, blue against.
+    """Draw the picture, and the heat map over a faint grey copy: red speaks for the target, blue against it.
 
     Raises:
         ExportError: the file cannot be written.

@@ -1,4 +1,4 @@
-"""What an explainer is to compute."""
+"""What an explainer computes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ METHODS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
     "input_x_gradient": lambda value, gradient: value * gradient,
     "gradient": lambda value, gradient: gradient,
 }
-"""Name -> what a method makes of an input and its gradient."""
+"""Method -> function of an input and its gradient."""
 
 
 @dataclass(frozen=True)
@@ -45,12 +45,12 @@ class Settings:
             raise ExportError(f"pool is the side of the blocks to sum over, at least 1, not {self.pool}.")
 
     def attribution(self, value: Tensor, gradient: Tensor, *, tokens: bool) -> Tensor:
-        """What is put out for one input.
+        """The attribution of one input, as the explainer returns it.
 
         Args:
             value: the input, (batch, ...).
-            gradient: shaped as it.
-            tokens: whether it is an embedding's output.
+            gradient: its gradient, shaped as the input.
+            tokens: whether the input is an embedding's output.
         """
         attribution = METHODS[self.method](value, gradient)
         axis = self._channel_axis(value, tokens)
@@ -58,7 +58,7 @@ class Settings:
         return _pooled(attribution, self.pool) if self.pool > 1 and not tokens else attribution
 
     def _channel_axis(self, value: Tensor, tokens: bool) -> int | None:
-        """The axis to sum over: of embeddings the width, of pictures and videos the channels."""
+        """The axis to sum over: the width of embeddings, the channels of pictures and videos."""
         if self.channels == "auto":
             return value.dim() - 1 if tokens else 1 if value.dim() > 3 else None
         if self.channels is None:
@@ -69,7 +69,7 @@ class Settings:
 
 
 def _pooled(attribution: Tensor, pool: int) -> Tensor:
-    """Sums over blocks of pool x pool, an incomplete last one included: (..., H, W) to (..., H / pool, W / pool)."""
+    """Sums over blocks of pool x pool, also incomplete ones: (..., H, W) to (..., ceil(H / pool), ceil(W / pool))."""
     for axis in (-1, -2):
         shape = list(attribution.shape)
         shape[axis] = -shape[axis] % pool

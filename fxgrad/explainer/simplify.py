@@ -1,7 +1,7 @@
-"""What is known ahead of a traced program's run, so that it need not be computed.
+"""Simplify a traced program: affine ops of zeros become their biases.
 
-A source is what an affine op gives where its carrier is 0 (`fxgrad.sources`). As traced, that is a second product
-with every weight; of these only the bias is left.
+The offset of an affine op is its value with a carrier of 0 (`fxgrad.run.sources`). Traced, that is a second product
+with every weight, whose result is known to be the bias.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ MOVES = {
     aten.clone.default,
     aten.alias.default,
 }
-"""Ops that move elements, and change none."""
+"""Ops that move elements without changing them."""
 LINEAR = MOVES | {aten.mm.default, aten.bmm.default}
 """Ops that are 0 where their first operand is."""
 
 
 def simplify(graph: fx.Graph) -> None:
-    """Replace, in place, affine ops of zeros by their biases, and drop the guard against 0 * infinity beside these.
+    """Replace, in place, affine ops of zeros by their biases, and drop these biases' guards against 0 * infinity.
 
     Args:
         graph: of ATen ops, as make_fx traces it.
@@ -61,7 +61,7 @@ def simplify(graph: fx.Graph) -> None:
         elif (found := _bias(node, zeros)) is not None:
             with graph.inserting_before(node):
                 expanded = _expanded(graph, node, *found)
-            if expanded is not None and node.target is not aten.add.Tensor:  # which may add a mask
+            if expanded is not None and node.target is not aten.add.Tensor:  # add.Tensor may add a mask
                 biases.add(expanded)
     prune(graph)
 
@@ -71,7 +71,7 @@ def _in_place(node: fx.Node) -> bool:
 
 
 def _bias(node: fx.Node, zeros: set[fx.Node]) -> tuple[fx.Node, fx.Node, int] | None:
-    """Of an affine op of zeros: the zeros, the bias, and the axis of its result that it lies along; else None."""
+    """(zeros, bias, the result's axis along which the bias lies) of an affine op of zeros; None for other nodes."""
     args = node.args
     if node.target is aten.addmm.default and args[1] in zeros and not node.kwargs:
         return args[1], args[0], -1  # type: ignore[return-value]
@@ -87,7 +87,7 @@ def _bias(node: fx.Node, zeros: set[fx.Node]) -> tuple[fx.Node, fx.Node, int] | 
 
 
 def _expanded(graph: fx.Graph, node: fx.Node, zero: fx.Node, bias: fx.Node, axis: int) -> fx.Node | None:
-    """The bias in the shape of a node, which it replaces; None where a free size is not the zeros' own."""
+    """The bias, expanded to the shape of `node`; None if a dynamic size is not one of the zeros' sizes."""
     shape, known = node.meta["val"].shape, zero.meta["val"].shape
     sizes: list[Any] = []
     for i, size in enumerate(shape):

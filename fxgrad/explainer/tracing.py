@@ -1,8 +1,8 @@
 """Forward and attribution as one program of plain ATen ops, its parameters named as the model's.
 
-make_fx runs the converted program and `torch.autograd.grad` over it on tensors without data and writes down what
-happens, so that of fxgrad's ops, of autograd and of the policy nothing is left but arithmetic. torch.export takes
-that graph again, with the model's parameters and with the axes that the model was captured with free.
+make_fx runs the converted program and `torch.autograd.grad` on fake tensors and records all ops. The recorded graph has
+plain arithmetic instead of fxgrad's ops, autograd and the policy. torch.export exports this graph, with the model's
+parameters and with the axes that were captured as dynamic.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Traced:
 
     Attributes:
         program: takes the model's tensor inputs and `target`, by name; its parameters have the model's paths.
-        places: name of each node of the graph that torch.export was given -> the place in the model.
+        places: name of each node of the graph before torch.export -> its place in the model.
         inputs, outputs: names, in order.
-        axes: for every input, axis -> name, where its size is free.
+        axes: input -> axis -> name, for dynamic axes.
     """
 
     program: ExportedProgram
@@ -58,15 +58,15 @@ def trace(
 
     Args:
         converted: what `fxgrad.convert` returned.
-        leaves: its inputs, flattened; only sizes and dtypes count.
-        settings: what the explainer is to compute.
-        decompositions: ATen op -> a function of its signature to trace in its place.
+        leaves: its flattened inputs; only sizes and dtypes matter.
+        settings: what the explainer computes.
+        decompositions: ATen op -> a function with the same signature to trace instead.
 
     Returns:
-        The program, with every axis free that the model was captured with free.
+        The program, with every axis dynamic that was captured as dynamic.
 
     Raises:
-        ExportError: the model's outputs hold no logits, or tracing failed.
+        ExportError: no output is logits, or tracing failed.
     """
     captured = converted.classified.captured
     tensors = {identifier(i.name): v.detach() for i, v in zip(captured.inputs, leaves) if i.dtype is not None}
@@ -105,7 +105,7 @@ def trace(
 
 
 class _Sizes:
-    """Which axes are free, what they are called, and a size to trace each with."""
+    """The dynamic axes: their names, and a size to trace each with."""
 
     def __init__(self, converted: ConvertedModule, tensors: Mapping[str, Tensor]) -> None:
         captured = converted.classified.captured
@@ -124,7 +124,7 @@ class _Sizes:
                 own = called.setdefault(str(size), wanted)
                 self.names[name][axis] = own
                 self.sizes.setdefault(own, tensor.shape[axis])
-        # Sizes that are equal to others, or small, would be taken for the same or for constants.
+        # Tracing takes equal sizes for the same axis, and small sizes for constants.
         taken = {0, 1, 2, 3, 4, *(size for tensor in tensors.values() for size in tensor.shape[1:])}
         for own, size in self.sizes.items():
             while size in taken:
@@ -133,12 +133,12 @@ class _Sizes:
             self.sizes[own] = size
 
     def example(self, name: str, tensor: Tensor) -> Tensor:
-        """Zeros like the input, but of the sizes to trace with."""
+        """Zeros like the input, with the sizes to trace with."""
         shape = [self.sizes[self.names[name][d]] if d in self.names[name] else s for d, s in enumerate(tensor.shape)]
         return torch.zeros(shape, dtype=tensor.dtype, device=tensor.device)
 
     def batch(self, examples: Mapping[str, Tensor]) -> tuple[int, str | None]:
-        """The size of the batch, and its name where it is free."""
+        """(size of the batch, its name or None if it is not dynamic)."""
         for name, example in examples.items():
             if example.dim():
                 return example.shape[0], self.names[name].get(0)
@@ -152,9 +152,9 @@ def _traced(
     axes: Mapping[str, Mapping[int, str]],
     decompositions: Mapping[Any, Callable[..., Any]],
 ) -> fx.GraphModule:
-    """The graph of a function of the state and the inputs, the free axes symbols."""
-    # Tensors without data, with symbols for free sizes, are what torch.export makes first of all. Symbolic tracing
-    # takes them as they are, and takes ops apart in Python that would fix their sizes in C++.
+    """The graph of a function of the state and the inputs, with symbols for dynamic sizes."""
+    # torch.export makes fake tensors with symbolic sizes. Symbolic tracing uses these, and decomposes ops in Python
+    # that would specialize sizes in C++.
     program = torch.export.export(_Echo(), tuple(examples.values()), strict=False, dynamic_shapes=(_shapes(axes),))
     inputs = [node.meta["val"] for node in placeholders_of(program.graph)]
     mode = inputs[0].fake_mode
@@ -169,7 +169,7 @@ class _Echo(nn.Module):
 
 
 def _shapes(axes: Mapping[str, Mapping[int, str]]) -> tuple[dict[int, Dim], ...]:
-    """The free axes as torch.export wants them; axes of one name have one size."""
+    """The dynamic axes in the form of torch.export's `dynamic_shapes`; axes of one name have one size."""
     dims = {name: Dim(name) for name in {own for named in axes.values() for own in named.values()}}
     return tuple({axis: dims[own] for axis, own in named.items()} for named in axes.values())
 
@@ -180,7 +180,7 @@ def _exported(
     examples: Mapping[str, Tensor],
     axes: Mapping[str, Mapping[int, str]],
 ) -> tuple[ExportedProgram, dict[str, Place]]:
-    """The graph as an exported program, with inputs and parameters by name, and the places of the graph's nodes."""
+    """(exported program with named inputs and parameters, node name -> place)."""
     module = _with_names(graph.graph, converted, list(examples))
     with torch.no_grad():
         program = torch.export.export(module, tuple(examples.values()), strict=False, dynamic_shapes=_shapes(axes))
@@ -188,7 +188,7 @@ def _exported(
 
 
 def _origin(node: fx.Node) -> Place:
-    """The place of a traced node; of one that the backward made, that of the nearest forward node that it uses."""
+    """The place of a traced node; for a node of the backward pass, that of the nearest forward node that it uses."""
     seen, queue = set[fx.Node](), [node]
     for current in queue:
         if current.meta.get("stack_trace") and current.meta.get("nn_module_stack"):
@@ -216,7 +216,7 @@ def _with_names(graph: fx.Graph, converted: ConvertedModule, inputs: Sequence[st
         if node not in copies and node.op != "placeholder":
             copies[node] = named.node_copy(node, copies.__getitem__)
     for name, tensor in graph.owning_module.named_buffers():  # type: ignore[union-attr]
-        _register(root, name, tensor)  # a constant that tracing met
+        _register(root, name, tensor)  # a constant found by tracing
     return fx.GraphModule(root, named, class_name="Explainer").eval()
 
 

@@ -1,1 +1,1 @@
-"""What any stage may ask of a graph and its nodes; nothing here knows a rule."""
+"""Questions about a graph and its nodes that any stage may ask; nothing here knows a rule."""

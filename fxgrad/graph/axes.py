@@ -1,9 +1,8 @@
-"""How ops move elements, and what becomes of a tensor's axes.
+"""How ops move elements, and which axes their results have.
 
-An axis is a tuple of atoms, outermost first. An atom is all or part of an axis that a tensor once had: of which, how
-many entries, and how far apart these lie there. So (tokens x batch) is known while it is one axis, and when it is
-parted again. What an op does is told by a word, which its row in the rule table has; nothing here knows an op by its
-name.
+An axis is a tuple of atoms, outermost first. An atom is all or part of an axis of an earlier tensor (its origin), with
+a size, and a stride along the origin's axis. So (tokens x batch) is known while it is one axis, and when it is split
+again. The row of an op says with one word how the op moves elements; nothing here knows an op by its name.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from fxgrad.graph.nodes import arguments_of, tensors_of
 from fxgrad.graph.sizes import Size, quotient, same, size_of, sizes_of
 
 MOVES = ("permute", "reshape", "cut", "join", "expand", "same")
-"""What a row may say of an op that moves elements and changes none."""
+"""The words for ops that move elements without changing them, as in rows."""
 PICK = "pick"
-"""What it says of one that picks elements here and there, or puts others in the place of some: no axis survives it."""
+"""The word for ops that take elements here and there, or replace some: no axis can be followed through them."""
 
 
 class Atom(NamedTuple):
-    """All or part of an axis that a tensor once had.
+    """All or part of an axis of an earlier tensor, its origin.
 
     Attributes:
         origin: a node's name, or a label such as "batch".
-        axis: which axis of it.
-        size: how many entries.
-        stride: how far apart neighbours lie along the origin's axis.
+        axis: index of the origin's axis.
+        size: number of indices.
+        stride: distance of neighbours along the origin's axis.
     """
 
     origin: str
@@ -42,7 +41,7 @@ class Atom(NamedTuple):
 
 
 Axis = tuple[Atom, ...]
-"""Atoms that are merged into one axis, outermost first; none where the axis has one entry."""
+"""The atoms that are merged into one axis, outermost first; empty for an axis of size 1."""
 Axes = tuple[Axis, ...]
 
 
@@ -52,10 +51,10 @@ class Move:
 
     Attributes:
         word: one of `MOVES`.
-        order: of a permutation: which axis of the operand each axis of the result is.
+        order: for a permutation: the operand's axis that each axis of the result is.
         dim: the axis along which it cuts or joins.
-        start, size, step: of a cut; start is None where it is not a known number.
-        drops: whether that axis is gone from the result, as behind `select`; or is new in it, as behind `stack`.
+        start, size, step: for a cut; start is None where it is not a known number.
+        drops: whether the result lacks axis `dim` (`select`), or has it in addition (`stack`).
     """
 
     word: str
@@ -68,7 +67,7 @@ class Move:
 
 
 def fresh(name: str, axis: int, size: Size) -> Axis:
-    """An axis of which nothing is known but whose it is.
+    """A new axis: one atom, whose origin is this axis of `name` itself.
 
     Example:
         >>> fresh("linear", 2, 8), fresh("linear", 1, 1)
@@ -78,7 +77,7 @@ def fresh(name: str, axis: int, size: Size) -> Axis:
 
 
 def length(axis: Axis) -> Size:
-    """How many entries an axis has.
+    """The size of an axis.
 
     Example:
         >>> length((Atom("tokens", 0, 5), Atom("batch", 0, 2)))
@@ -88,7 +87,7 @@ def length(axis: Axis) -> Size:
 
 
 def source_of(node: fx.Node) -> Any:
-    """What a move moves: its first operand; for an item of a tuple, that of the op which made the tuple.
+    """The operand that a move moves: the first one; for an item of a tuple, that of the op that made the tuple.
 
     Example:
         >>> import torch
@@ -108,10 +107,10 @@ def move_of(node: fx.Node, word: str | None) -> Move | None:
 
     Args:
         node: a call of an op, or an item of the tuple that a cut makes.
-        word: the op's, one of `MOVES`.
+        word: how the op moves elements, one of `MOVES`.
 
     Returns:
-        The move; None where its arguments do not tell it.
+        The move; None where the arguments do not determine it.
 
     Example:
         >>> import torch
@@ -193,12 +192,12 @@ def _cut(node: fx.Node, op: fx.Node, arguments: Mapping[str, Any], shape: tuple[
 
 
 def moved(axes: Axes, move: Move, node: fx.Node) -> Axes:
-    """What becomes of a tensor's axes by a move other than a join.
+    """The result's axes after a move other than a join.
 
     Args:
-        axes: the operand's.
-        move: what is done.
-        node: the result.
+        axes: the operand's axes.
+        move: the move.
+        node: the node that makes the result.
 
     Example:
         >>> import torch
@@ -235,7 +234,7 @@ def moved(axes: Axes, move: Move, node: fx.Node) -> Axes:
 
 
 def _reshaped(axes: Axes, shape: Sequence[Size], name: str) -> Axes:
-    """Axes merged and parted, group by group of those that hold the same elements."""
+    """The axes after a reshape: merged and split, group by group of axes with the same elements."""
     found: list[Axis] = []
     old, new = list(axes), list(shape)
     while old or new:
@@ -248,7 +247,7 @@ def _reshaped(axes: Axes, shape: Sequence[Size], name: str) -> Axes:
 
 
 def _group(old: list[Size], new: list[Size]) -> tuple[int, int]:
-    """How many leading axes of either shape hold the same elements, as few as can be; all, if that is not known."""
+    """The smallest numbers of leading axes of both shapes with equal products of sizes; all axes, if unknown."""
     if old and new and same(old[0], new[0]):
         return 1, 1
     if new and same(new[0], 1):
@@ -261,7 +260,7 @@ def _group(old: list[Size], new: list[Size]) -> tuple[int, int]:
 
 
 def _dealt(atoms: list[Atom], sizes: Sequence[Size]) -> list[Axis] | None:
-    """Atoms in a row, dealt to axes of these sizes; None where an axis would end inside of what cannot be parted."""
+    """Split a sequence of atoms into axes of these sizes; None where an axis would end inside an indivisible atom."""
     queue, found = list(atoms), []
     for size in sizes:
         taken, left = [], size
@@ -283,7 +282,7 @@ def _dealt(atoms: list[Atom], sizes: Sequence[Size]) -> list[Axis] | None:
 
 
 def _fused(atoms: list[Atom]) -> Axis:
-    """Neighbours that follow one another as they did in their origin are one again."""
+    """Join neighbouring atoms that are contiguous in their origin."""
     found: list[Atom] = []
     for atom in atoms:
         last = found[-1] if found else None
@@ -298,8 +297,8 @@ class Within(NamedTuple):
     """Where an atom lies in a value.
 
     Attributes:
-        axis: which of the value's axes it is in.
-        ahead, behind: the sizes of what is merged into that axis outside of it and inside of it.
+        axis: index of the value's axis that contains it.
+        ahead, behind: the products of the sizes of that axis's outer atoms and of its inner atoms.
     """
 
     axis: int
@@ -307,7 +306,7 @@ class Within(NamedTuple):
     behind: Size
 
     def sums(self, value: Tensor, size: Any) -> Tensor:
-        """Sums over all elements of each of the atom's entries, of which there are `size`; ahead or behind may be -1.
+        """Sum all elements at each index of the atom: a tensor (size,). `ahead` or `behind` may be -1.
 
         Example:
             >>> import torch
@@ -319,12 +318,12 @@ class Within(NamedTuple):
 
 
 def where(axes: Axes, origin: str, size: Size) -> Within | None:
-    """Where the whole of what a label stands for lies in a value; None where it is in no axis, or in parts.
+    """Where the atom with this label lies in a value; None where it is in no axis, or split.
 
     Args:
-        axes: the value's.
+        axes: the value's axes.
         origin: the label.
-        size: how many entries that has.
+        size: the size of the whole atom.
 
     Example:
         >>> where(((Atom("tokens", 0, 5), Atom("batch", 0, 2)), (Atom("linear", 2, 8),)), "batch", 2)

@@ -12,7 +12,7 @@ from fxgrad.graph.nodes import arguments_of
 
 
 def copied(graph: fx.Graph) -> fx.Graph:
-    """A copy of a graph, its nodes of the same names; fx would rename `input`.
+    """A copy of a graph whose nodes keep their names; fx would rename `input`.
 
     Example:
         >>> graph = torch.export.export(torch.nn.ReLU(), (torch.ones(2),)).graph
@@ -31,11 +31,11 @@ def copied(graph: fx.Graph) -> fx.Graph:
 
 
 def moved(graph: fx.Graph, devices: Mapping[torch.device, torch.device]) -> fx.Graph:
-    """A copy of a graph, in which what is made on one device is made on another.
+    """A copy of a graph that creates its tensors on other devices.
 
     Args:
         graph: any.
-        devices: device -> the one that takes its place.
+        devices: device in the graph -> device in the copy.
 
     Example:
         >>> class Ramp(torch.nn.Module):
@@ -58,7 +58,7 @@ def moved(graph: fx.Graph, devices: Mapping[torch.device, torch.device]) -> fx.G
 
 
 def prune(graph: fx.Graph) -> None:
-    """Drop, in place, the nodes that nothing needs, though torch calls them impure for random numbers they never draw.
+    """Drop unused nodes in place, also those that torch calls impure for random numbers that they never draw.
 
     Args:
         graph: of functional ATen ops.
@@ -78,7 +78,7 @@ def prune(graph: fx.Graph) -> None:
 
 
 def _draws_nothing(node: fx.Node) -> bool:
-    """Whether an op that may draw random numbers draws none: attention without dropout, or any op told not to train."""
+    """Whether an op that may draw random numbers draws none: attention without dropout, or any op in eval mode."""
     if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
         return False
     arguments = arguments_of(node)

@@ -1,4 +1,4 @@
-"""Where the axes of some tensors are found again, behind any number of moves and other ops."""
+"""Follow the axes of some tensors along the graph, across moves and other ops."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ Seeds = Mapping[fx.Node, Sequence[Axis | None]]
 
 
 def follow(nodes: Iterable[fx.Node], word: Word, seeds: Seeds) -> dict[fx.Node, Axes]:
-    """The axes of every node, as far as they come from what is known.
+    """The axes of every node, as far as they follow from the seeds.
 
-    An axis whose elements are computed anew gets an atom of its own node. Where two tensors meet element by element,
-    such an axis of the one is what the other's is: so a branch that mixed the tokens has them again behind its sum with
-    the stream, and in it.
+    An axis whose elements an op computes anew gets an atom whose origin is that node. If an elementwise op combines two
+    tensors, an unknown axis of one is the known axis of the other. So a residual branch that mixed the tokens has the
+    tokens' axis again, before and after it is added to the stream.
 
     Args:
-        nodes: in the order of the graph; what they are computed from counts if it is a seed or one of them.
-        word: what a node's op does: one of `MOVES`, or `ATTENTION`, `PRODUCT`; None for any other.
-        seeds: what is known of some nodes: per axis its atoms, whose origins are labels; None where nothing is.
+        nodes: in the order of the graph; operands outside of `nodes` and `seeds` are ignored.
+        word: says what a node's op does: one of `MOVES`, or `ATTENTION`, `PRODUCT`; None for any other.
+        seeds: node -> the atoms of each axis, whose origins are labels; None for an unknown axis.
 
     Returns:
-        node -> axes, for the seeds, too.
+        node -> axes, the seeds included.
 
     Example:
         >>> class Mix(torch.nn.Module):
@@ -57,9 +57,9 @@ class _Tracker:
     """One walk along the graph.
 
     Attributes:
-        axes: what is known so far.
-        equal: an axis (node's name, number) -> what it turned out to be.
-        whole: the same -> its size.
+        axes: node -> axes, as far as known.
+        equal: unknown axis (node's name, index) -> the axis that it turned out to be.
+        whole: the same keys -> the axis's size.
     """
 
     word: Word
@@ -88,7 +88,7 @@ class _Tracker:
         self.whole |= {atom[:2]: atom.size for axis in found for atom in axis if atom.origin == node.name}
 
     def by_size(self, node: fx.Node, i: int, axis: Axis) -> Axis:
-        """An axis of which only a free size is known is what else has that size."""
+        """Take an unknown axis of a free size for the known axis of the same size."""
         if axis and axis[0].origin == node.name and not isinstance(axis[0].size, int):
             return self.free.get(axis[0].size, axis)
         return axis
@@ -116,7 +116,7 @@ class _Tracker:
         return self.other(node, shape, operands)
 
     def aligned(self, node: fx.Node, shape: tuple[Size, ...], operands: Iterable[fx.Node], but: Any = ()) -> Axes:
-        """Of operands that meet element by element, axes counted from the last."""
+        """The axes of an elementwise result; operands broadcast, so axes are counted from the last."""
         found = []
         known = [self.axes[n] for n in operands]
         for i, size in enumerate(shape):
@@ -137,7 +137,7 @@ class _Tracker:
         return (*rest[: move.dim], fresh(node.name, move.dim, shape[move.dim]), *rest[move.dim :])
 
     def contracted(self, node: fx.Node, shape: tuple[Size, ...], first: fx.Node, last: fx.Node) -> Axes:
-        """Rows are the first matrix's, columns the last one's."""
+        """The axes of a matrix product: rows are the first matrix's, columns the last one's."""
         followed = [n for n in (first, last) if n in self.axes and len(sizes_of(n)) > 1]
         lead = self.aligned(node, shape, followed, but={len(shape) - 2, len(shape) - 1})
         rows, columns = (
@@ -149,7 +149,7 @@ class _Tracker:
         return (*lead[:-2], rows, columns)
 
     def other(self, node: fx.Node, shape: tuple[Size, ...], operands: list[fx.Node]) -> Axes:
-        """Of any other op: the axes that it is not told to work along, and whose sizes stay."""
+        """The axes after any other op: an axis stays if no argument names it and its size stays."""
         rank = len(sizes_of(operands[0])) if operands else 0
         arguments = arguments_of(node)
         named = _named(arguments, rank)
@@ -168,7 +168,7 @@ class _Tracker:
         return any(atom.origin in self.labels for atom in self.resolved(axis))
 
     def unite(self, best: Axis, other: Axis) -> None:
-        """Say that an axis of which nothing is known is another one."""
+        """Record that an unknown axis equals another one."""
         best, other = self.resolved(best), self.resolved(other)
         if len(other) == 1 and other != best:
             (atom,) = other
@@ -176,7 +176,7 @@ class _Tracker:
                 self.equal.setdefault(atom[:2], best)
 
     def resolved(self, axis: Axis) -> Axis:
-        """An axis by what its parts turned out to be."""
+        """The axis, with unknown atoms replaced by what they turned out to be."""
         found: list[Atom] = []
         for atom in axis:
             equal = self.equal.get(atom[:2])
@@ -186,7 +186,7 @@ class _Tracker:
 
 
 def _named(arguments: Mapping[str, Any], rank: int) -> set[int]:
-    """The axes that an op is told to work along."""
+    """The axes that an op's arguments name."""
     named = arguments.get("dim", arguments.get("dims"))
     given = named if isinstance(named, (list, tuple)) else [named]
     found = {d % rank for d in given if isinstance(d, int) and rank}

@@ -1,4 +1,4 @@
-"""What any stage may ask of a node of a captured graph; nothing here knows a rule."""
+"""Questions about a captured node that any stage may ask; nothing here knows a rule."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def placeholders_of(graph: fx.Graph) -> list[fx.Node]:
 
 
 def tensors_of(node: fx.Node) -> list[Tensor]:
-    """The tensors, as traced, that a node's result is or holds."""
+    """The (fake) tensors in a node's result, as traced."""
     value = node.meta.get("val")
     return [v for v in (value if isinstance(value, (list, tuple)) else [value]) if isinstance(v, Tensor)]
 
@@ -31,7 +31,7 @@ def differentiable(node: fx.Node) -> bool:
 
 
 def op_name(node: fx.Node) -> str:
-    """A node's op without namespace and overload; "" for what is no call of an op of PyTorch's.
+    """The name of a node's op, without namespace and overload; "" if the node calls no op of PyTorch.
 
     Example:
         >>> [op_name(node) for node in torch.export.export(torch.nn.ReLU(), (torch.ones(2),)).graph.nodes]

@@ -1,4 +1,4 @@
-"""Single nodes of a graph, called again at the values of one run."""
+"""Call single nodes of a graph again, at the values of one run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Replay:
 
     Args:
         graph: any.
-        values: node name -> its value. Only those that are called for, and what they read, need one.
+        values: node name -> its value; needed for the operands of the nodes that are called.
 
     Example:
         >>> graph = fx.symbolic_trace(torch.nn.Tanh()).graph
@@ -30,7 +30,7 @@ class Replay:
         self.values = values
 
     def call(self, name: str, substitutes: Mapping[str, Any], function: Callable[..., Any] | None = None) -> Any:
-        """A node's result, with other operands in the place of some, or by another function of the same arguments."""
+        """A node's result, with `substitutes` for some operands, or by another function of the same arguments."""
         node = self.nodes[name]
         args, kwargs = fx.node.map_arg(
             (node.args, node.kwargs),
@@ -46,13 +46,13 @@ class Replay:
         at: Callable[[Tensor], Tensor] = torch.detach,
         function: Callable[..., Any] | None = None,
     ) -> list[Any]:
-        """The vjp of one node's call for some of its operands: None where nothing arrives.
+        """The vjp of one node's call: a cotangent per wanted operand, None where none arrives.
 
         Args:
-            name: the node's.
+            name: the node's name.
             wanted: names of the operands.
-            g: the cotangent of its result, a tensor or a list of them.
-            at: makes the point to differentiate at of an operand's value.
+            g: the cotangent of the node's result, a tensor or a list of them.
+            at: maps an operand's value to the point to differentiate at.
             function: as for `call`.
         """
         leaves = {operand: at(self.values[operand]).requires_grad_() for operand in wanted}

@@ -1,4 +1,4 @@
-"""Sizes of a captured graph: numbers, and expressions of those that are free."""
+"""Sizes of a captured graph: ints, or sympy expressions of the free (symbolic) sizes."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from fxgrad.graph.nodes import tensors_of
 
 Size = Any
-"""An int, or a sympy expression where it is free."""
+"""An int, or a sympy expression of free sizes."""
 
 
 def sizes_of(node: fx.Node) -> tuple[Size, ...]:
-    """The shape of a node's value; of a tuple, its first tensor's; () for what is no tensor.
+    """The shape of a node's value; for a tuple, that of its first tensor; () if there is no tensor.
 
     Example:
         >>> import torch
@@ -39,7 +39,7 @@ def size_of(size: Any) -> Size:
 
 
 def known(size: Size, free: Mapping[Any, int]) -> int:
-    """A size as a number, given those of the free ones; -1 where that is not enough.
+    """A size as an int, given values of free sizes; -1 where these do not determine it.
 
     Example:
         >>> s = sympy.Symbol("s")
@@ -53,7 +53,7 @@ def known(size: Size, free: Mapping[Any, int]) -> int:
 
 
 def free_sizes(nodes: Iterable[fx.Node], values: Iterable[Any]) -> dict[Any, int]:
-    """What the free sizes of a graph are, for these values of its placeholders.
+    """The values of a graph's free sizes, for these values of its placeholders.
 
     Example:
         >>> import torch
@@ -89,7 +89,7 @@ def same(a: Size, b: Size) -> bool:
 
 
 def quotient(a: Size, b: Size) -> Size | None:
-    """a / b where that is a size, too.
+    """a / b if that is a size, else None.
 
     Example:
         >>> quotient(6, 2), quotient(6, 4)

@@ -1,9 +1,8 @@
-"""Methods that look at attention weights: A, (batch, heads, tokens, tokens), block by block.
+"""Methods that use attention weights A, (batch, heads, tokens, tokens), of every block.
 
-Where attention is one fused op, A is computed again from its q, k, mask and scale; where it is written out, it is what
-multiplies the values. dy/dA is what the papers mean by it, the partial derivative with respect to the weights: at
-an attention z = A v whose result gets the cotangent g, dy/dA = g v^T. It is the same formula under every policy, also
-under one that holds A; what the policy changes is g, since the backward from the output to z is the policy's.
+If attention is one fused op, A is computed again from q, k, mask and scale; if it is written out, A is the factor of
+the values. As in the papers, dy/dA is the partial derivative with respect to the weights: for z = A v with cotangent g,
+dy/dA = g v^T. The formula is the same under every policy, even one that holds A; the policy changes g only.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from fxgrad.methods.problem import Map, Problem
 
 @method(takes_gradient=False)
 def raw_attention(problem: Problem) -> Map:
-    """mean_heads A of the last block, the class token's row. It knows nothing of the target.
+    """mean_heads A of the last block, the class token's row. Independent of the target.
 
     Source: Abnar, Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928, section 2.
     """
@@ -45,7 +44,7 @@ def rollout(problem: Problem) -> Map:
 def genatt(problem: Problem) -> Map:
     """Product over blocks of (I + mean_heads relu(A * dy/dA)) / 2, later ones on the left, the class token's row.
 
-    The paper's own rule is R + M R, which is (I + M) R; half of it changes the scale alone.
+    The paper's rule is R + M R = (I + M) R; the factor 1/2 changes the scale only.
 
     Source: Chefer, Gur, Wolf, Generic Attention-model Explainability, ICCV 2021, arXiv:2103.15679, eqs. 5 and 6.
     """
@@ -55,7 +54,7 @@ def genatt(problem: Problem) -> Map:
 def gradsam(problem: Problem) -> Map:
     """Sum over blocks of mean_heads relu(A * dy/dA), the class token's row.
 
-    The paper takes the mean over all rows, as a model without a class token gets it here.
+    The paper takes the mean over all rows; this does so for models without a class token.
 
     Source: Barkan et al., Grad-SAM, CIKM 2021, arXiv:2204.11073.
     """
@@ -63,9 +62,9 @@ def gradsam(problem: Problem) -> Map:
 
 
 def attcat(problem: Problem) -> Map:
-    """Sum over blocks of the attention a token gets (mean over heads and rows) times its sum_c h * g behind the block.
+    """Sum over blocks of the attention to a token (mean over heads and rows) times its sum_c h * g after the block.
 
-    h is the next block's input, for the last block its output.
+    h is the next block's input; for the last block, its output.
 
     Source: Qiang et al., AttCAT, NeurIPS 2022, section 3.
     """
@@ -90,10 +89,10 @@ def attcat(problem: Problem) -> Map:
 def tokentm(problem: Problem) -> Map:
     """Attention and transformation of tokens, accumulated over blocks, the class token's row.
 
-    With E the tokens ahead of a transformation and F those behind it, a token's weight is how its length changes, times
-    how well its direction is kept: w = |F| / |E| * exp(cos(E, F)) / mean_t exp(cos(E, F)). Then, from C = diag(|E_0|)
-    on, attention makes C + M diag(w) C of C, with M = mean_heads relu(A * dy/dA) and F the values of all heads
-    side by side, and the perceptron makes C + diag(w) C of that.
+    E are the tokens before a transformation, F those after it. A token's weight is the change of its length, times how
+    well its direction is kept: w = |F| / |E| * exp(cos(E, F)) / mean_t exp(cos(E, F)). Start with C = diag(|E_0|). Each
+    attention updates C to C + M diag(w) C, with M = mean_heads relu(A * dy/dA) and F the concatenated values of all
+    heads; each perceptron updates C to C + diag(w) C.
 
     Source: Wu et al., Token Transformation Matters, CVPR 2024, arXiv:2403.14552, section 3.
     """
@@ -116,7 +115,7 @@ def tokentm(problem: Problem) -> Map:
 
 
 def weights(attention: Attention, problem: Problem, values: dict[str, Any]) -> Tensor:
-    """A of one attention, (batch, heads, rows, columns).
+    """The weights A of one attention, (batch, heads, rows, columns).
 
     Source: Vaswani et al., Attention Is All You Need, arXiv:1706.03762, eq. 1.
     """
@@ -130,7 +129,7 @@ def weights(attention: Attention, problem: Problem, values: dict[str, Any]) -> T
 
     q, k, mask = argument(0, "query", None), argument(1, "key", None), argument(3, "attn_mask", None)
     scale: Any = node.kwargs.get("scale")
-    if k.shape[-3] != q.shape[-3]:  # heads in groups
+    if k.shape[-3] != q.shape[-3]:  # grouped queries
         k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
     scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
     if argument(5, "is_causal", False):
@@ -141,7 +140,7 @@ def weights(attention: Attention, problem: Problem, values: dict[str, Any]) -> T
 
 
 def _weights(problem: Problem, values: dict[str, Any], attentions: Sequence[Attention]) -> Tensor:
-    """A of a block; several attentions of one are heads side by side."""
+    """The weights A of a block; the heads of several attentions are concatenated."""
     return torch.cat([weights(a, problem, values) for a in attentions], 1)
 
 
@@ -180,7 +179,7 @@ def _reads(blocks: Sequence[Sequence[Attention]]) -> set[str]:
 
 
 def _branch(block: Block) -> tuple[str, str]:
-    """Stream and branch of a block's second residual sum, its perceptron's."""
+    """(stream, branch) of a block's second residual sum, that of the perceptron."""
     if len(block.residuals) != 2:
         raise InputError(
             f"tokentm needs blocks of an attention and a perceptron, each added to the stream; {block.path} has "
@@ -204,7 +203,7 @@ def _transformed(block: Block, before: Tensor, after: Tensor) -> Tensor:
 
 
 def _heads(value: Tensor, batch: int) -> Tensor:
-    """(batch, heads, rows, columns), whatever the heads were joined with."""
+    """The weights as (batch, heads, rows, columns), also if the heads are merged with the batch."""
     return value.reshape(batch, -1, *value.shape[-2:])
 
 

@@ -1,4 +1,4 @@
-"""What an attribution method found, example by example: of tokens, patches and pixels; drawn, written out, stored."""
+"""The result of an attribution method: values of tokens, patches and pixels, plots, coloured text, files."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ class Attribution:
     """One target, attributed by one method under one policy, for a batch of examples.
 
     Attributes:
-        method: its name.
-        rules: the policy's name; "gradient" is the plain one.
+        method: the method's name.
+        rules: the policy's name; "gradient" is the plain gradient.
         label: the target, in words.
         output: the target's value, (batch,).
-        map: over pixels, (batch, height, width), or over tokens, (batch, tokens ahead and patches).
-        apart: what has no place on the map, such as the head's bias, (batch,); None where the method's numbers are no
-            shares of the target's value.
-        copies: how many times the target's value all shares add up to (fullgrad_plus: once per block).
-        anatomy: of the model: its grid of patches, and how many tokens lie ahead of them.
+        map: over pixels, (batch, height, width), or over tokens, (batch, prefix tokens and patches).
+        apart: contributions that belong to no part of the map, such as the head's bias, (batch,); None if the method's
+            numbers are no shares of the target's value.
+        copies: all shares add up to this multiple of the target's value (fullgrad_plus: the number of blocks).
+        anatomy: the model's anatomy, with its grid of patches and its number of prefix tokens.
         note: a warning, or "".
     """
 
@@ -53,10 +53,10 @@ class Attribution:
 
     @property
     def grid(self) -> Grid:
-        """Rows and columns of patches.
+        """(rows, columns) of the patches.
 
         Raises:
-            InputError: the model's input is no picture, or nothing tells how it is cut into patches.
+            InputError: the model's input is no picture, or its patches are unknown.
         """
         if self.anatomy.grid is None:
             raise InputError(
@@ -67,17 +67,17 @@ class Attribution:
 
     @property
     def tokens(self) -> Tensor:
-        """(batch, tokens), without those ahead of the patches; for a map of pixels, each patch's sum."""
+        """(batch, tokens), without prefix tokens; for a map of pixels, the sum of each patch."""
         return resample(self.map, self.grid).flatten(1) if self.of_pixels else self.map[:, self.anatomy.prefix :]
 
     @property
     def prefix(self) -> Tensor:
-        """Of the tokens ahead of the patches, such as the class token: (batch, 0 or more)."""
+        """The attribution of the prefix tokens, such as the class token: (batch, 0 or more)."""
         return self.map[:, : self.anatomy.prefix] if not self.of_pixels else self.map.new_zeros(len(self.map), 0)
 
     @property
     def patches(self) -> Tensor:
-        """(batch, rows, columns).
+        """The attribution of the patches, (batch, rows, columns).
 
         Raises:
             InputError: the model has no grid of patches.
@@ -86,7 +86,7 @@ class Attribution:
 
     @property
     def pixels(self) -> Tensor:
-        """(batch, height, width): the map of pixels, or the patches, bilinearly between their centres.
+        """(batch, height, width): the map of pixels, or the patches, interpolated bilinearly.
 
         Raises:
             InputError: the model's input is no picture.
@@ -101,14 +101,14 @@ class Attribution:
 
     @property
     def total(self) -> Tensor | None:
-        """What all shares of an example add up to, (batch,), the copies' mean; None where there are no shares."""
+        """The sum of all shares of each example, divided by `copies`, (batch,); None if there are no shares."""
         if self.apart is None:
             return None
         return (self.map.flatten(1).sum(1) + self.apart) / self.copies
 
     @property
     def completeness_error(self) -> float | None:
-        """The largest |output - total| / |output| of the examples; None where the method's numbers are no shares."""
+        """The largest |output - total| / |output| of the examples; None if there are no shares."""
         if self.total is None:
             return None
         error = (self.output - self.total).abs() / self.output.abs().clamp(min=torch.finfo(self.output.dtype).tiny)
@@ -123,15 +123,14 @@ class Attribution:
         clip: float | None = 0.99,
         title: str = "",
     ) -> Any:
-        """Draw one example: red speaks for the target, blue against it, on a scale that is the same both ways.
+        """Draw one example: red speaks for the target, blue against it, on a symmetric scale.
 
         Args:
-            path: of a file to write (.png, .svg, .pdf), or an open file for a PNG; None writes none.
-            picture: to lie beneath, in [0, 1], (C, H, W).
-            example: which one of the batch.
-            clip: the strength from which on the colour is full: a quantile of |attribution|, such as 0.99; None is the
-                largest.
-            title: above the picture.
+            path: path of a file to write (.png, .svg, .pdf), or an open file for a PNG; None writes none.
+            picture: drawn beneath the attribution, in [0, 1], (C, H, W).
+            example: index in the batch.
+            clip: the quantile of |attribution| from which the colour is full, such as 0.99; None: the maximum.
+            title: title above the picture.
 
         Returns:
             The matplotlib figure.
@@ -156,11 +155,11 @@ class Attribution:
 
         Args:
             words: one per token, such as `tokenizer.convert_ids_to_tokens(ids[0])`.
-            example: which one of the batch.
+            example: index in the batch.
             clip: as for `plot`.
 
         Raises:
-            InputError: another number of words than tokens.
+            InputError: the numbers of words and tokens differ.
 
         Example:
             >>> import fxgrad
@@ -179,7 +178,7 @@ class Attribution:
         return Text(tuple(words), tuple(scores.double().tolist()), self.label, clip)
 
     def save(self, path: str | Path) -> None:
-        """Write the numbers to an .npz file: map, output, total where there is one, and the names.
+        """Write the numbers to an .npz file: map, output, total if there is one, and the names.
 
         Raises:
             InputError: the path does not end in .npz, or cannot be written.
@@ -214,7 +213,7 @@ class Attribution:
 
 
 def joined(parts: Sequence[Attribution]) -> Attribution:
-    """One attribution of several batches."""
+    """Concatenate attributions of several batches."""
     first = parts[0]
     apart = [p.apart for p in parts if p.apart is not None]
     labels = {p.label for p in parts}

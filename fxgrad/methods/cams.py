@@ -1,4 +1,4 @@
-"""Methods that look at one layer: h, its value, and g, the cotangent there; by default the input of the last block."""
+"""Methods of one layer: h is its value, g its cotangent; by default it is the input of the last block."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fxgrad.methods.problem import Map, Problem
 from fxgrad.run.recording import Contributions
 
 Score = Callable[[Tensor, Tensor], Tensor]
-"""h and g, (batch, tokens, channels) -> (batch, tokens). Tokens ahead of the patches are left out."""
+"""h and g, (batch, tokens, channels) -> (batch, tokens), without prefix tokens."""
 
 
 @method(layered=True)
@@ -28,7 +28,7 @@ def gradcam(problem: Problem) -> Map:
 
 @method(layered=True)
 def gradcam_plus(problem: Problem) -> Map:
-    """sum_c h * mean_t(g): Grad-CAM without its ReLU, so that what speaks against the target stays.
+    """sum_c h * mean_t(g): Grad-CAM without its ReLU, so that negative values stay.
 
     Source: Mehri et al., SkipPLUS, CVPR 2024 workshops; LibraGrad, arXiv:2411.16760.
     """
@@ -37,7 +37,7 @@ def gradcam_plus(problem: Problem) -> Map:
 
 @method(layered=True)
 def xgradcam_plus(problem: Problem) -> Map:
-    """sum_c h * w, w = sum_t(g * |h|) / sum_t |h|: gradients weighted by how strong a channel is where.
+    """sum_c h * w, w = sum_t(g * |h|) / sum_t |h|: each channel's mean gradient, weighted by |h|.
 
     Source: Fu et al., Axiom-based Grad-CAM, BMVC 2020, arXiv:2008.02312, for w; Mehri et al., SkipPLUS, CVPR 2024
     workshops, for |h| and no ReLU.
@@ -53,7 +53,7 @@ def xgradcam_plus(problem: Problem) -> Map:
 
 @method(shares=True, layered=True)
 def hirescam(problem: Problem) -> Map:
-    """sum_c h * g, of all tokens; with what the constants behind the layer contribute, kept apart, it is complete.
+    """sum_c h * g of all tokens; complete with the contributions of constants after the layer, which are kept apart.
 
     Source: Draelos, Carin, Use HiResCAM instead of Grad-CAM, arXiv:2011.08891.
     """
@@ -72,7 +72,7 @@ def _layer(problem: Problem, method: str) -> str:
 
 
 def _met(problem: Problem, found: Contributions, name: str) -> tuple[Tensor, Tensor]:
-    """A layer's value and its cotangent."""
+    """A layer's value and cotangent."""
     value, cotangent = found.values[name], found.cotangents[name]
     if not isinstance(value, Tensor) or cotangent is None:
         raise InputError(
@@ -83,7 +83,7 @@ def _met(problem: Problem, found: Contributions, name: str) -> tuple[Tensor, Ten
 
 
 def _cam(problem: Problem, method: str, score: Score) -> Map:
-    """A score of the patches, put where they lie."""
+    """The map of a score of the layer's tokens."""
     name = _layer(problem, method)
     value, cotangent = _met(problem, problem.run([name]), name)
     where = layout(value, problem.nodes[name], problem.anatomy, problem.batch)

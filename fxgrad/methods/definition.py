@@ -1,4 +1,4 @@
-"""What fxgrad knows of a method beside its function: a few facts, written down where the function is."""
+"""The facts about a method that fxgrad needs beside its function; a decorator states them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Method:
     """An attribution method.
 
     Attributes:
-        name: as it is printed.
+        name: the printed name.
         function: from a `Problem`, and the method's own options, to a `Map`.
-        shares: it also counts what constants contribute. Examples of a batch whose constants cannot be told apart are
-            then given to it one by one.
-        layered: it looks at one layer, and takes `layer=`.
-        takes_gradient: it differs from policy to policy.
+        shares: whether it uses the contributions of constants. If these cannot be told apart by example, it gets the
+            examples of a batch one by one.
+        layered: whether it is a method of one layer, with the option `layer=`.
+        takes_gradient: whether its result depends on the policy.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Method:
     takes_gradient: bool = True
 
     def refused(self, option: str) -> str | None:
-        """Why there is no such option; None where there is.
+        """Why the method has no such option; None if it has.
 
         Example:
             >>> def mine(problem, power=2): ...
@@ -51,7 +51,7 @@ class Method:
 def method(
     *, name: str | None = None, shares: bool = False, layered: bool = False, takes_gradient: bool = True
 ) -> Callable[[Function], Function]:
-    """State facts about a method beside its function. The function stays as it is, and nothing is registered.
+    """State facts about a method. The function stays as it is, and nothing is registered.
 
     Args:
         name, shares, layered, takes_gradient: see `Method`; the name is the function's by default.
@@ -76,7 +76,7 @@ def method(
 
 
 def method_of(function: Callable[..., Map]) -> Method:
-    """The facts about a function: those that its decorator states, else that it has no special ones.
+    """The facts about a function, from its decorator, else the defaults.
 
     Raises:
         InputError: it is no function.

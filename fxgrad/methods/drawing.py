@@ -1,4 +1,4 @@
-"""Attributions over pictures: red for, blue against, the strength as opacity, the same scale both ways."""
+"""Draw attributions over pictures: red for, blue against, with the strength as opacity, on a symmetric scale."""
 
 from __future__ import annotations
 
@@ -31,12 +31,12 @@ def single(
     title: str,
     caption: str,
 ) -> Figure:
-    """One attribution alone.
+    """A figure of one attribution.
 
     Args:
         values, size, picture, clip: as for `panel`.
         path: as for `write`; None writes nothing.
-        title, caption: above and below.
+        title, caption: text above and below.
 
     Raises:
         InputError: the file cannot be written.
@@ -60,15 +60,15 @@ def panel(
     clip: float | None = 0.99,
     cell: tuple[float, ...] | None = None,
 ) -> None:
-    """An attribution in colour, over a faint grey of the picture where there is one.
+    """Draw an attribution in colour, over a faint grey copy of the picture if given.
 
     Args:
-        axes: to draw on.
-        values: of pixels or of blocks of them, float32 (rows, columns).
-        size: of the picture, height and width.
+        axes: the axes to draw on.
+        values: attribution of pixels or of blocks of pixels, float32 (rows, columns).
+        size: height and width of the picture.
         picture: in [0, 1], (C, height, width).
-        clip: the quantile of |values| from which on the colour is full; None is the largest.
-        cell: height and width of one of the values, in pixels; by default they fill the picture.
+        clip: the quantile of |values| from which the colour is full; None: the maximum.
+        cell: height and width of one value, in pixels; by default the values fill the picture.
     """
     bare(axes)
     height, width = size
@@ -83,13 +83,13 @@ def panel(
 
 
 def photograph(axes: Axes, picture: Tensor) -> None:
-    """The picture itself, in [0, 1], (C, H, W)."""
+    """Draw a picture, in [0, 1], (C, H, W)."""
     bare(axes)
     axes.imshow(picture[: 3 if len(picture) >= 3 else 1].permute(1, 2, 0).expand(-1, -1, 3).numpy())
 
 
 def bare(axes: Axes) -> None:
-    """Without ticks, in a light frame."""
+    """Remove the ticks and lighten the frame."""
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_color("#cccccc")
 
@@ -107,7 +107,7 @@ def write(figure: Figure, path: str | Path | IO[bytes]) -> None:
 
 
 def pool_sum(attribution: Tensor, pool: int) -> Tensor:
-    """Sums over blocks of pool x pool pixels, (H, W) to (ceil(H / pool), ceil(W / pool)); their total stays.
+    """Sums over blocks of pool x pool pixels, (H, W) to (ceil(H / pool), ceil(W / pool)); the total stays the same.
 
     Example:
         >>> import torch

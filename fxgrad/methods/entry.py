@@ -69,29 +69,29 @@ def attribute(
     class_token: int | None = None,
     **options: Any,
 ) -> Attribution | list[Attribution]:
-    """Attribute a target to the input: what speaks for it, and what against it.
+    """Attribute a target to the input: which parts speak for it, and which against it.
 
     Args:
         converted: what `fxgrad.convert` returned, under any policy; `converted.under("gradient")` is the plain one.
-        args, kwargs: inputs, as for calling it; all examples of the batch are attributed at once.
+        args, kwargs: inputs, as for calling the module; all examples of the batch are attributed.
         target: a class's number or name, an int64 tensor (batch,) with one class per example, None for the largest
             logit, a `Contrast`, `Token`, `Probability` or `Similarity`, or any function of the outputs that returns
             (batch,). A list of them gives a list of attributions.
         method: a name in `fxgrad.methods.METHODS`, or a function of your own from a `fxgrad.methods.Problem` to a
             `fxgrad.methods.Map`. The decorator `fxgrad.methods.method` says that it counts constants, or takes a layer.
-        layer: module path whose output gradcam, gradcam_plus, xgradcam_plus and hirescam look at; by default they take
-            the input of the last block.
+        layer: module path of the layer for gradcam, gradcam_plus, xgradcam_plus and hirescam, which use its output; by
+            default they use the input of the last block.
         class_names: one per logit, for targets by name.
-        input: name of the attributed input, where there are several.
-        blocks, grid, prefix, class_token: what the graph of the model would tell; see `fxgrad.methods.Anatomy`.
-        **options: of the method, such as n_steps of integrated_gradients.
+        input: name of the attributed input, if there are several.
+        blocks, grid, prefix, class_token: override what is read from the graph; see `fxgrad.methods.Anatomy`.
+        **options: options of the method, such as n_steps of integrated_gradients.
 
     Returns:
         The attribution: .tokens (batch, tokens), .patches (batch, rows, columns), .pixels (batch, height, width).
 
     Raises:
-        InputError: no such method, option, layer or target; the model lacks what the method needs; or a method of your
-            own returned something else than a map of the model's input. The message says what.
+        InputError: no such method, option, layer or target; the model lacks what the method needs; or your own method
+            returned no map of the model's input.
 
     Example:
         >>> import fxgrad, timm
@@ -146,7 +146,7 @@ def known(method: str | Callable[..., Map]) -> Method:
 
 
 def _chosen(method: str | Callable[..., Map], layer: str | None, options: Mapping[str, Any]) -> Method:
-    """The method that is asked for, if it takes the layer and the options."""
+    """The requested method, checked to take the layer and the options."""
     chosen = known(method)
     for option in options:
         if refused := chosen.refused(option):
@@ -174,7 +174,7 @@ def _solved(method: Method, problem: Problem, output: Tensor, options: Mapping[s
 
 
 def _checked(method: Method, problem: Problem, found: Map) -> Tensor:
-    """The pixels or the tokens that a method found, if they are of the problem's shape."""
+    """The pixels or the tokens of a method's map, checked to have the problem's shape."""
     returns = f"{method.name} must return Map(pixels=(batch, height, width)) or Map(tokens=(batch, tokens))"
     if not isinstance(found, Map):
         raise InputError(f"{returns}, of fxgrad.methods; it returned {type(found).__name__}.")

@@ -1,4 +1,4 @@
-"""Methods that count the constants: what every bias contributes, at the token where it does."""
+"""Methods that include the contributions of constants, at the token where they arise."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from fxgrad.methods.problem import Map, Problem
 def fullgrad(problem: Problem) -> Map:
     """sum_c x * dy/dx plus, at each token, every source's sum_c b * dy/db.
 
-    Patches get their pixels' share. A source without an axis of tokens (the head's bias) goes to the class token where
-    the model has one, and is kept apart elsewhere. No absolute values, no rescaling.
+    A patch gets the sum of its pixels. A source without an axis of tokens (the head's bias) goes to the class token; in
+    models without one it is kept apart. No absolute values, no rescaling.
 
     Source: Srinivas, Fleuret, Full-Gradient Representation, NeurIPS 2019, arXiv:1905.00780, eq. 1.
     """
@@ -31,8 +31,8 @@ def fullgrad(problem: Problem) -> Map:
 def fullgrad_plus(problem: Problem) -> Map:
     """sum over blocks l of (sum_c h_l * g_l plus the sources from block l on), h_l the block's input.
 
-    Each term adds up to the target's value by itself if the policy balances, so the whole to as many times that as
-    there are blocks. A source from block l on is one of a node that the block's input does not depend on.
+    If the policy balances, each term alone adds up to the target's value, so the whole adds up to that times the number
+    of blocks. A source is "from block l on" if the block's input does not depend on its node.
 
     Source: Mehri et al., SkipPLUS, CVPR 2024 workshops; LibraGrad, arXiv:2411.16760 (FullGrad+).
     """

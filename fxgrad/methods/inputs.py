@@ -1,4 +1,4 @@
-"""Methods that look at the input: gradients, and averages of gradients."""
+"""Methods of the input: gradients, and averages of gradients."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def gradient(problem: Problem) -> Map:
 
 
 def saliency(problem: Problem) -> Map:
-    """max_c |dy/dx|: how far the steepest channel would move the target.
+    """max_c |dy/dx|: the largest sensitivity among the channels.
 
     Source: Simonyan, Vedaldi, Zisserman, arXiv:1312.6034, section 3.1.
     """
@@ -33,7 +33,7 @@ def saliency(problem: Problem) -> Map:
 
 @method(shares=True)
 def input_x_gradient(problem: Problem) -> Map:
-    """sum_c x * dy/dx. What the constants contribute has no place on the input and is kept apart.
+    """sum_c x * dy/dx. The contributions of constants are kept apart.
 
     Source: Shrikumar et al., Not Just a Black Box, arXiv:1605.01713; LibraGrad, arXiv:2411.16760, for the gradient.
     """
@@ -51,7 +51,7 @@ def products(problem: Problem, found: Contributions) -> Map:
 def integrated_gradients(problem: Problem, n_steps: int = 50, baseline: float = 0.0) -> Map:
     """(x - x0) * mean of dy/dx along the straight line from x0 to x, by captum's `IntegratedGradients`.
 
-    What the target is at x0 is kept apart. n_steps is the number of points, baseline the value of all of x0.
+    The target's value at x0 is kept apart. n_steps is the number of points, baseline the value of all of x0.
 
     Source: Sundararajan, Taly, Yan, Axiomatic Attribution for Deep Networks, ICML 2017, arXiv:1703.01365.
     """
@@ -78,7 +78,7 @@ def smoothgrad(problem: Problem, samples: int = 25, noise: float = 0.15, seed: i
     forward, inputs, others = _forward(problem)
     spread = tuple(noise * float(x.max() - x.min()) for x in inputs)
     devices = [inputs[0].device] if inputs[0].is_cuda else []
-    with torch.random.fork_rng(devices):  # the caller's random numbers stay as they are
+    with torch.random.fork_rng(devices):  # the caller's generator state stays as it is
         torch.manual_seed(seed)
         found = tunnel(explainer(forward)).attribute(
             inputs,
@@ -94,14 +94,14 @@ def smoothgrad(problem: Problem, samples: int = 25, noise: float = 0.15, seed: i
 
 @method(takes_gradient=False)
 def random(problem: Problem, seed: int = 0) -> Map:
-    """Normal noise on the tokens: what every method is to be better than."""
+    """Normal noise on the tokens: the baseline that every method should beat."""
     total = problem.anatomy.count + problem.anatomy.prefix
     noise = torch.randn(problem.batch, total, generator=torch.Generator().manual_seed(seed))
     return Map(tokens=noise.to(next(e for e in problem.entries if isinstance(e, Tensor)).device))
 
 
 def _mapped(problem: Problem, parts: Mapping[str, Tensor], over: Callable[[Tensor, int], Tensor] = torch.sum) -> Map:
-    """A map of the main inputs, each summed (or otherwise joined) over its channels."""
+    """A map of the main inputs, each reduced over its channels by `over`."""
     if problem.anatomy.size is not None:
         return Map(pixels=over(parts[problem.main[0]], 1))
     joined = [over(parts[name], -1) if parts[name].dim() > 2 else parts[name] for name in problem.main]
@@ -112,7 +112,7 @@ def _mapped(problem: Problem, parts: Mapping[str, Tensor], over: Callable[[Tenso
 
 
 def on_tokens(problem: Problem, map: Map) -> Tensor:
-    """A map of the input as one of the tokens: a patch gets the sum of its pixels, what is ahead of the patches 0."""
+    """A map of the input as a map of tokens: a patch gets the sum of its pixels, prefix tokens get 0."""
     if map.tokens is not None:
         return map.tokens
     assert map.pixels is not None and problem.anatomy.count
@@ -134,7 +134,7 @@ def _captum(name: str) -> Any:
 
 
 def _forward(problem: Problem) -> tuple[Callable[..., Tensor], tuple[Tensor, ...], tuple[Any, ...]]:
-    """The target as a function of the main inputs and of whatever else varies with the batch; and these."""
+    """For captum: (the target as a function, the main inputs, the other arguments that vary with the batch)."""
     names = list(problem.inputs)
     places = [names.index(name) for name in problem.main]
     rest = [i for i in range(len(names)) if i not in places]

@@ -1,4 +1,4 @@
-"""Which values are maps of features, and where their rows and columns are."""
+"""Which values are feature maps, and which of their axes are rows and columns."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ CONVOLUTIONS = (
     *("conv", "batch_norm", "native_batch_norm", "_native_batch_norm", "group_norm"),
     *("max_pool", "avg_pool", "adaptive_avg_pool"),
 )
-"""Ops, by the beginnings of their names, whose operand has its channels ahead of rows and columns."""
+"""Starts of names of ops whose operand has its channels before rows and columns."""
 _CHANNELS_LAST = ("linear", "layer_norm")
 _NEAR = 12
-"""How many nodes of one shape to look through for one that tells where the channels are."""
+"""The largest number of nodes of one shape to search for an op that tells which axis has the channels."""
 
 
 def is_map(node: fx.Node) -> bool:
-    """Whether a value of four axes is a map of features with its channels ahead, (batch, channels, rows, columns)."""
+    """Whether a value with four axes is a feature map (batch, channels, rows, columns)."""
     shape = sizes_of(node)
     if len(shape) != 4:
         return False
@@ -37,5 +37,5 @@ def is_map(node: fx.Node) -> bool:
 
 
 def spatial_axes(node: fx.Node) -> tuple[int, int]:
-    """Which axes of a value with four axes are rows and columns."""
+    """The axes of rows and columns in a value with four axes."""
     return (2, 3) if is_map(node) else (1, 2)

@@ -1,4 +1,4 @@
-"""The parts of a model that attribution methods ask about: blocks, attentions, tokens, patches."""
+"""The parts of a model that attribution methods use: blocks, attentions, tokens, patches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from fxgrad.graph.axes import Axes
 Grid = tuple[int, int]
 """Rows and columns."""
 TOKENS = "tokens"
-"""The label of the tokens among the atoms of an axis; rows and columns of a map are parts of them."""
+"""The origin of the tokens' atoms; rows and columns of a map are parts of them."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Attention:
     """One attention, A v.
 
     Attributes:
-        node: whose result is A v.
-        weights: the node whose value is A, (..., rows, columns); None for the fused op, which has q and k instead.
+        node: the node of A v.
+        weights: the node of A, (..., rows, columns); None for the fused op, which has q and k instead.
         value: the node of v.
-        reads: names of all nodes whose values are needed to have A and v.
+        reads: names of all nodes whose values are needed to compute A and v.
     """
 
     node: str
@@ -38,10 +38,10 @@ class Block:
     """One numbered part of the model.
 
     Attributes:
-        path: the module's.
+        path: the module's path.
         entry, exit: the nodes of its input and of its output.
-        attentions: of all tokens to all tokens.
-        residuals: its sums of a stream and a branch, shaped as the input: (stream, branch, sum).
+        attentions: its attentions of all tokens to all tokens.
+        residuals: its residual sums, shaped as the input: (stream, branch, sum) each.
     """
 
     path: str
@@ -53,20 +53,20 @@ class Block:
 
 @dataclass(frozen=True)
 class Anatomy:
-    """What a model has, as far as an attribution method may ask.
+    """The parts of a model, for attribution methods.
 
     Attributes:
-        input: the attributed input that everything here depends on, by its name.
-        batch: the size of its first axis as it was captured, such as s77: by this an axis is known as the batch's.
-        size: height and width of the picture that goes in; None where the input is no picture.
-        blocks: in the order of the graph.
-        tokens: how many tokens there are, those ahead of the patches included; None where no token axis is found.
-        prefix: how many tokens lie ahead of the patches (class token, registers).
-        grid: of the patches; None for text and other sequences.
-        class_token: which token the output is read from, or None: all of them.
-        places: node's name -> what its axes are made of, as far as they come from examples and tokens.
-        examples: the size of the batch's axis, a symbol where it is free.
-        free: the free sizes of the graph, where the inputs are known.
+        input: name of the attributed input that everything here depends on.
+        batch: the captured size of its first axis, such as s77, by which the batch's axis is recognized.
+        size: height and width of the input picture; None if the input is no picture.
+        blocks: the blocks, in the order of the graph.
+        tokens: number of tokens, prefix tokens included; None if no axis of tokens is found.
+        prefix: number of tokens before the patches (class token, registers).
+        grid: (rows, columns) of the patches; None for text and other sequences.
+        class_token: index of the token that the output is read from; None: all tokens.
+        places: node name -> its axes as atoms, as far as they come from examples and tokens.
+        examples: the size of the batch's axis, a symbol if it is free.
+        free: free size -> its value, if the inputs are known.
     """
 
     input: str
@@ -83,7 +83,7 @@ class Anatomy:
 
     @property
     def axes(self) -> dict[str, int]:
-        """For the nodes that have one axis of tokens, by name, which one it is."""
+        """Node name -> index of its axis of tokens, for nodes that have exactly one."""
         found = {}
         for name, axes in self.places.items():
             own = [i for i, axis in enumerate(axes) for atom in axis if atom.origin == TOKENS]
@@ -93,7 +93,7 @@ class Anatomy:
 
     @property
     def count(self) -> int:
-        """How many tokens the map has: the patches, or all tokens of a text.
+        """The number of tokens on the map: the patches, or all tokens of a text.
 
         Raises:
             InputError: neither was found.

@@ -1,7 +1,7 @@
-"""From the elements of a node's value to tokens: which axis is the batch's, which the tokens', and sums over the rest.
+"""Sum the elements of a node's value token by token: find the axes of batch and tokens, and sum over the others.
 
-Every placement keeps the total: what a token gets, and what has no place among the tokens, add up to the sum of all
-elements, example by example.
+The total stays the same: for each example, the sums of the tokens and the rest, which belongs to no token, add up to
+the sum of all elements.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ class Layout:
     """How the tokens lie in a node's value.
 
     Attributes:
-        shape: the value's, with axes parted into what was merged.
-        batch: the axis of the examples; None where it is not found, and there is but one example.
-        tokens: the axis of the tokens, or the two of rows and columns.
-        ahead: how many of these tokens lie ahead of the patches.
+        shape: the value's shape, with merged axes split.
+        batch: the axis of the examples; None if it is not found and there is only one example.
+        tokens: the axis of the tokens, or the two axes of rows and columns.
+        ahead: number of prefix tokens among these tokens.
     """
 
     shape: tuple[int, ...]
@@ -37,14 +37,14 @@ class Layout:
     ahead: int
 
     def rows(self, value: Tensor) -> Tensor:
-        """A value as (batch, tokens, channels); whatever is neither batch nor token is a channel."""
+        """A value as (batch, tokens, channels); all axes except batch and tokens are channels."""
         places = self.tokens if self.batch is None else (self.batch, *self.tokens)
         moved = value.reshape(self.shape).movedim(places, tuple(range(len(places))))
         moved = moved[None] if self.batch is None else moved
         return moved.flatten(1, len(self.tokens)).unsqueeze(-1).flatten(2)
 
     def put(self, scores: Tensor, anatomy: Anatomy) -> Tensor:
-        """Scores of these tokens, (batch, tokens), where they lie among the model's: (batch, ahead and patches)."""
+        """Move scores of these tokens, (batch, tokens), to the model's tokens: (batch, prefix tokens and patches)."""
         if len(self.tokens) == 2:
             maps = scores.reshape(-1, *(self.shape[axis] for axis in self.tokens))
             assert anatomy.grid is not None
@@ -53,10 +53,9 @@ class Layout:
 
 
 def layout(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout | None:
-    """How the tokens lie in a node's value; None where it has no axis of tokens, or no axis holds the examples.
+    """How the tokens lie in a node's value; None without an axis of tokens, or without an axis of examples.
 
-    Along the axis lie all tokens, or the patches alone. A map of features, of any resolution, lies on the patches as on
-    the picture.
+    The axis has all tokens, or the patches alone. A feature map of any resolution covers the whole picture.
     """
     examples = within(node, anatomy)
     if value.dim() != len(sizes_of(node)) or (examples is None and batch > 1):
@@ -69,7 +68,7 @@ def layout(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout
 
 
 def _sequence(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout | None:
-    """How one axis of tokens lies in a value, whatever is merged into that axis."""
+    """How one axis of tokens lies in a value, even if it is merged with others."""
     places = anatomy.places.get(node.name, ())
     found = [atom for axis in places for atom in axis if atom.origin == TOKENS]
     if len(found) != 1 or found[0].stride != 1:
@@ -94,13 +93,13 @@ def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tupl
     """Sums of a value's elements, token by token.
 
     Args:
-        part: shaped as the node's value, or otherwise: then it has no place among the tokens.
-        node: of the captured graph.
-        anatomy: of the model.
-        batch: how many examples there are.
+        part: a tensor shaped as the node's value; one of another shape belongs to no token.
+        node: a node of the captured graph.
+        anatomy: the model's anatomy.
+        batch: number of examples.
 
     Returns:
-        The tokens', (batch, tokens ahead and patches), and what has no place among them, (batch,).
+        (sums of the tokens, (batch, prefix tokens and patches); the rest, which belongs to no token, (batch,)).
 
     Example:
         >>> import fxgrad
@@ -117,15 +116,15 @@ def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tupl
         return part.new_zeros(batch, anatomy.prefix + anatomy.count), per_example(part, node, anatomy, batch)
     scores = place.rows(part).sum(2)
     tokens = place.put(scores, anatomy)
-    # What lies behind the patches has no place.
+    # Tokens after the patches are not on the map.
     return tokens, scores[:, place.ahead + anatomy.count :].sum(1) if len(place.tokens) == 1 else part.new_zeros(batch)
 
 
 def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Tensor:
-    """Sums of a tensor's elements, (batch,).
+    """Sums of a tensor's elements per example, (batch,).
 
     Raises:
-        ValueError: several examples share an axis of it (see `Problem.mixed`).
+        ValueError: its examples cannot be told apart (see `Problem.mixed`).
     """
     if batch == 1:
         return part.sum()[None]
@@ -140,7 +139,7 @@ def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Te
 
 
 def within(node: fx.Node, anatomy: Anatomy) -> Within | None:
-    """Where the examples are in a node's value; None where they cannot be told apart."""
+    """Where the examples are in a node's value; None if they cannot be told apart."""
     found = where(anatomy.places.get(node.name, ()), BATCH, anatomy.examples)
     if found is None:
         return None
@@ -149,11 +148,11 @@ def within(node: fx.Node, anatomy: Anatomy) -> Within | None:
 
 
 def resample(maps: Tensor, grid: Grid) -> Tensor:
-    """Maps on another grid: a cell gets of each old one the share that it overlaps, so that the total stays.
+    """Maps on another grid: a new cell gets from each old cell the share that it overlaps; the total stays the same.
 
     Args:
         maps: (batch, rows, columns), any floating dtype.
-        grid: the new rows and columns.
+        grid: the new (rows, columns).
 
     Example:
         >>> resample(torch.ones(1, 3, 2), (2, 1)).tolist()
@@ -166,7 +165,7 @@ def resample(maps: Tensor, grid: Grid) -> Tensor:
 
 
 def _overlap(new: int, old: int) -> Tensor:
-    """(new, old): which share of an old cell lies in a new one, when both grids span the same length."""
+    """(new, old): the share of each old cell that lies in each new one; both grids span the same length."""
     unit = math.gcd(new, old)
     first = torch.arange(new, dtype=torch.float64)[:, None] * (old // unit)
     second = torch.arange(old, dtype=torch.float64) * (new // unit)

@@ -1,4 +1,4 @@
-"""What a method is given, and what it gives back."""
+"""The argument and the result of a method: `Problem` and `Map`."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from fxgrad.run.recording import Contributions, Recorder, contributions
 
 @dataclass(frozen=True, eq=False)
 class Map:
-    """What a method found: of the input's pixels, or of the tokens.
+    """The result of a method: a map of the input's pixels, or of the tokens.
 
     Attributes:
-        pixels: (batch, height, width); None where the method knows tokens only.
-        tokens: (batch, tokens ahead of the patches and patches); None where it knows pixels.
-        apart: what it found that has no place on the map, (batch,); None for a method that does not attribute shares.
-        copies: how many times the target's value all of it adds up to.
+        pixels: (batch, height, width); None if the map is of tokens.
+        tokens: (batch, prefix tokens and patches); None if the map is of pixels.
+        apart: contributions that belong to no part of the map, (batch,); None if the numbers are no shares.
+        copies: all shares add up to this multiple of the target's value.
     """
 
     pixels: Tensor | None = None
@@ -40,14 +40,14 @@ class Map:
 
 @dataclass(frozen=True, eq=False)
 class Problem:
-    """A model, its inputs, a target, and where to look.
+    """A model, its inputs, a target, and a layer.
 
     Attributes:
         converted: the model under some policy.
-        entries: its inputs, flattened, and embedded tokens.
-        target: fitted to the model's outputs.
-        anatomy: of the model.
-        layer: module path to look at, for methods that look at one; None is their own choice.
+        entries: its flattened inputs, then its embedded tokens.
+        target: the target, fitted to the model's outputs.
+        anatomy: the model's anatomy.
+        layer: module path for methods of one layer; None: the method's default.
     """
 
     converted: ConvertedModule
@@ -63,14 +63,14 @@ class Problem:
 
     @cached_property
     def inputs(self) -> dict[str, fx.Node]:
-        """The placeholder of every input and embedding, by its name."""
+        """Name of an input or embedding -> its placeholder."""
         captured = self.converted.classified.captured
         placeholders = captured.entry_nodes
         return {declared.name: node for declared, node in zip(captured.entries, placeholders)}
 
     @cached_property
     def main(self) -> list[str]:
-        """The attributed inputs that the map is of: the one looked at, and those that have the same tokens."""
+        """Names of the attributed inputs on the map: the anatomy's input, and those with the same tokens."""
         own = sizes_of(self.inputs[self.anatomy.input])
         return [name for name in self.attributed if name == self.anatomy.input or self._alike(name, own)]
 
@@ -89,10 +89,10 @@ class Problem:
 
     @cached_property
     def mixed(self) -> bool:
-        """Whether what some constants or inputs contribute cannot be told apart by example: then these go one by one.
+        """Whether some contribution cannot be split by example, so that examples must run one by one.
 
-        So it is of an op whose biases are asked for their gradient, which is summed over the batch, of one behind which
-        the graph does not tell where the examples are, and of an input that all examples share.
+        This is so if a bias's contribution comes from its gradient, which is summed over the batch; if the axis of the
+        examples is not known at a node; or if all examples share an input.
         """
         kept = [d for d in self.converted.classified.decisions.values() if d.keeps]
         shared = not all(self._varies(name) for name in self.attributed)
@@ -102,11 +102,11 @@ class Problem:
 
     @property
     def batch(self) -> int:
-        """How many examples there are."""
+        """The number of examples."""
         return int(self.entries[list(self.inputs).index(self.anatomy.input)].shape[0])
 
     def only(self, example: int) -> Problem:
-        """The same for one example of the batch."""
+        """The problem of one example of the batch."""
         one = slice(example, example + 1)
         entries = [
             value[one] if isinstance(value, Tensor) and self._varies(name) else value
@@ -116,14 +116,14 @@ class Problem:
         return replace(self, entries=entries, target=target)
 
     def run(self, also: Collection[str] = (), sources: bool = False) -> Contributions:
-        """One forward and one backward of the target, with the values and cotangents of some nodes."""
+        """One forward and one backward pass of the target; `also` names nodes whose values and cotangents to return."""
         spec = self.converted.classified.captured.out_spec
         return contributions(
             self.converted, self.entries, lambda y: self.target.cotangents(y, spec), also=also, sources=sources
         )
 
     def values(self, names: Collection[str]) -> dict[str, Any]:
-        """The values of some nodes, from one forward: for what does not depend on the target."""
+        """Node name -> value, from one forward pass, for methods that do not use the target."""
         recorder = Recorder(self.converted.program, names)
         with torch.no_grad():
             recorder.run(*self.converted.state, *self.entries)
@@ -141,22 +141,22 @@ class Problem:
         return set(self.nodes) - seen
 
     def kept(self, found: Contributions, nodes: set[str]) -> Tensor:
-        """What the constants of some nodes contribute, (batch,)."""
+        """The contributions of the constants of some nodes, (batch,)."""
         each = [(part, name) for name, parts in found.sources.items() if name in nodes for part in parts]
         shares = (per_example(part, self.nodes[name], self.anatomy, self.batch) for part, name in each)
         return sum(shares, self._nothing(found))
 
     def beside(self, found: Contributions, nodes: set[str]) -> Tensor:
-        """What the inputs among some nodes contribute that are not main, (batch,)."""
+        """The contributions of attributed inputs among `nodes` that are not main, (batch,)."""
         others = {n: self.inputs[n] for n in self.attributed if n not in self.main and self.inputs[n].name in nodes}
         products = ((found.inputs[name] * found.gradients[name], node) for name, node in others.items())
         shares = (per_example(product, node, self.anatomy, self.batch) for product, node in products)
         return sum(shares, self._nothing(found))
 
     def placed(self, found: Contributions, nodes: set[str]) -> tuple[Tensor, Tensor]:
-        """What the constants of some nodes contribute to each token, and the rest.
+        """The contributions of the constants of some nodes: (per token, the rest).
 
-        The rest goes to the class token where the model has one.
+        The rest goes to the class token if the model has one.
         """
         apart = self._nothing(found)
         tokens = apart.new_zeros(self.batch, self.anatomy.count + self.anatomy.prefix)
@@ -174,10 +174,9 @@ class Problem:
         return found.inputs[self.anatomy.input].new_zeros(self.batch)
 
     def layer_node(self, default: str) -> str:
-        """The node that a layer's output is: `default` where no layer is asked for.
+        """Name of the node of the layer's output; `default` if no layer is asked for.
 
-        A layer that is called several times is several, `f` and `f@1`; of these the one is meant that depends on the
-        attributed input.
+        The calls of a layer are named `f`, `f@1`, ...; plain `f` means the call that depends on the attributed input.
 
         Raises:
             InputError: no node of the program belongs to that layer, or it is called several times on the same input.
@@ -194,7 +193,7 @@ class Problem:
         return exits[-1]
 
     def _call(self, layer: str) -> set[str]:
-        """The nodes that depend on an input in a call of a layer; of all that is below, for a path that is no call."""
+        """Names of the data nodes in a call of a layer; for a path that is no call, in everything below it."""
         decisions = self.converted.classified.decisions
         calls: dict[str, set[str]] = {}
         for node, names in calls_of(self.nodes.values()):
@@ -217,7 +216,7 @@ class Problem:
         return next(iter(fitting.values()), set())
 
     def _reached(self) -> set[str]:
-        """Names of the nodes that depend on the input looked at."""
+        """Names of the nodes that depend on the anatomy's input."""
         reached = {self.inputs[self.anatomy.input].name}
         for node in self.nodes.values():
             if any(n.name in reached for n in node.all_input_nodes):
@@ -225,9 +224,9 @@ class Problem:
         return reached
 
     def row_of(self, matrix: Tensor) -> Tensor:
-        """What flows into the token that the output is read from, (batch, rows, columns) to (batch, tokens).
+        """The matrix's row for the token that the output is read from: (batch, rows, columns) to (batch, tokens).
 
-        The class token's row, the position's of a language model's target, or the mean over all rows.
+        It is the row of the class token, or of the position of a language model's target, or the mean over all rows.
         """
         row = self.anatomy.class_token if self.target.row is None else self.target.row
         read = matrix.mean(1) if row is None else matrix[:, row]

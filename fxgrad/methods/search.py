@@ -1,7 +1,7 @@
-"""Where a model has its blocks, attentions, tokens and patches, read off the classified graph by a pure function.
+"""Find the blocks, attentions, tokens and patches of a model in its classified graph.
 
 Nothing here knows any model by name. Blocks are numbered module paths, attentions are nodes of that kind, the grid of
-patches is the shape of the feature map that becomes tokens, and tokens ahead of them come from a `cat`.
+patches is the shape of the feature map that becomes tokens, and prefix tokens come from a `cat`.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ def anatomy(
     """Find a model's blocks, attentions, tokens and patches.
 
     Args:
-        classified: what `fxgrad.classify.classify` returned; a converted module has it.
-        input: name of the attributed input to look at; by default the first.
+        classified: what `fxgrad.classify.classify` returned; an attribute of converted modules.
+        input: name of the attributed input to follow; by default the first.
         blocks: module paths of the blocks; by default all paths up to their first number.
-        grid, prefix, class_token: where the graph does not tell, or tells otherwise; see `Anatomy`.
+        grid, prefix, class_token: override what is found in the graph; see `Anatomy`.
 
     Returns:
         The anatomy.
@@ -59,12 +59,12 @@ def anatomy(
 
 
 class Search:
-    """One walk over a graph, for one of its attributed inputs.
+    """The search for one attributed input of a graph.
 
     Args:
         classified: what `fxgrad.classify.classify` returned.
         input: the input's name; by default the first.
-        values: of the inputs and embedded tokens, which tell the free sizes; without them, these are -1.
+        values: values of the inputs and embedded tokens, which determine the free sizes; without them, these are -1.
 
     Raises:
         InputError: there is no such input.
@@ -133,17 +133,17 @@ class Search:
         )
 
     def sizes(self, node: fx.Node) -> tuple[int, ...]:
-        """Sizes of a node's value, -1 where not known; () for what is no tensor, and of a tuple its first's."""
+        """Sizes of a node's value, -1 if unknown; for a tuple, those of its first tensor; () if there is no tensor."""
         return tuple(known(size, self.free) for size in sizes_of(node))
 
     def sequence_axis(self, node: fx.Node) -> int:
-        """The axis of the tokens of a value of three axes: behind that of the examples, or ahead of it."""
+        """The axis of the tokens in a value with three axes: right after the axis of the examples, or before it."""
         batch = sizes_of(self.source)[0]
         first, second, _ = sizes_of(node)
         return 0 if not isinstance(batch, int) and second == batch != first else 1
 
     def seeds(self, blocks: list[Block], tokens: int | None) -> dict[fx.Node, list[Axis | None]]:
-        """Where the tokens are known: in sequences that go in, maps of features, and blocks' inputs."""
+        """The known axes of tokens: in input sequences, feature maps, and blocks' inputs."""
         entries = {block.entry for block in blocks}
         given = batch_of(self.classified, sizes_of(self.source)[0]) if sizes_of(self.source) else {}
         found: dict[fx.Node, list[Axis | None]] = {}
@@ -161,7 +161,7 @@ class Search:
         return found
 
     def blocks(self, paths: Sequence[str] | None) -> Iterable[Block]:
-        """The blocks that take tokens or a map of features."""
+        """The blocks that take tokens or a feature map."""
         members: dict[str, list[fx.Node]] = {path: [] for path in paths or ()}
         for node in self.nodes:
             path = self.decisions[node.name].place.module_path
@@ -188,7 +188,7 @@ class Search:
         return decision is None or decision.role is Role.CARRIER
 
     def stream(self, blocks: list[Block]) -> fx.Node | None:
-        """The node whose shape tells the tokens: a block's input, or the sequence that goes in."""
+        """The node whose shape gives the number of tokens: a block's input, or the input sequence."""
         named = {n.name: n for n in self.reached}
         entries = [named[b.entry] for b in blocks]
         sequences = [n for n in entries if len(self.sizes(n)) == 3]
@@ -210,7 +210,7 @@ class Search:
         residuals = []
         for node in sums:
             operands = [n for n in node.all_input_nodes if n in self.reached and self.sizes(n) == shape]
-            if len(operands) == 2:  # the stream is what was there first
+            if len(operands) == 2:  # the stream is the earlier operand
                 stream, branch = sorted(operands, key=self.order.__getitem__)
                 residuals.append((stream.name, branch.name, node.name))
         return Block(label, block.entry, block.exit, tuple(whole), tuple(residuals))
@@ -223,7 +223,7 @@ class Search:
         return [n for n in self.nodes if self.order[n] <= self.order[node]]
 
     def grid(self, stream: fx.Node, tokens: int, size: Grid) -> Grid | None:
-        """The feature map of a convolution that has most of the tokens, or the only square patches that make them."""
+        """The grid of the convolution's feature map with most of the tokens, or of the only fitting square patches."""
         maps = [self.sizes(n)[2:] for n in self.before(stream) if op_name(n).startswith("conv2d")]
         fitting = [m for m in maps if tokens / 2 < math.prod(m) <= tokens]
         if fitting:
@@ -233,7 +233,7 @@ class Search:
         return exact[0] if exact else None
 
     def ahead(self, stream: fx.Node, tokens: int, patches: int) -> int:
-        """How many tokens are put ahead of the patches."""
+        """The number of prefix tokens."""
         offsets = []
         for node in self.before(stream):
             if (
@@ -247,7 +247,7 @@ class Search:
         return sum(offsets) if offsets else tokens - patches
 
     def read_from(self, last: Block, tokens: int) -> int | None:
-        """The one token that is taken out after the last block."""
+        """Index of the single token that is read after the last block, or None."""
         start = next(i for n, i in self.order.items() if n.name == last.exit)
         for node in self.nodes:
             if self.order[node] < start or not node.all_input_nodes:
@@ -264,7 +264,7 @@ class Search:
 
 
 def attention_of(node: fx.Node, decision: Decision, decisions: Any) -> Attention | None:
-    """The attention that a node is: the fused op, or softmax weights times values; None for other nodes."""
+    """The `Attention` of a node that is the fused op, or softmax weights times values; None for other nodes."""
     if decision.kind is not Kind.ATTENTION:
         return None
     reads = tuple(n.name for n in node.all_input_nodes)

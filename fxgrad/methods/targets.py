@@ -1,7 +1,7 @@
-"""What is attributed: from the outputs of a model to one number per example.
+"""Targets: functions from the outputs of a model to one number per example, which is attributed.
 
-A number, a name, a tensor of one index per example, one of the classes below, or any function of the outputs. A list of
-them means one attribution each.
+A target is a class's number or name, a tensor with one index per example, one of the classes below, or any function of
+the outputs. A list of targets gives one attribution each.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fxgrad.errors import InputError
 
 @dataclass(frozen=True)
 class Contrast:
-    """What speaks for one target and not for another: a minus b.
+    """The difference of two targets, a - b: what speaks for a rather than for b.
 
     Example:
         >>> scored(Contrast(2, 0), torch.tensor([[1.0, 5.0, 7.0]])).score(torch.tensor([[1.0, 5.0, 7.0]]))
@@ -33,11 +33,11 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Token:
-    """Of a language model: the logit of a token at a position of the text, which may count from the end.
+    """For language models: the logit of a token at a position of the output.
 
     Attributes:
-        position: of the output to look at; the token it predicts is the next one.
-        id: the token's; None is the one with the largest logit.
+        position: the output's position, which predicts the next token; negative numbers count from the end.
+        id: the token's id; None: the token with the largest logit.
     """
 
     position: int
@@ -46,21 +46,21 @@ class Token:
 
 @dataclass(frozen=True)
 class Probability:
-    """The softmax probability of a class: no backward makes its attribution complete, since softmax is no sum."""
+    """The softmax probability of a class. No backward makes its attribution complete."""
 
     target: Any
 
 
 @dataclass(frozen=True)
 class Similarity:
-    """Of a model whose output is an embedding: the cosine with another one, the embedding's length held.
+    """For models whose output is an embedding: its cosine with another embedding.
 
-    Held, the length is a number to divide by, as a normalization's scale is; so the attribution is complete.
+    The output's length is held, as a normalization's scale is, so the attribution is complete.
 
     Attributes:
         embedding: (width,), or (batch, width) for one per example; need not be a unit vector.
         scale: a factor, such as a model's temperature.
-        label: what it stands for, such as the prompt.
+        label: a name for the embedding, such as the prompt.
     """
 
     embedding: Tensor
@@ -69,7 +69,7 @@ class Similarity:
 
 
 Target = Union[None, int, str, Tensor, Contrast, Token, Probability, Similarity, Callable[[Any], Tensor]]
-"""What may be attributed; None is the class with the largest logit, example by example."""
+"""All forms of a target; None is the class with the largest logit of each example."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,11 @@ class Scored:
     """A target that fits a model's outputs.
 
     Attributes:
-        label: in words.
-        tensors: what it takes one of per example, (batch, ...).
+        label: the target, in words.
+        tensors: further arguments of `of` with one value per example, (batch, ...).
         of: outputs, and these tensors -> (batch,).
-        note: a warning that goes with every attribution of it; or "".
-        row: the token that it is read from, where it says so.
+        note: a warning for every attribution of this target, or "".
+        row: index of the token that the target is read from, or None.
     """
 
     label: str
@@ -95,7 +95,7 @@ class Scored:
         return self.of(outputs, *(tensors or self.tensors))
 
     def cotangents(self, outputs: list[Any], spec: pytree.TreeSpec) -> list[Tensor | None]:
-        """Its gradient with respect to the flattened outputs: None for those that take no part."""
+        """The target's gradient with respect to the flattened outputs; None for outputs that take no part."""
         leaves = [v.detach().requires_grad_() if _floating(v) else v for v in outputs]
         with torch.enable_grad():
             total = self.score(pytree.tree_unflatten(leaves, spec)).sum()
@@ -111,11 +111,11 @@ def scored(target: Target, outputs: Any, class_names: Sequence[str] | None = Non
 
     Args:
         target: see `Target`. An int64 tensor (batch,) has one class per example.
-        outputs: of the model, for the examples that are to be attributed.
+        outputs: the model's outputs for the examples to attribute.
         class_names: one per logit.
 
     Raises:
-        InputError: there is no such class, or the outputs are not of the form that the target needs.
+        InputError: there is no such class, or the outputs lack the form that the target needs.
 
     Example:
         >>> logits = torch.tensor([[1.0, 5.0], [4.0, 2.0]])
@@ -152,7 +152,7 @@ _INCOMPLETE = (
 
 
 def class_of(target: Any, logits: Tensor, names: Sequence[str] | None) -> tuple[Tensor, str]:
-    """The class of each example, int64 (batch,), and in words."""
+    """(the class of each example, int64 (batch,); the classes in words)."""
     if logits.dim() != 2:
         raise InputError(
             f"a class as the target needs logits (batch, classes); the output is {tuple(logits.shape)}. Pass "
@@ -182,10 +182,10 @@ def class_of(target: Any, logits: Tensor, names: Sequence[str] | None) -> tuple[
 
 
 def logits_of(outputs: Any) -> Tensor:
-    """The logits among a model's outputs: what is called so, or the only tensor of floating dtype.
+    """The logits among a model's outputs: the one named logits, or the only tensor of floating dtype.
 
     Raises:
-        InputError: there are several, none of them called logits.
+        InputError: there are several outputs, none of them named logits.
     """
     if isinstance(outputs, Tensor):
         return outputs
@@ -204,16 +204,16 @@ def logits_of(outputs: Any) -> Tensor:
 
 
 def resolve(target: int | str, count: int, names: Sequence[str] | None = None) -> int:
-    """Index of the class that a number or name stands for.
+    """The index of a class, by number or name.
 
     Args:
-        target: an index (a number, or digits), a class name or one of the synonyms that a name lists between
-            commas, in any case.
-        count: how many classes there are.
-        names: of all of them, or None.
+        target: an index (a number, or digits), a class name, or one of a name's synonyms, which are separated by
+            commas; case does not matter.
+        count: number of classes.
+        names: the names of all classes, or None.
 
     Raises:
-        InputError: no such index or name, or a name of several classes; with what to write instead.
+        InputError: no such index or name, or a name of several classes; the message says what to write instead.
 
     Example:
         >>> resolve("Ounce", 2, ["tench, Tinca tinca", "snow leopard, ounce"])
@@ -282,7 +282,7 @@ def _pick(values: Tensor, index: Tensor) -> Tensor:
 
 
 def _one_each(value: Any, outputs: Any) -> Tensor:
-    """What a user's function returned, as one number per example."""
+    """The result of the user's function, checked to have one number per example, (batch,)."""
     batch = next(len(v) for v in pytree.tree_leaves(outputs) if _floating(v) and v.dim())
     if not isinstance(value, Tensor) or value.shape not in ((), (batch,)):
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

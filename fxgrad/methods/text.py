@@ -15,13 +15,13 @@ FOR, AGAINST = (214, 32, 31), (31, 95, 214)
 
 @dataclass(frozen=True)
 class Text:
-    """One text with a number for every token. `str` and notebooks show it coloured; `rich.print` too.
+    """One text with a score for every token. `str`, notebooks and `rich.print` show it coloured.
 
     Attributes:
-        words: the tokens as they are shown.
-        scores: one number each; positive speaks for the target.
+        words: the tokens as shown.
+        scores: one number per token; positive numbers speak for the target.
         label: the target, in words.
-        clip: the strength from which on the colour is full, a quantile of |scores|; None is the largest.
+        clip: the quantile of |scores| from which the colour is full; None: the maximum.
     """
 
     words: tuple[str, ...]
@@ -30,7 +30,7 @@ class Text:
     clip: float | None = None
 
     def strengths(self) -> tuple[float, ...]:
-        """From -1, fully against, to 1, fully for.
+        """One strength per token, from -1 (fully against) to 1 (fully for).
 
         Example:
             >>> Text(("a", "b"), (2.0, -1.0), "class 0").strengths()
@@ -41,7 +41,7 @@ class Text:
         return tuple(max(-1.0, min(1.0, score / (scale or 1.0))) for score in self.scores)
 
     def html(self) -> str:
-        """One span per token, its background the colour; the number shows on hovering."""
+        """HTML with one span per token: the background shows the score, hovering the number."""
         spans = "".join(
             f'<span title="{score:.3g}" style="background:rgba({",".join(map(str, _colour(strength)))},'
             f'{abs(strength):.2f});border-radius:3px;padding:1px 2px">{html.escape(word)}</span> '
@@ -64,7 +64,7 @@ class Text:
         yield line
 
     def __str__(self) -> str:
-        """With the terminal's own colours.
+        """The text with terminal colours.
 
         Raises:
             InputError: rich is not installed.

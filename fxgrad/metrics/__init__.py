@@ -1,4 +1,4 @@
-"""Metrics of attributions, each usable alone: tensors in, one number per picture out.
+"""Metrics of attributions, each usable alone: from tensors to one number per picture.
 
     from fxgrad import metrics
 

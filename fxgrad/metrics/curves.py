@@ -1,8 +1,8 @@
-"""Faithfulness: what the model says as the parts that an attribution ranks are taken away.
+"""Faithfulness: how the model's output changes as parts of the picture are removed in the order of an attribution.
 
-Removed most influential first (MIF), the target's probability should fall at once; least influential first (LIF), it
-should stay. What lies between the two curves, LIF - MIF, is the symmetric relevance gain (SRG): it cancels what removal
-does to the model whatever is removed. Deletion and insertion are the same on single pixels, from nothing to everything.
+If the most influential parts are removed first (MIF), the target's probability should fall at once; if the least
+influential ones are (LIF), it should stay. The area between the two curves, LIF - MIF, is the symmetric relevance gain
+(SRG): it cancels the effect that any removal has. Deletion and insertion do the same with single pixels, up to all.
 
 Sources: Samek et al., IEEE TNNLS 2017, arXiv:1509.06321 (MIF, LIF, AOPC); Shrikumar et al., ICML 2017, arXiv:1704.02685
 (log-odds); Blücher, Vielhaben, Strodthoff, TMLR 2024, arXiv:2401.06654 (SRG); Petsiuk et al., RISE, BMVC 2018,
@@ -29,12 +29,12 @@ FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the model says about its target; every tensor has the same shape.
+    """The model's answer for a target; all tensors are float64 and have the same shape.
 
     Attributes:
-        probability: of the target, float64.
-        log_probability: its logarithm, float64, by a formula that does not overflow.
-        hit: 1 where the model names the target, else 0, float64.
+        probability: the target's probability.
+        log_probability: its logarithm, computed without overflow.
+        hit: 1 where the model predicts the target, else 0.
     """
 
     probability: Tensor
@@ -43,13 +43,13 @@ class Answer:
 
 
 def answer(logits: Tensor, target: Tensor, *, multilabel: bool = False) -> Answer:
-    """What logits say about a target.
+    """The answer of logits for a target.
 
     Args:
         logits: (batch, classes), of any floating dtype.
         target: class indices, int64 (batch,).
-        multilabel: each class is a question of its own: the probability is the sigmoid of its logit, and a
-            logit above 0 names it. By default the softmax, and the largest logit.
+        multilabel: classes are independent: the probability is the sigmoid, and a logit above 0 predicts the class. By
+            default the softmax, and the largest logit.
 
     Returns:
         The answer, each tensor (batch,).
@@ -79,21 +79,21 @@ def removal_curve(
     multilabel: bool = False,
     batch: int = 256,
 ) -> Answer:
-    """The model's answers as more and more of the parts are removed.
+    """The model's answers as more and more parts are removed.
 
     Args:
         removal: `Dropping` for tokens, `Replacing` for patches or pixels.
         x: pictures (pictures, C, H, W).
-        scores: influence of each part, (..., pictures, parts), several attributions of the same pictures at once.
-            Among equal scores, the part with the lower number counts as the more influential.
+        scores: influence of each part, (..., pictures, parts); leading axes are several attributions of the same
+            pictures. Among equal scores, the part with the lower number counts as more influential.
         target: class indices, int64 (pictures,).
         most_first: remove the most influential parts first, else the least.
         fractions: shares of the parts to remove, each rounded to whole parts.
         multilabel: as for `answer`.
-        batch: pictures per forward.
+        batch: pictures per forward pass.
 
     Returns:
-        Each tensor (..., pictures, fractions).
+        The answers, each tensor (..., pictures, fractions).
 
     Raises:
         InputError: scores that do not fit the pictures or the grid, or that are not finite.
@@ -136,14 +136,14 @@ def removal_curve(
 
 
 def area(values: Tensor, at: Sequence[float]) -> Tensor:
-    """The area under a curve by the trapezoid rule, over the length of its base: the curve's mean height.
+    """The mean height of a curve: the area by the trapezoid rule, divided by the length of its base.
 
     Args:
         values: (..., points).
-        at: where they were taken, ascending.
+        at: the points' positions, ascending.
 
     Returns:
-        (...).
+        A tensor (...).
 
     Example:
         >>> area(torch.tensor([0.0, 1.0, 1.0]), (0.0, 0.5, 1.0)).item()
@@ -157,7 +157,7 @@ def area(values: Tensor, at: Sequence[float]) -> Tensor:
 def faithfulness(
     whole: Answer, most: Answer, least: Answer, fractions: Sequence[float] = FRACTIONS
 ) -> dict[str, Tensor]:
-    """MIF, LIF and SRG of three measures, for every picture, by the area over the fractions.
+    """MIF, LIF and SRG of three measures for every picture: mean heights over the fractions.
 
     Args:
         whole: the answers to the whole pictures, each tensor (pictures,).
@@ -165,9 +165,9 @@ def faithfulness(
         fractions: shares that were removed.
 
     Returns:
-        "mif_accuracy" and so on -> (..., pictures), float64: *accuracy* is the share of fractions at which the model
-        still names the target, *aopc* the mean of p - p_removed, *lodds* the mean of log p - log p_removed. *srg* is
-        LIF - MIF of what is left (accuracy, p, log p), so that more is better for all three.
+        "mif_accuracy" and so on -> (..., pictures), float64. *accuracy* is the share of fractions at which the model
+        still predicts the target, *aopc* the mean of p - p_removed, *lodds* the mean of log p - log p_removed. *srg* is
+        LIF - MIF of accuracy, p_removed and log p_removed, so that higher is better for all three.
 
     Example:
         >>> def two(a, b): return Answer(*(torch.tensor([a, b]).double(),) * 3)
@@ -198,15 +198,15 @@ def deletion_insertion(
     multilabel: bool = False,
     batch: int = 256,
 ) -> dict[str, Tensor]:
-    """The areas under the target's probability as pixels are deleted, and as they are inserted.
+    """The mean probability of the target as pixels are deleted, and as they are inserted.
 
     Args:
         removal: `Replacing(model, (H, W), "blur")`, say.
         x, scores, target, multilabel, batch: as for `removal_curve`.
-        steps: how many steps lie between the whole picture and the baseline.
+        steps: number of steps between the whole picture and the baseline.
 
     Returns:
-        "deletion" (less is better) and "insertion" (more is better) -> (..., pictures), float64.
+        "deletion" (lower is better) and "insertion" (higher is better) -> (..., pictures), float64.
 
     Raises:
         InputError: as for `removal_curve`.
@@ -233,12 +233,12 @@ def deletion_insertion(
         )
         return area(torch.cat([ends_of_all[..., :1], middle.probability, ends_of_all[..., 1:]], -1), at)
 
-    # Inserting the most influential first is removing the least influential first, read backwards.
+    # Inserting the most influential first is removing the least influential first, in reverse.
     return {"deletion": curve(True), "insertion": curve(False)}
 
 
 def _faithful(measured: Measured) -> dict[str, Tensor]:
-    """By name, what dropping tokens says."""
+    """Metric -> values, from dropping tokens."""
     m = measured
     most, least = (
         removal_curve(
@@ -258,7 +258,7 @@ def _faithful(measured: Measured) -> dict[str, Tensor]:
 
 
 def _replaced(measured: Measured) -> dict[str, Tensor]:
-    """By name, what replacing pixels says; nothing where nobody wants that."""
+    """Metric -> values, from replacing pixels; empty if there is no removal of pixels."""
     m = measured
     if m.pixels is None:
         return {}

@@ -1,6 +1,6 @@
-"""Bootstrap confidence intervals: how far a mean over pictures could be off had other pictures been drawn.
+"""Bootstrap confidence intervals of means over pictures.
 
-All columns share the same resamples, so that a difference of two methods is that of the same pictures.
+All columns share the same resamples, so that two methods are compared on the same pictures.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean and its bounds; NaN where there is nothing to average.
+    """A mean and its bounds; NaN if there is nothing to average.
 
     Attributes:
-        mean: over the pictures.
+        mean: the mean over the pictures.
         low, high: bounds of the confidence interval.
-        count: how many pictures have a value.
+        count: number of pictures that have a value.
     """
 
     mean: float
@@ -40,16 +40,16 @@ def bootstrap(values: Tensor, *, confidence: float = 0.95, resamples: int = RESA
     """Percentile bootstrap intervals of the means of columns, by resampling rows.
 
     Args:
-        values: (pictures, columns), floating point; NaN where a picture has no value, which is left out.
+        values: (pictures, columns), floating point; NaN for a missing value, which is left out.
         confidence: share of the resampled means that lie within the bounds.
-        resamples: how many times the pictures are drawn anew.
-        seed: of the draws, which depend on nothing but it and the number of pictures.
+        resamples: how often the pictures are resampled.
+        seed: seed of the draws, which depend on it and on the number of pictures only.
 
     Returns:
         One interval per column.
 
     Raises:
-        InputError: values are not a table, or there are no rows; or a confidence outside of (0, 1).
+        InputError: `values` does not have two axes or has no rows; or a confidence outside of (0, 1).
 
     Example:
         >>> (interval,) = bootstrap(torch.tensor([[1.0], [2.0], [3.0], [4.0]]))
@@ -66,7 +66,7 @@ def bootstrap(values: Tensor, *, confidence: float = 0.95, resamples: int = RESA
     present, filled = (~values.isnan()).double(), values.nan_to_num(0.0)
     generator = torch.Generator().manual_seed(seed)
     means: list[Tensor] = []
-    # A block at a time: how often each picture is drawn is as large as the pictures times the resamples.
+    # In blocks, since the table of counts has pictures x resamples numbers.
     block = max(1, 10_000_000 // count)
     for size in [block] * (resamples // block) + [resamples % block] * (resamples % block > 0):
         drawn = torch.randint(count, (size, count), generator=generator)
@@ -82,11 +82,11 @@ def paired(values: Tensor, baseline: Tensor, *, confidence: float = 0.95, seed: 
     """Intervals of the mean difference to a baseline on the same pictures.
 
     Args:
-        values, baseline: (pictures, columns), row by row of the same pictures.
+        values, baseline: (pictures, columns), with the same picture in the same row.
         confidence, seed: as for `bootstrap`.
 
     Returns:
-        One interval per column; where it does not contain 0, the difference is not one of luck.
+        One interval per column; if it does not contain 0, the difference is significant.
 
     Raises:
         InputError: as for `bootstrap`.

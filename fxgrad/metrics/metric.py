@@ -1,4 +1,4 @@
-"""What a metric is to `fxgrad.evaluate`: a name, which way is better, and a function of what is measured."""
+"""A metric for `fxgrad.evaluate`: a name, whether higher or lower is better, and a function of a `Measured`."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Several attributions of the same pictures, measured together, and the model that they are of.
+    """Several attributions of the same pictures, measured together, and their model.
 
     Attributes:
-        maps: of pixels, float32 (attributions, pictures, H, W).
+        maps: the influence of each pixel, float32 (attributions, pictures, H, W).
         scores: the influence of each token, float32 (attributions, pictures, tokens).
-        total: what all shares add up to, (attributions, pictures); NaN for methods whose numbers are no shares.
-        output: what they should add up to, the target's value, (attributions, pictures).
+        total: the sum of all shares, (attributions, pictures); NaN for methods whose numbers are no shares.
+        output: the target's value, which `total` should equal, (attributions, pictures).
         masks: the target's object, bool (pictures, H, W); all False for a picture without a mask.
-        x: what the model saw, (pictures, C, H, W).
+        x: the model's input, (pictures, C, H, W).
         target: class indices, int64 (pictures,).
-        logits: the model's for x, (pictures, classes).
-        multilabel: whether each class is a question of its own (sigmoid), or all are one (softmax).
-        tokens: the model without some tokens.
-        pixels: the model without some pixels; None where nobody wants that.
+        logits: the model's output for x, (pictures, classes).
+        multilabel: whether classes are independent (sigmoid), or exclusive (softmax).
+        tokens: the removal of tokens.
+        pixels: the removal of pixels; None leaves deletion and insertion out.
         fractions: shares of the tokens to remove.
-        steps: of deletion and insertion.
-        batch: pictures per forward.
+        steps: steps of deletion and insertion.
+        batch: pictures per forward pass.
     """
 
     maps: Tensor
@@ -52,7 +52,7 @@ class Measured:
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, function: Callable[[Measured], Result]) -> Result:
-        """What a function makes of this, computed once for all the metrics that ask for it."""
+        """`function(self)`, computed once for all metrics that need it."""
         if function not in self._found:
             self._found[function] = function(self)
         found: Result = self._found[function]
@@ -64,10 +64,10 @@ class Metric:
     """One number for every picture of every attribution.
 
     Attributes:
-        name: as it is stored and printed.
+        name: its name in files and tables.
         better: "higher" or "lower".
-        function: from what is measured to (attributions, pictures), NaN where there is no value; or None where there is
-            none at all.
+        function: from a `Measured` to a tensor (attributions, pictures), NaN where there is no value; or to None if
+            there is no value at all.
 
     Raises:
         InputError: `better` is something else.
@@ -87,7 +87,7 @@ class Metric:
             raise InputError(f"of the metric {self.name}, higher or lower is better, not {self.better!r}.")
 
     def __call__(self, measured: Measured) -> Tensor | None:
-        """Its values, float64 on the CPU, (attributions, pictures); None where there are none.
+        """Its values, float64 (attributions, pictures) on the CPU; None if there are none.
 
         Raises:
             InputError: the function returned something else.

@@ -1,8 +1,8 @@
-"""Taking parts of a picture away from a model: tokens dropped, or pixels replaced by a baseline.
+"""Remove parts of a picture from a model's input: drop tokens, or replace pixels by a baseline.
 
-A removal is given which parts are kept, and answers with the logits. Dropping is the removal that a transformer
-allows: what is behind the patch embedding runs on fewer tokens, each with its own position. It is done on the captured
-graph, cut at the value that holds the tokens; no model needs code of its own.
+A removal maps the parts to keep to the logits. Dropping works for transformers: the part after the patch embedding runs
+on fewer tokens, each with its own position. It runs the captured graph, cut at the value that has the tokens, so no
+model needs code of its own.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ _SIZE = torch.ops.aten.sym_size.int
 
 
 class Removal(Protocol):
-    """What is left of a model's output once parts of its input are gone.
+    """A model that runs on some parts of its input.
 
     Attributes:
-        grid: rows and columns of the parts, numbered row by row.
+        grid: (rows, columns) of the parts, which are numbered in row-major order.
         name: how the parts are removed, in words.
     """
 
@@ -44,20 +44,20 @@ class Removal(Protocol):
     def name(self) -> str: ...
 
     def prepare(self, x: Tensor) -> tuple[Tensor, ...]:
-        """What is computed once per picture: tensors whose first axis is the batch of x, (batch, C, H, W)."""
+        """From pictures x, (batch, C, H, W), to all tensors computed once per picture, (batch, ...)."""
         ...
 
     def __call__(self, prepared: tuple[Tensor, ...], keep: Tensor) -> Tensor:
-        """Logits (batch, classes) of pictures of which only the parts `keep`, int64 (batch, kept), are left."""
+        """Logits (batch, classes) of prepared pictures with only the parts `keep`, int64 (batch, kept)."""
         ...
 
 
 class Replacing:
-    """Removal by a baseline: pixels of removed parts become zero, or those of the blurred picture.
+    """Removal by a baseline: pixels of removed parts become 0, or those of the blurred picture.
 
     Args:
-        model: pictures (batch, C, H, W) to logits (batch, classes).
-        grid: rows and columns of the parts; (H, W) removes single pixels.
+        model: from pictures (batch, C, H, W) to logits (batch, classes).
+        grid: (rows, columns) of the parts; (H, W) removes single pixels.
         baseline: "zero", which is the mean colour of a normalized input, or "blur".
 
     Raises:
@@ -94,16 +94,16 @@ class Replacing:
 class Dropping:
     """Removal of tokens: the blocks run without them, as if the picture had never had them.
 
-    Tokens ahead of the patches (class token, registers) are kept. What belongs to a position, such as a rotary
-    embedding or a bias of the attention, stays with its token.
+    Prefix tokens (class token, registers) are kept. A token keeps the values of its position, such as rotary
+    embeddings and attention biases.
 
     Args:
-        converted: a converted model of pictures; only its captured program is used, under any policy.
-        grid: rows and columns of its patches.
+        converted: a converted model of pictures; only its captured program is used, so the policy does not matter.
+        grid: (rows, columns) of its patches.
 
     Raises:
         InputError: the model cannot run on fewer tokens: it has no attention, mixes tokens by weights of a fixed
-            size, or its tokens are not just the grid's patches.
+            size, or its tokens are not exactly the grid's patches.
 
     Example:
         >>> import fxgrad, timm
@@ -144,7 +144,7 @@ class Dropping:
             raise InputError(f"the model cannot run on fewer tokens: {one_line(error)}") from error
 
     def _refuse_if_wrong(self, example: Tensor) -> None:
-        """Nothing dropped: the same logits. Half dropped: the pixels that were under them no longer matter."""
+        """Check: with nothing dropped, the same logits; with half dropped, the dropped pixels do not matter."""
         generator = torch.Generator().manual_seed(0)
         like = next(t for t in self.converted.state if t.is_floating_point())
         x = example.to(like.device, like.dtype if example.is_floating_point() else example.dtype)
@@ -177,7 +177,7 @@ def blurred(x: Tensor, sigma: float | None = None) -> Tensor:
         sigma: standard deviation in pixels; by default a twentieth of the longer side, and at least 1.
 
     Returns:
-        The same shape and dtype. Borders are continued by their own pixels.
+        The blurred pictures, same shape and dtype. Border pixels are replicated.
 
     Example:
         >>> blurred(torch.full((1, 1, 8, 8), 2.0)).allclose(torch.tensor(2.0))
@@ -192,18 +192,18 @@ def blurred(x: Tensor, sigma: float | None = None) -> Tensor:
 
 
 def _on_pixels(kept: Tensor, grid: Grid, x: Tensor) -> Tensor:
-    """A mask of parts (batch, parts), on the pixels of x: (batch, 1, H, W)."""
+    """From a mask of parts (batch, parts) to a mask of the pixels of x, (batch, 1, H, W)."""
     mask = kept.view(len(kept), 1, *grid)
     return mask.repeat_interleave(x.shape[-2] // grid[0], 2).repeat_interleave(x.shape[-1] // grid[1], 3)
 
 
 def _is_tensor(node: fx.Node) -> bool:
-    """Whether it holds a tensor, or several; and not a size."""
+    """Whether the node's value is a tensor or has tensors, so that it is no size."""
     return isinstance(node.meta.get("val"), (Tensor, list, tuple))
 
 
 def _cut(converted: ConvertedModule, patches: int) -> fx.Node:
-    """The last value ahead of the attention that all data passes through and that has an axis of tokens."""
+    """The last node before the attention that has an axis of tokens and lies on all paths from the input."""
     captured, decisions = converted.classified.captured, converted.classified.decisions
     nodes = list(captured.graph.nodes)
     attention = [i for i, n in enumerate(nodes) if n.name in decisions and decisions[n.name].kind is Kind.ATTENTION]
@@ -231,12 +231,12 @@ def _until(graph: fx.Graph, cut: fx.Node) -> fx.Graph:
             break
     head.output(copies[cut])
     prune(head)
-    # The placeholders behind the cut are the caller's all the same.
+    # Placeholders that only the rest of the graph uses stay arguments.
     return head
 
 
 def _from(graph: fx.Graph, cut: fx.Node) -> fx.Graph:
-    """What follows the cut: placeholders of the state, then the tokens."""
+    """The graph after the cut; its placeholders are the state, then the tokens."""
     tail, copies = fx.Graph(), dict[fx.Node, fx.Node]()
     placeholders = [n for n in graph.nodes if n.op == "placeholder"]
     for node in placeholders[:-1]:
@@ -256,10 +256,10 @@ def _from(graph: fx.Graph, cut: fx.Node) -> fx.Graph:
 
 
 class _Fewer(fx.Interpreter):
-    """Runs what was captured for all tokens on some. Where a shape was written down, the present one takes its place.
+    """Runs a graph that was captured for all tokens on fewer; recorded shapes are replaced by the present ones.
 
-    An axis of tokens is one whose present size is not the captured one. A constant that has such an axis, too, gives
-    each picture its own tokens' entries.
+    An axis of tokens is one whose present size differs from the captured one. If a constant has such an axis, each
+    picture gets the constant's values for its own tokens.
     """
 
     def __init__(self, tail: fx.GraphModule, keep: Tensor, prefix: int, count: int) -> None:
@@ -290,7 +290,7 @@ class _Fewer(fx.Interpreter):
         return op(*args, **kwargs)
 
     def _sizes(self, n: fx.Node, x: Tensor, sizes: list[int]) -> list[int]:
-        """The sizes that were written down, with the present number of tokens."""
+        """The recorded sizes, with the present number of tokens."""
         before = _captured(n.args[0], x)
         for axis, (was, size) in enumerate(zip(before, x.shape)):
             if was == size:
@@ -310,7 +310,7 @@ class _Fewer(fx.Interpreter):
         return self._entries(mask, was, [*query.shape[:-1], key.shape[-2]])
 
     def _aligned(self, n: fx.Node, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """The operands of a pointwise op: constants' entries of the tokens that are left."""
+        """The operands of a pointwise op; constants are reduced to the kept tokens."""
         moving = [(_captured(a, v), list(v.shape)) for a, v in zip(n.args, args) if a in self.follows]
         was, now = max(moving, key=lambda shapes: len(shapes[0]))
         return tuple(
@@ -319,7 +319,7 @@ class _Fewer(fx.Interpreter):
         )
 
     def _entries(self, constant: Tensor, was: list[int], now: list[int]) -> Tensor:
-        """A constant that fits the shape that was, made to fit the present one, whose first axis is the batch."""
+        """A constant that fits the captured shape `was`, reduced to fit the present shape `now`, (batch, ...)."""
         rank = len(was)
         for axis in range(1, rank):
             own = axis - rank + constant.ndim

@@ -1,7 +1,7 @@
 """Does an attribution lie where the object is? Per picture, against a mask of its pixels.
 
-The maps count with their sign: what speaks against the target should lie outside. Mind that a model may rightly look
-elsewhere; these metrics measure agreement with people, not faithfulness to the model.
+Maps count with their sign: negative attribution should lie outside of the object. These metrics measure agreement with
+people, not faithfulness to the model, which may rightly look elsewhere.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
 
     Args:
         maps: attributions, floating point (..., H, W).
-        masks: bool, of the same shape, or of one that can be broadcast to it.
+        masks: bool, of a shape that broadcasts to that of the maps.
 
     Returns:
         float64 (...); NaN where a mask is empty.
@@ -36,7 +36,7 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
     scores, order = scores.sort(dim=-1, descending=True)
     truth = truth.gather(-1, order).double()
     found = truth.cumsum(-1)
-    # Pixels of equal score are found together: each counts as the last one of them.
+    # Pixels of equal score are retrieved together: each counts like the last of them.
     ends = torch.ones_like(scores, dtype=torch.bool)
     ends[..., :-1] = scores[..., 1:] != scores[..., :-1]
     places = torch.arange(1, scores.shape[-1] + 1, device=scores.device)
@@ -46,13 +46,13 @@ def average_precision(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
-    """Whether the pixel with the largest attribution is the object's.
+    """Whether the pixel with the largest attribution lies on the object.
 
     Args:
         maps, masks: as for `average_precision`.
 
     Returns:
-        float64 (...): 1, 0, or the share of the object's among several largest ones; NaN where a mask is empty.
+        float64 (...): 1 or 0; if several pixels are largest, the share of those on the object. NaN for an empty mask.
 
     Raises:
         InputError: shapes that do not fit.
@@ -70,7 +70,7 @@ def pointing_game(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def iou(maps: Tensor, masks: Tensor) -> Tensor:
-    """Intersection over union of the object and of the pixels above the map's mean.
+    """Intersection over union of the object and the pixels above the map's mean.
 
     Args:
         maps, masks: as for `average_precision`.
@@ -94,7 +94,7 @@ def iou(maps: Tensor, masks: Tensor) -> Tensor:
 
 
 def _flat(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Pixels in one last axis, (..., H * W), both of the same shape."""
+    """Maps and masks with the pixels in one last axis, (..., H * W), both of the same shape."""
     if maps.ndim < 2 or masks.dtype is not torch.bool or masks.shape[-2:] != maps.shape[-2:]:
         raise InputError(
             f"maps must be (..., H, W) and masks bool of the same H and W; these are {tuple(maps.shape)} and "

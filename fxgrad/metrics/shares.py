@@ -1,4 +1,4 @@
-"""Do an attribution's shares add up to what they are shares of?"""
+"""Do an attribution's shares add up to the target's value?"""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from fxgrad.metrics.metric import Metric
 
 
 def completeness(total: Tensor, logit: Tensor) -> dict[str, Tensor]:
-    """By how much attributions fail to add up to the logit that they explain.
+    """The error of attributions that should add up to a logit.
 
     Args:
-        total: sum of an attribution's parts, (...,).
-        logit: what it should be, (...,).
+        total: sum of an attribution's shares, (...,).
+        logit: the explained logit, (...,).
 
     Returns:
-        "completeness": |total - logit|, and "completeness_relative": the same over |logit|; float64 (...,).
+        "completeness": |total - logit|, and "completeness_relative": |total - logit| / |logit|; float64 (...,).
 
     Example:
         >>> import torch

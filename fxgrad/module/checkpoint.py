@@ -1,4 +1,4 @@
-"""Activation checkpointing, block by block: nothing inside a block is kept for the backward; it runs again there."""
+"""Activation checkpointing per block: values inside a block are not kept; the backward runs the block again."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from fxgrad.graph.places import block_of, place_of
 
 
 class _Recomputed(nn.Module):
-    """A piece of a program that keeps its inputs, and runs again in the backward."""
+    """A piece of a program that keeps only its inputs and runs again in the backward pass."""
 
     def __init__(self, body: nn.Module) -> None:
         super().__init__()
@@ -25,7 +25,7 @@ class _Recomputed(nn.Module):
 
 
 def checkpointed(program: fx.GraphModule) -> nn.Module:
-    """Cut a program between its blocks, and keep nothing inside of them.
+    """Split a program between its blocks; values inside a block are not kept.
 
     Args:
         program: a rewritten program, its nodes with the metadata of capture.
@@ -50,7 +50,7 @@ def checkpointed(program: fx.GraphModule) -> nn.Module:
     for node in program.graph.nodes:
         if node.op != "call_function":
             continue
-        # A node that no module is known for belongs where the one before it does.
+        # A node without a module path belongs to the block of the node before it.
         path = place_of(node).module_path
         block = block_of(path) if path or not blocks else blocks[-1]
         if not blocks or block != blocks[-1]:

@@ -1,4 +1,4 @@
-"""What `convert` hands back: the rewritten program as a drop-in `torch.nn.Module`."""
+"""The result of `convert`: the rewritten program as a drop-in `torch.nn.Module`."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from fxgrad.table.loading import Rules
 class ConvertedModule(Core):
     """A model whose outputs are the original's, bit for bit, and whose gradients are the policy's.
 
-    It owns parameters and buffers under the original's paths, so state_dict keys are the original's;
-    they share memory with the original's until moved or cast, but are objects of their own, with the
-    original's `requires_grad`. Attribution needs no parameter's gradient: `requires_grad_(False)` saves
-    their cost. What the original calls as one of this class's attributes, such as a layer `embed`, keeps its path in
-    the state_dict and among `named_modules()`; the attribute is this class's.
+    It has its own parameters and buffers under the original's paths, with the original's `requires_grad`, so
+    state_dict keys are the original's. They share memory with the original's until moved or cast. Attribution needs no
+    parameter's gradient: `requires_grad_(False)` saves its cost. If a layer of the original has the name of an
+    attribute of this class, such as `embed`, it keeps its path in the state_dict and in `named_modules()`, but the
+    attribute is this class's.
 
-    Bit identity is to the original under `torch.no_grad()` with the same `requires_grad` flags: PyTorch picks
-    kernels by them (matmul may fold its batch, attention may leave its fused kernel).
+    Outputs equal the original's bit for bit under `torch.no_grad()` with the same `requires_grad` flags, since PyTorch
+    picks kernels by these (matmul may fold its batch, attention may leave its fused kernel).
 
     Attributes:
         classified: the captured program, the rule table, and the decision for every node.
         program: the rewritten graph as a `torch.fx.GraphModule`; its placeholders are the state,
             then the inputs, then the embedded tokens.
-        form: how it runs: "flat", or what `checkpointed` and `unflattened` return, called by their names.
-        runner: what runs: the program itself, or the program in that form.
-        lookup: from the state and the inputs to the embedded tokens; None for a model without token ids.
+        form: "flat", "checkpointed" or "unflattened".
+        runner: the module that runs: the program itself, or the program in that form.
+        lookup: maps the state and the inputs to the embedded tokens; None for a model without token ids.
 
     Example:
         >>> import fxgrad, torch
@@ -48,14 +48,14 @@ class ConvertedModule(Core):
 
     @property
     def report(self) -> Report:
-        """Which op got which rule, and why: printable, a table in notebooks, `.to_json()`."""
+        """A table of every node's kind and backward, and why: printable, HTML in notebooks, `.to_json()`."""
         return report(self.classified)
 
     def under(self, rules: Rules) -> ConvertedModule:
-        """The same captured model under another policy, for comparison. Shares the tensors; nothing is exported again.
+        """The same captured model under another policy. Shares the tensors; nothing is exported again.
 
         Args:
-            rules: as for `fxgrad.convert`; only its policy counts, the ops' rows stay as they are.
+            rules: as for `fxgrad.convert`; only the policy is used, the rows stay as they are.
 
         Raises:
             NotBalanceableError: the other policy cannot balance the model.
@@ -70,10 +70,11 @@ class ConvertedModule(Core):
         return forms.under(self, rules)
 
     def checkpointed(self) -> ConvertedModule:
-        """The same module, keeping nothing inside a block for the backward, but running it again there.
+        """The same module with activation checkpointing: the backward pass runs each block again.
 
-        A block is a part whose module path goes up to one number, as blocks.3 or model.layers.3. Less memory, grown
-        with the number of blocks and not with what is inside, for about one more forward. Shares the tensors.
+        A block is a module whose path ends in its first number, such as blocks.3 or model.layers.3. Values inside a
+        block are not kept, so memory grows with the number of blocks only; it costs about one more forward. Shares the
+        tensors.
 
         Raises:
             InputError: the model has no numbered blocks.
@@ -93,11 +94,11 @@ class ConvertedModule(Core):
         return forms.checkpointed(self)
 
     def unflattened(self) -> ConvertedModule:
-        """The same module, with submodules that are called: hooks on them, by the original's paths, find their layer.
+        """The same module, with submodules that are called under the original's paths, so that hooks work.
 
-        So captum's layer methods and pytorch-grad-cam run on it as on the original model. A submodule takes what its
-        part of the program reads from outside, and returns what is read of it outside: a tensor, or a tuple of several.
-        One that does nothing, as dropout, is not there; a second call of a module has @1 behind its path. Shares the
+        So captum's layer methods and pytorch-grad-cam run on it as on the original model. A submodule takes the tensors
+        that its part of the program reads, and returns those that other parts read: a tensor, or a tuple of several.
+        Modules that do nothing, such as dropout, are absent; a second call of a module has the path and @1. Shares the
         tensors.
 
         Example:
@@ -115,7 +116,7 @@ class ConvertedModule(Core):
         return forms.unflattened(self)
 
     def embed(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Look up the token ids among the inputs: the tensors that get attributed in their stead.
+        """Look up the token ids among the inputs: the embedded tokens, which are attributed instead of the ids.
 
         Args:
             *args, **kwargs: as the original model takes them.
@@ -145,7 +146,7 @@ class ConvertedModule(Core):
         return {i.name: tokens.detach().requires_grad_() for i, tokens in zip(captured.embedded, found)}
 
     def forward_from(self, embedded: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
-        """Run the rewritten program with these embedded tokens instead of those of the ids.
+        """Run the rewritten program with these embedded tokens instead of looking up the ids.
 
         Args:
             embedded: what `embed` returned, or other tensors of the same shapes.

@@ -1,4 +1,4 @@
-"""The core of a converted module: the program, the tensors that it takes, and how it is called."""
+"""The core of a converted module: the program, its tensors, and how it is called."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
 class Core(nn.Module):
-    """What runs a rewritten program as a drop-in `torch.nn.Module`; see `ConvertedModule`, which is what users have.
+    """Runs a rewritten program as a drop-in `torch.nn.Module`; base class of `ConvertedModule`.
 
     Args:
         classified: the captured program with its tensors, the rule table, and the decision for every node.
-        graph: what `rewrite` made of it; by default it is made here.
+        graph: the result of `rewrite`; by default it is computed here.
     """
 
     classified: Classified
@@ -54,7 +54,7 @@ class Core(nn.Module):
         self.eval()
 
     def find_state(self) -> None:
-        """Look the state's tensors up once, for small models."""
+        """Look up once where the state's tensors are, since lookups cost time in small models."""
         paths = self.classified.captured.state
         owners = [self.owner(path) for path in paths]
         # None stands for this module: a reference to itself would delay its release until garbage collection.
@@ -62,7 +62,7 @@ class Core(nn.Module):
         object.__setattr__(self, "_slots", slots)
 
     def _compile(self, classified: Classified, graph: fx.Graph | None = None) -> None:
-        """Make the programs that run: no submodules, for they have no state, and the module tree is the original's."""
+        """Make the programs that run; no submodules, since they have no state and the module tree is the original's."""
         self.classified = classified
         program = fx.GraphModule(nn.Module(), graph or rewrite(classified), class_name="FxgradProgram")
         lookup = classified.captured.lookup
@@ -71,26 +71,26 @@ class Core(nn.Module):
         self.run_as("flat", program)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Core:
-        """As any module, by which `.to` and its like move tensors; what the program itself makes follows them."""
+        """As for any module (`.to`, `.cuda`); tensors that the program itself creates follow to the new device."""
         before = [tensor.device for tensor in self._tensors()]
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         self._follow({old: new.device for old, new in zip(before, self._tensors()) if old != new.device})
         return self
 
     def _follow(self, devices: Mapping[torch.device, torch.device]) -> None:
-        """Make masks, positions and the like on other devices from now on."""
+        """From now on, create masks, positions and the like on other devices."""
         if not devices:
             return
         before, form = self.runner, self.form
         self._compile(replace(self.classified, captured=self.classified.captured.moved(devices)))
         runner = self.runner_of(form)
         if isinstance(before, Root) and isinstance(runner, Root):
-            before.follow(runner)  # its parts stay, since hooks are on them
+            before.follow(runner)  # keep its parts, since they have the hooks
             runner = before
         self.run_as(form, runner)
 
     def runner_of(self, form: str) -> nn.Module:
-        """What runs in a form: the program itself, cut between its blocks, or as a tree of parts."""
+        """The runner of a form: the program itself, split between its blocks, or as a tree of parts."""
         if form == "checkpointed":
             return checkpointed(self.program)
         if form == "unflattened":
@@ -100,7 +100,7 @@ class Core(nn.Module):
         return self.program
 
     def run_as(self, form: str, runner: nn.Module) -> None:
-        """Run by `runner` from now on."""
+        """From now on, run with `runner`."""
         self.form = form
         object.__setattr__(self, "runner", runner)
 
@@ -113,7 +113,7 @@ class Core(nn.Module):
         return replace(self.classified, captured=self.classified.captured.with_tensors(*tensors))
 
     def __copy__(self: Self) -> Self:
-        """Another module of the same tensors and submodules, whose attributes are its own."""
+        """A shallow copy: the same tensors and submodules, but its own attributes."""
         other = self.__class__.__new__(self.__class__)
         other.__dict__.update(self.__dict__)
         other.__dict__.update({name: copy.copy(self.__dict__[name]) for name in _TABLES})
@@ -126,9 +126,9 @@ class Core(nn.Module):
         return other
 
     def owner(self, path: str) -> nn.Module:
-        """The submodule that holds a tensor, made where it is missing.
+        """The submodule that has the tensor with this path, created if missing.
 
-        By torch's own tables, since its methods refuse a name that this class has for something else, such as `embed`.
+        Uses torch's own dicts, since its methods refuse names of this class's attributes, such as `embed`.
         """
         module: nn.Module = self
         for name in path.split(".")[:-1]:
@@ -139,7 +139,7 @@ class Core(nn.Module):
 
     @property
     def state(self) -> list[Tensor]:
-        """The tensors that the program takes ahead of the inputs."""
+        """The tensors that the program takes before the inputs."""
         found = []
         for owner, name in self._slots:
             holder = self if owner is None else owner
@@ -166,7 +166,7 @@ class Core(nn.Module):
         return self.run(self.entries(args, kwargs))
 
     def entries(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-        """What the program takes after the state: the inputs as a flat list, then the embedded tokens.
+        """The program's inputs after the state: the model's inputs as a flat list, then the embedded tokens.
 
         Raises:
             InputError: inputs of another structure, shape or dtype than the captured ones.
@@ -175,6 +175,6 @@ class Core(nn.Module):
         return leaves + (list(self.lookup(*self.state, *leaves)) if self.lookup else [])
 
     def run(self, entries: list[Any]) -> Any:
-        """What the original model returns, given what `entries` returned."""
+        """Run the program on the result of `entries`; returns what the original model returns."""
         outputs = self.runner(*self.state, *entries)
         return pytree.tree_unflatten(list(outputs), self.classified.captured.out_spec)

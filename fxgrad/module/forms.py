@@ -23,7 +23,7 @@ def under(module: Module, rules: Rules) -> Module:
 
 
 def checkpointed(module: Module) -> Module:
-    """The same module, run block by block; see `ConvertedModule.checkpointed`."""
+    """The same module with activation checkpointing; see `ConvertedModule.checkpointed`."""
     other = module.__class__(module.with_tensors())
     other.run_as("checkpointed", other.runner_of("checkpointed"))
     return other
@@ -51,4 +51,4 @@ def _flat(module: Module) -> Module:
 
 
 FORMS: dict[str, Callable[[Core], Core]] = {"flat": _flat, "checkpointed": checkpointed, "unflattened": unflattened}
-"""Form -> the function that makes it of a flat module."""
+"""Form -> the function that brings a flat module into it."""

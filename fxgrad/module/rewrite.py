@@ -1,7 +1,7 @@
 """Stage 3, rewrite: the only place that changes a graph. One node in, one node out.
 
-A node whose backward is not its own becomes a call of `fxgrad.ops`, with the original op as its first argument; every
-other node stays as it was captured. What becomes of a node, its backward says.
+A node's backward decides what the node becomes: a call of `fxgrad.ops`, with the original op as its first argument, or
+the captured node itself.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ def rewrite(classified: Classified) -> fx.Graph:
         classified: what `classify` returned; its graph is copied, not changed.
 
     Returns:
-        A graph with the same placeholders and a node for each that it had, of the same name.
+        A graph with the same placeholders, and one node of the same name for every captured node.
 
     Raises:
-        NoRuleError: an op listed with a secant has none (it is not finite at 0, or not 0 where its row says).
+        NoRuleError: an op whose row asks for a secant has none (not finite at 0, or not 0 at the row's point).
 
     Example:
         >>> import torch
@@ -48,7 +48,7 @@ def rewrite(classified: Classified) -> fx.Graph:
                 done.recorded.add(node.name)
             copy = decision.backward.call(copy, decision, done)
         elif node.op == "call_function" and differentiable(node) and _reads(node, done.recorded):
-            # A step function, say: constant, so that nothing is recorded.
+            # A step function, say: it is constant, so record nothing.
             replace_call(copy, weighted, tuple(0.0 for _ in node.args))
         done.nodes[node.name] = copy
     graph.lint()

@@ -1,8 +1,7 @@
-"""Save a converted module, and load it: torch.export's own .pt2 file, with rule table and manifest as extra files.
+"""Save and load a converted module: torch.export's own .pt2 file, with rule table and manifest as extra files.
 
-What is saved is what was captured and what was decided by: the plain program with its tensors, and the table. Loading
-applies the pass again. So the file holds no code, `torch.export.load` finds the plain model in it, and what was
-checked here holds there.
+The file has the plain captured program with its tensors, and the rule table. Loading applies the pass again. So the
+file has no code, `torch.export.load` can read the plain model from it, and results of `fxgrad.check` stay valid.
 """
 
 from __future__ import annotations
@@ -38,27 +37,27 @@ from fxgrad.table.data import from_data, own_twins, to_data
 from fxgrad.table.row import Twins
 
 FORMAT = 1
-"""Of the extra files. A file with a higher one is from a newer fxgrad."""
+"""Version of the extra files. A higher number comes from a newer fxgrad."""
 RULES, MANIFEST = "fxgrad/rules.json", "fxgrad/manifest.json"
 
 
 def save(converted: ConvertedModule, path: str | Path) -> None:
     """Write a converted module to a .pt2 file, for `load`; `torch.export.load` reads the plain model from it.
 
-    The file holds the captured program with the module's present tensors and the example inputs, all on the CPU, the
-    rule table with every row of yours, and a manifest with digests of it all. Of twins of yours it holds the names
-    only. It appears whole or not at all: what was at `path` stays until the new file is complete.
+    The file has the captured program with the module's present tensors and the example inputs, all on the CPU, the
+    rule table with your rows, and a manifest with digests of all members. Your own twins are saved by name only. The
+    file is replaced atomically: the old file at `path` stays until the new one is complete.
 
     Args:
         converted: what `fxgrad.convert` returned.
-        path: of the file to write, which should end in .pt2.
+        path: path of the file to write; should end in .pt2.
 
     Returns:
         Nothing.
 
     Raises:
-        ArtefactError: the file cannot be written, or the model cannot be without pickled code: its inputs or outputs
-            are of types that pytree cannot name, its ops take text, its tensors have no values (device meta).
+        ArtefactError: the file cannot be written, or the model cannot be saved without pickled code: its inputs or
+            outputs have types that pytree cannot name, its ops take text, or its tensors have no values (device meta).
 
     Example:
         >>> import fxgrad, tempfile
@@ -85,21 +84,21 @@ def save(converted: ConvertedModule, path: str | Path) -> None:
 def load(path: str | Path, *, twins: Twins | None = None) -> ConvertedModule:
     """Read what `save` wrote, and apply the pass again: the same forward and gradients, bit for bit.
 
-    Nothing in the file is run, unpickled or imported: what is not a plain program of ops that this process has is
-    refused, before PyTorch sees it. So a file from a stranger can at worst be a model that computes nonsense, or
-    more than your memory holds. For kernels' own safety on strange operands no one vouches.
+    Nothing in the file is run, unpickled or imported: anything but a plain program of ops that this process has is
+    refused before PyTorch sees it. So a hostile file can at worst be a model that computes nonsense or needs more
+    memory than you have. The safety of PyTorch's kernels on unusual operands is not checked.
 
     Args:
-        path: of the file.
-        twins: op -> function, for composed ops that were converted with twins of your own.
+        path: path of the file.
+        twins: op -> function, for composed ops that were converted with your own twins.
 
     Returns:
         The converted module, on the CPU.
 
     Raises:
         ArtefactError: there is no such file; or it is damaged, edited, hostile, or from a newer fxgrad; or it needs
-            twins, or an import. The message says which.
-        FxgradError: as for `fxgrad.convert`, where a file's table does not fit its program.
+            twins, or an import.
+        FxgradError: as for `fxgrad.convert`, if the file's table does not fit its program.
 
     Example:
         >>> import fxgrad, tempfile
@@ -118,9 +117,9 @@ def load(path: str | Path, *, twins: Twins | None = None) -> ConvertedModule:
 
 
 def pieces(converted: ConvertedModule) -> tuple[Callable[..., ConvertedModule], tuple[Any, ...]]:
-    """What `pickle` needs: the artefact without its tensors, and the tensors, which may go by shared memory.
+    """For `pickle`: (`from_pieces`, its arguments): the artefact without tensors, and the tensors, for shared memory.
 
-    Twins of the user's own go along, as functions do: by the name under which they can be imported.
+    The user's own twins are pickled like any function: by the name under which they can be imported.
 
     Example:
         >>> import fxgrad, pickle
@@ -140,7 +139,7 @@ def pieces(converted: ConvertedModule) -> tuple[Callable[..., ConvertedModule], 
 def from_pieces(
     artefact: bytes, parameters: dict[str, Tensor], buffers: dict[str, Tensor], twins: Twins
 ) -> ConvertedModule:
-    """The module that `pieces` took apart. See there."""
+    """Rebuild the module from `pieces`."""
     archive = read_from(io.BytesIO(artefact), "the pickled module")
     return _restored(archive, twins, (parameters, buffers))
 
@@ -155,7 +154,7 @@ def _write(converted: ConvertedModule, file: IO[bytes], empty: bool = False) -> 
     example = pytree.tree_map_only(Tensor, lambda leaf: _stored(leaf, stored), captured.example)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch warns of strides other than the usual ones, and of names of files
+            warnings.simplefilter("ignore")  # torch warns about unusual strides and about file names
             program = move_to_device_pass(captured.program.filled(state, constants, example), "cpu")
             torch.export.save(program, file, extra_files={RULES: json.dumps(to_data(table), indent=1)})
         archive = read_from(file, "the module", tensors=False)
@@ -172,12 +171,12 @@ def _write(converted: ConvertedModule, file: IO[bytes], empty: bool = False) -> 
         ) from error
     digests = digests_of(file)
     with zipfile.ZipFile(file, "a") as appended:
-        member = zipfile.ZipInfo(f"archive/extra/{MANIFEST}")  # of a fixed date, so that equal modules are equal files
+        member = zipfile.ZipInfo(f"archive/extra/{MANIFEST}")  # a fixed date: equal modules make equal files
         appended.writestr(member, json.dumps(_manifest_of(converted, captured, digests), indent=1))
 
 
 def _stored(tensor: Tensor, stored: dict[Any, Tensor], empty: bool = False) -> Tensor:
-    """The tensor as it is written: on the CPU, without the rest of a larger storage; those that are one stay one."""
+    """The tensor as written: on the CPU, without the rest of a larger storage; shared tensors stay shared."""
     storage = tensor.untyped_storage()
     key = (tensor.device, storage.data_ptr(), tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
     if key not in stored or empty:
@@ -220,7 +219,7 @@ def _described(declared: Input) -> dict[str, Any]:
 
 
 def _parameters(signature: inspect.Signature | None) -> list[dict[str, Any]] | None:
-    """The signature of forward, its defaults where they are plain."""
+    """The signature of forward as JSON values, with defaults that JSON can express."""
     if signature is None:
         return None
     plain = (bool, int, float, str, type(None))
@@ -249,7 +248,7 @@ def _signature(parameters: Any) -> inspect.Signature | None:
 def _restored(
     archive: Archive, twins: Twins, tensors: tuple[dict[str, Tensor], dict[str, Tensor]] | None = None
 ) -> ConvertedModule:
-    """The module of an archive; with other tensors than the archive's, if given."""
+    """The module in an archive; with `tensors` instead of the archive's, if given."""
     manifest = _manifest(archive)
     rules = archive.json(f"extra/{RULES}")
     program = archive.program()
@@ -276,7 +275,7 @@ def _restored(
 
 
 def _manifest(archive: Archive) -> dict[str, Any]:
-    """The manifest, after everything else was compared with its digests."""
+    """The manifest, after all members were compared with its digests."""
     member = f"extra/{MANIFEST}"
     if member not in archive.members:
         raise ArtefactError(
@@ -315,7 +314,7 @@ def _manifest(archive: Archive) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, written beside the old one, that takes its place when it is complete and on the disk."""
+    """Open a temporary file beside `path`; it replaces `path` once it is complete and on disk."""
     beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with open(beside, "x+b") as file:
@@ -328,5 +327,5 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         raise
 
 
-# Pickle takes a module to other processes as an artefact, so that no code is pickled.
+# A module is pickled as an artefact, so that no code is pickled.
 copyreg.pickle(ConvertedModule, pieces)

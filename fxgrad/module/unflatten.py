@@ -1,7 +1,7 @@
-"""A flat program as a tree of modules again, each of which is called, so that hooks find their layer.
+"""Turn a flat program into a tree of modules that are called, so that hooks on layers work.
 
-A module's nodes follow one another in the graph, since it was traced in the order of execution; its module stack says
-whose they are. So the program is cut into nested segments, one per call of a module, under the module's own path.
+A module's nodes are consecutive in the graph, since tracing follows the order of execution, and each node's module
+stack names its modules. So the program is cut into nested segments, one per module call, under the module's own path.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from fxgrad.graph.places import calls_of
 
 
 class _Name(str):
-    """In the place of a node among a step's arguments."""
+    """A node's name, where a step's arguments refer to the node."""
 
 
 class Step(NamedTuple):
-    """One call of an op: its result's name, the op, and its arguments, with names in the place of nodes."""
+    """One call of an op: its result's name, the op, and its arguments, with names instead of nodes."""
 
     name: str
     target: Callable[..., Any]
@@ -31,14 +31,14 @@ class Step(NamedTuple):
 
 @dataclass
 class Segment:
-    """What one call of a module does.
+    """The part of the program that one module call runs.
 
     Attributes:
-        path: the module's; a second call of it has @1 behind, as with `torch.export.unflatten`.
-        steps: calls of ops, and the segments of calls of modules inside.
-        inputs: names of the tensors that it takes from outside, which depend on the program's inputs.
-        outputs: names of the values that are read outside of it and depend on the program's inputs.
-        beside: names of the others that are read outside, such as sizes; if there are no outputs, these are.
+        path: the module's path; a second call has the path and @1, as in `torch.export.unflatten`.
+        steps: calls of ops, and segments of inner module calls.
+        inputs: names of the outer tensors that it reads and that depend on the program's inputs.
+        outputs: names of its values that are read outside and depend on the program's inputs.
+        beside: names of its other values that are read outside, such as sizes; returned if there are no outputs.
     """
 
     path: str
@@ -48,14 +48,14 @@ class Segment:
     beside: tuple[str, ...] = ()
 
     def walk(self) -> Iterator[Segment]:
-        """This segment and all inside."""
+        """This segment and all inner ones."""
         yield self
         for step in self.steps:
             if isinstance(step, Segment):
                 yield from step.walk()
 
     def names(self) -> Iterator[str]:
-        """Results of all steps, those inside included."""
+        """Names of the results of all steps, inner segments included."""
         for step in self.steps:
             if isinstance(step, Segment):
                 yield from step.names()
@@ -64,7 +64,7 @@ class Segment:
 
 
 class Part(nn.Module):
-    """One module of the tree: takes its inputs from outside, and returns what is read outside.
+    """One module of the tree: takes the segment's inputs and returns its outputs.
 
     It returns a tensor, or a tuple if there are several.
     """
@@ -78,7 +78,7 @@ class Part(nn.Module):
         self.outside = {}
 
     def forward(self, *inputs: Any) -> Any:
-        """Run this part, as a part of the whole.
+        """Run this part, called by the whole program.
 
         Raises:
             InputError: it is called on its own.
@@ -95,12 +95,12 @@ class Part(nn.Module):
 
 
 class Root(nn.Module):
-    """The whole program: the state and the entries to the flattened outputs.
+    """The whole program: maps the state and the entries to the flattened outputs.
 
     Args:
-        segment: all of it.
-        takes: names of what it takes, in order.
-        gives: its outputs, with names in the place of nodes.
+        segment: the segment of the whole program.
+        takes: names of its inputs, in order.
+        gives: its outputs, with names instead of nodes.
         parts: module path -> part.
     """
 
@@ -109,7 +109,7 @@ class Root(nn.Module):
     def __init__(self, segment: Segment, takes: tuple[str, ...], gives: Any, parts: Mapping[str, Part]) -> None:
         super().__init__()
         self.segment, self.takes, self.gives = segment, takes, gives
-        object.__setattr__(self, "parts", parts)  # the tree that they stand in is the model's
+        object.__setattr__(self, "parts", parts)  # not registered: they are in the model's own module tree
 
     def forward(self, *given: Any) -> Any:
         values = dict(zip(self.takes, given))
@@ -117,7 +117,7 @@ class Root(nn.Module):
         return _filled(self.gives, values)
 
     def follow(self, other: Root) -> None:
-        """Do what `other` does, of the same program on other devices; the parts stay, and the hooks on them."""
+        """Run the steps of `other`, the same program on other devices; the parts and their hooks stay."""
         self.segment, self.gives = other.segment, other.gives
         for path, part in self.parts.items():
             part.segment = other.parts[path].segment
@@ -139,14 +139,14 @@ def run(segment: Segment, values: dict[str, Any], parts: Mapping[str, Part]) -> 
 
 
 def unflatten(program: fx.GraphModule, depends: set[str]) -> Root:
-    """Cut a program into parts, one per call of a module.
+    """Split a program into parts, one per module call.
 
     Args:
         program: a rewritten program, its nodes with the metadata of capture.
-        depends: names of the nodes that depend on an attributed input, and of these inputs: what modules take and give.
+        depends: names of the attributed inputs and of all nodes that depend on them: the values that parts exchange.
 
     Returns:
-        What runs as the program does.
+        A module that computes the same as the program.
     """
     graph = program.graph
     whole = Segment("")
@@ -177,10 +177,10 @@ def unflatten(program: fx.GraphModule, depends: set[str]) -> Root:
 
 
 def _filled(arguments: Any, values: Mapping[str, Any]) -> Any:
-    """Arguments with values in the place of names."""
+    """Arguments with names replaced by values."""
     if isinstance(arguments, _Name):
         return values[arguments]
-    if isinstance(arguments, (tuple, list)) and not hasattr(arguments, "_fields"):  # details of ops name no values
+    if isinstance(arguments, (tuple, list)) and not hasattr(arguments, "_fields"):  # named tuples are details of ops
         return type(arguments)(_filled(a, values) for a in arguments)
     if isinstance(arguments, dict):
         return {key: _filled(a, values) for key, a in arguments.items()}

@@ -1,7 +1,7 @@
 """Forward-identical ops with backwards of their own: what a rewritten graph calls.
 
-Each takes the original op first and a description of its backward second, then the op's own
-arguments, and returns what the op returns, bit for bit: `f(op, detail, *args, **kwargs)`.
+Each is called as `f(op, detail, *args, **kwargs)`: the original op, a description of the backward, the op's own
+arguments. It returns the op's result, bit for bit.
 """
 
 from fxgrad.ops.attention import value_only

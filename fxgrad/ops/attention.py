@@ -1,13 +1,13 @@
 """Attention whose weights are held: only the value gets a cotangent, dV = P^T dO.
 
-With P = softmax(scale q k^T + mask) held, attention is linear in v. A fused kernel's own backward would
-compute three cotangents by five matrix products and drop two of them; this needs two products, one to have P again
-and one to apply it. Two ways to do so:
+With P = softmax(scale q k^T + mask) held, attention is linear in v. A fused kernel's own backward computes three
+cotangents with five matrix products, and two of them would be dropped. Two products suffice: one recomputes P, one
+applies it. There are two ways:
 
-- By the fused forward kernel, q and k swapped. Its forward returns lse, with which log P = scale q k^T - lse: one more
-  entry in every row of q (-lse / scale) and of k (1). The swapped kernel normalizes along the other axis, P / Z, and
-  returns log Z, so that Z * kernel(k, q, g) = P^T g.
-- Block by block, whatever the kernel (`blocks.py`).
+- The fused forward kernel, with q and k swapped. The forward returns lse, and log P = scale q k^T - lse. To subtract
+  lse, q gets one more column (-lse / scale), and so does k (1). The swapped kernel normalizes along the other axis,
+  P / Z, and returns log Z, so that Z * kernel(k, q, g) = P^T g.
+- Block by block, for any kernel (`blocks.py`).
 """
 
 from __future__ import annotations
@@ -27,28 +27,28 @@ from fxgrad.ops.weights import Weighted, recording, share, weighted
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-"""The fused kernel on a CPU, (q, k, v, dropout, causal, scale=) -> (output, lse); None where PyTorch has it no more."""
+"""The CPU's fused kernel, (q, k, v, dropout, causal, scale=) -> (output, lse); None if PyTorch no longer has it."""
 CHOICE: Any = getattr(torch, "_fused_sdp_choice", None)
-"""How attention picks its kernel; None where PyTorch has it no more."""
+"""The function by which attention picks its kernel; None if PyTorch no longer has it."""
 IS_FLASH = 1
-"""What it returns for the fused kernel (`torch.nn.attention.SDPBackend.FLASH_ATTENTION`)."""
+"""Its return value for the fused kernel (`torch.nn.attention.SDPBackend.FLASH_ATTENTION`)."""
 
 REACH = 256.0
-"""How far scores may be from 0 for the swapped kernel: P is off by that many roundings at the most."""
+"""The largest |score| for the swapped kernel: the error of P is at most that many roundings."""
 
 
 class Settings(NamedTuple):
-    """What attention takes beside its tensors, as `torch.nn.functional.scaled_dot_product_attention` does."""
+    """The non-tensor arguments of attention, as in `torch.nn.functional.scaled_dot_product_attention`."""
 
     causal: bool
     given: float | None
-    """The scale as given to the kernel, which has its own way to take 1/sqrt(width)."""
+    """The scale as passed to the kernel; None lets the kernel compute 1/sqrt(width)."""
     scale: float
     grouped: bool
 
 
 class _Fused(Function):
-    """Attention by the fused kernel, and its backward by the same, with q and k swapped."""
+    """Attention by the fused kernel; the backward calls the same kernel with q and k swapped."""
 
     @staticmethod
     def forward(settings: Settings, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -56,7 +56,7 @@ class _Fused(Function):
         y, lse = FLASH(q, k, v.detach(), 0.0, causal, scale=given)
         queries = torch.cat([q, lse.to(q.dtype).unsqueeze(-1) / -scale], -1)
         keys = torch.nn.functional.pad(k, (0, 1), value=1.0)
-        # Row i of P sees the columns up to i; row j of P^T those from j on, which in reverse is causal again.
+        # Row i of P sees columns up to i; row j of P^T sees columns from j on, which is causal in reversed order.
         return (y, queries.flip(-2), keys.flip(-2)) if causal else (y, queries, keys)
 
     @staticmethod
@@ -74,7 +74,7 @@ class _Fused(Function):
 
 
 class _Swapped(Function):
-    """P^T g by the fused kernel; for a batch of cotangents block by block, so that they share P."""
+    """P^T g by the fused kernel; under vmap block by block, so that all cotangents share P."""
 
     generate_vmap_rule = False
 
@@ -107,7 +107,7 @@ class _Swapped(Function):
 
 
 class _Blockwise(Function):
-    """Attention by whatever kernel, and its backward block by block."""
+    """Attention by any kernel; the backward runs block by block."""
 
     @staticmethod
     def forward(
@@ -141,7 +141,7 @@ def value_only(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """Call attention; its vjp treats the attention weights as constants, so that only the value gets a cotangent.
+    """Call attention; its vjp holds the attention weights, so that only the value gets a cotangent.
 
     Args:
         op: `torch.ops.aten.scaled_dot_product_attention.default`, or a callable with its signature.
@@ -149,13 +149,13 @@ def value_only(
         key: (..., heads, columns, width); with `enable_gqa`, heads that divide the query's.
         value: (..., heads, columns, any width).
         attn_mask: broadcasts to (..., heads, rows, columns); boolean (True takes part) or added to the scores.
-        dropout_p: with any, the vjp is the op's own, that the same weights are dropped.
+        dropout_p: if above 0, the vjp is the op's own, so that it drops the same weights.
         is_causal: row i sees the columns up to i.
-        scale: of the scores; 1/sqrt(width) by default.
+        scale: factor of the scores; 1/sqrt(width) by default.
         enable_gqa: consecutive query heads share a key and value head.
 
     Returns:
-        What `op` returns, bit for bit. Only `value` gets a gradient.
+        (..., heads, rows, value's width), bit for bit the result of `op`.
 
     Example:
         >>> q, k, v = torch.randn(3, 1, 2, 5, 4, dtype=torch.float64).requires_grad_()
@@ -173,18 +173,18 @@ def value_only(
     q, k = query.detach(), key.detach()
     if op is SDPA and attn_mask is None and _takes_flash(q, k, value, settings):
         return _Fused.call(settings, q, k, value)[0]  # type: ignore[no-any-return]
-    # A parameter's flag stays as it is, since kernels are picked by it.
+    # A parameter keeps its requires_grad, since PyTorch picks kernels by it.
     mask = attn_mask if attn_mask is None or attn_mask.is_leaf else attn_mask.detach()
     rows, columns = _laid_out(q, k, value, enable_gqa)
     return _Blockwise.call(op, settings, q, k, value, mask, rows, columns)  # type: ignore[no-any-return]
 
 
 def _takes_flash(q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> bool:
-    """Whether attention without a mask would pick the CPU's fused kernel, and its swapped form does for the backward.
+    """Whether unmasked attention would pick the CPU's fused kernel, and its swapped form can be the backward.
 
-    Not in half precision, where lse would lose its digits; not for causal attention of unequal lengths, which in
-    reverse is not causal; not for groups. And not where scores may be far from 0: log P is a difference of such
-    numbers, while a block of whole rows normalizes its rounding errors away.
+    Not in half precision, where lse would lose digits; not for causal attention of unequal lengths, which reversed is
+    not causal; not for groups. And not where scores may be far from 0: log P is a difference of such numbers, while a
+    block of whole rows normalizes its rounding errors away.
     """
     causal, given, scale, grouped = settings
     fits = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and q.dim() == 4
@@ -197,15 +197,15 @@ def _takes_flash(q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> bool:
             return False
         longest = [torch.linalg.vector_norm(t, dim=-1).amax().item() for t in (q, k)]
     except RuntimeError:
-        return False  # inputs that are traced, or that vmap wraps
+        return False  # inputs are traced, or wrapped by vmap
     return bool(longest[0] * longest[1] * abs(scale) <= REACH)
 
 
 def _laid_out(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> tuple[Tensor, Tensor]:
     """q as (..., heads, groups, rows, width) and k as (..., heads, width, columns), both contiguous.
 
-    Copies, since batched products want them so, and since q, k and v are often views of one projection, which could
-    not be freed while a view is kept.
+    Copies, since batched products want contiguous operands, and since q, k and v are often views of one projection,
+    which a kept view would keep in memory.
     """
     heads = k.shape[-3] if grouped else 0
     if heads and heads != q.shape[-3]:
@@ -222,7 +222,7 @@ def _laid_out(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> tuple[Tensor, T
 
 
 def hold_weights(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """Only the value gets a cotangent: dV = P^T dO. Written out, that is a product with held softmax weights."""
+    """Only the value gets a cotangent: dV = P^T dO. Attention written out is a product with held softmax weights."""
     if not any(o.part == "value" for o in operands):
         return share(operands, degree)
     return [1.0 if o.part == "value" else 0.0 for o in operands]
@@ -242,7 +242,7 @@ def split(operands: Sequence[Operand], degree: float | None) -> list[float]:
 
 @dataclass(frozen=True)
 class HoldWeights(Weighted):
-    """As its weights say; of the fused op without computing what is dropped."""
+    """The op's own vjp times the weights; the fused op's backward skips the cotangents of query and key."""
 
     def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
         if node.target is not SDPA:

@@ -1,7 +1,7 @@
-"""What one backward is: which operands it gives a cotangent, what the rewritten graph calls, what constants keep.
+"""What one backward is: the weights of its operands, the call in the rewritten graph, the offset of its node.
 
-A backward is one object, in the file of its family, with all that is known of it. The other stages ask it; none of them
-compares its name. It serves some kinds of ops, and a policy file chooses one for every kind, by its name.
+A backward is one object, in the file of its family. Other stages ask the object; none of them compares its name. It
+serves some kinds of ops, and a policy chooses one for every kind, by name.
 
 Balance, by Euler's theorem: the weights times the degrees of homogeneity add up to one.
 Source: LibraGrad, arXiv:2411.16760, section 3.
@@ -21,21 +21,21 @@ from fxgrad.graph.replay import Replay
 from fxgrad.kinds import Kind, Operand
 
 Pairs = list[tuple[Any, Any]]
-"""Cotangents and what they meet, tensors or lists of them: <g, b> is the sum over all."""
+"""Pairs (g, b) of a cotangent and an offset, tensors or lists of them; <g, b> is the sum over all pairs."""
 
 
 class Decided(Protocol):
-    """What a backward may know of the node that it is given; `fxgrad.classify.decision.Decision` has it.
+    """What a backward may know of its node; `fxgrad.classify.decision.Decision` implements it.
 
     Attributes:
-        node: its name in the graph.
-        op: as torch prints it.
-        kind: what the op is.
-        operands: its tensor and number operands.
-        weights: by how much the cotangent of each is scaled.
+        node: the node's name in the graph.
+        op: the op as torch prints it.
+        kind: the node's kind.
+        operands: the tensor and number operands.
+        weights: the factor of each operand's cotangent.
         sources: names of the constants that enter additively.
-        parts, options, twin, origin: of the rule table's row; nothing in them where there is none.
-        place: where the model's author wrote it.
+        parts, options, twin, origin: from the row; empty where there is none.
+        place: where the node comes from in the user's code.
     """
 
     @property
@@ -64,10 +64,10 @@ class Decided(Protocol):
 
 @dataclass(frozen=True)
 class Rewriting:
-    """The graph that is being made, as far as it is.
+    """The rewritten graph while it is being built.
 
     Attributes:
-        nodes: name of each captured node -> the node that stands for it.
+        nodes: name of each captured node -> its node in the rewritten graph.
         recorded: names of the nodes whose results autograd follows.
     """
 
@@ -77,13 +77,13 @@ class Rewriting:
 
 @dataclass(frozen=True)
 class Backward:
-    """One backward of the policies' vocabulary. As it stands, it is the op's own.
+    """One backward of the policies' vocabulary. This base class is the op's own vjp.
 
     Attributes:
-        name: by which a policy file chooses it.
-        kinds: that it can serve.
-        sums_the_batch: whether what a constant keeps is had from its gradient, and so summed over the examples.
-        parameters: names of the fields that a policy file may set.
+        name: its name in a policy.
+        kinds: the kinds that it can serve.
+        sums_the_batch: whether a constant's contribution comes from its gradient, and so is summed over the examples.
+        parameters: names of the fields that a policy may set.
     """
 
     name: str
@@ -92,10 +92,10 @@ class Backward:
     parameters: ClassVar[tuple[str, ...]] = ()
 
     def with_parameters(self, given: Mapping[str, Any]) -> Backward:
-        """The same with the parameters that a policy file gives it.
+        """A copy with the parameters that a policy gives.
 
         Raises:
-            ValueError: it has no such parameter, or the value is not a number; the message says which.
+            ValueError: there is no such parameter, or the value is not a number.
         """
         for name, value in given.items():
             if name not in self.parameters:
@@ -106,19 +106,19 @@ class Backward:
         return replace(self, **{name: float(value) for name, value in given.items()})  # type: ignore[arg-type]
 
     def given_row(self, options: Mapping[str, Any]) -> Backward:
-        """What becomes of it for an op whose row has these options."""
+        """The backward for an op whose row has these options."""
         return self
 
     def weights(self, operands: Sequence[Operand], degree: float | None) -> list[float]:
-        """By how much the cotangent of every operand is scaled: 1 leaves the op's own vjp, 0 holds the operand."""
+        """The factor of every operand's cotangent: 1 leaves the op's own vjp, 0 holds the operand."""
         return [1.0] * len(operands)
 
     def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
-        """Turn a copy of the captured node into what the rewritten graph calls; returns the node that stands for it."""
+        """Turn a copy of the captured node into its call in the rewritten graph; returns the node with the result."""
         return node
 
     def point(self, decided: Decided) -> float:
-        """Where on its operand's axis the function is split into a constant and what is carried."""
+        """The value of the operand at which the function's value is the constant part (0, unless a secant says so)."""
         return float(decided.options.get("through", 0))
 
     def keeps(self, decided: Decided) -> bool:
@@ -131,16 +131,16 @@ class Backward:
         return (decided.node,)
 
     def offset(self, decided: Decided, original: Replay, carrying: list[str], g: Any) -> Pairs:
-        """What the node's constants contribute: pairs whose <g, b> add up to it.
+        """The node's cotangents and offsets as pairs (g, b); the sum of <g, b> is what its constants contribute.
 
-        It is made of the captured op and its values alone, never of the rewritten node, so that no fault of a backward
-        can hide in it. An affine op shows b where its carriers are 0. A piecewise linear one has an offset per piece,
-        z - J a, with J from the op's own derivative.
+        b is computed from the captured op and its values alone, never from the rewritten node, so that no fault of a
+        backward can hide in it. For an affine op, b is its value with carriers of 0. For a piecewise linear one,
+        b = z - J a, with J from the op's own derivative.
 
         Args:
-            decided: about the node.
+            decided: the decision for the node.
             original: the captured graph at one run's values.
-            carrying: names of the operands that a cotangent may travel on to.
+            carrying: names of the operands that may get a cotangent.
             g: the cotangent of the node's result.
         """
         if decided.kind is Kind.PIECEWISE_LINEAR and decided.sources:
@@ -152,7 +152,7 @@ class Backward:
             return [(g, original.call(decided.node, zeros))]
 
     def limit_error(self, decided: Decided, ours: Replay, original: Replay) -> float:
-        """What completeness cannot see of a fault: how far a limit is from what it should be, relative to that."""
+        """The relative error of a limit that completeness cannot test (0 times anything is 0); 0 if there is none."""
         return 0.0
 
     def __str__(self) -> str:
@@ -161,7 +161,7 @@ class Backward:
 
 
 def replace_call(node: fx.Node, function: Callable[..., Any], *details: Any) -> None:
-    """Let a node call `function(op, *details, *args, **kwargs)` in the place of its op."""
+    """Make a node call `function(op, *details, *args, **kwargs)` instead of its op."""
     op: Any = node.target
     node.args = (op, *details, *node.args)
     node.target = function

@@ -1,6 +1,6 @@
-"""P^T g without ever holding P: whole rows of attention weights at a time, in blocks that stay in the cache.
+"""P^T g without the whole of P in memory: blocks of whole rows of attention weights that fit into the cache.
 
-A block of whole rows normalizes itself, so nothing of the forward but q and k is needed.
+A block of whole rows normalizes itself, so only q and k are needed from the forward.
 """
 
 from __future__ import annotations
@@ -11,19 +11,19 @@ import torch
 from torch import Tensor
 
 BLOCK = {"cpu": 2**19}
-"""How many scores are held at a time, by device: about what stays in a CPU's cache."""
+"""Device -> scores per block: about as many as a CPU's cache can store."""
 WIDE_BLOCK = 2**27
-"""The same for devices that are not listed: enough to fill a GPU, little beside its memory."""
+"""The same for other devices: enough to keep a GPU busy, but a small part of its memory."""
 ROWS = 256
-"""At least so many rows a block, where there are as many: below, matrix products lose their efficiency."""
+"""The smallest number of rows per block, if there are as many: matrix products are slow with fewer."""
 PAIR = 2
-"""At least so many heads a block, where there are as many: heads are what batched products share out to threads."""
+"""The smallest number of heads per block, if there are as many: batched products give each thread some heads."""
 
 
 def weights_transposed_times(
     g: Tensor, q: Tensor, k: Tensor, mask: Tensor | None, causal: bool, scale: float
 ) -> Tensor:
-    """P^T g for P = softmax(scale q k^T + mask), made block by block.
+    """P^T g for P = softmax(scale q k^T + mask), computed block by block.
 
     Args:
         g: (..., heads * groups, rows, any width), any floating dtype.
@@ -31,7 +31,7 @@ def weights_transposed_times(
         k: (..., heads, width, columns).
         mask: broadcasts to (..., heads * groups, rows, columns); boolean (True takes part) or added to the scores.
         causal: row i sees the columns up to i.
-        scale: of the scores.
+        scale: factor of the scores.
 
     Returns:
         (..., heads, columns, width of g), in g's dtype.
@@ -45,7 +45,7 @@ def weights_transposed_times(
     *lead, groups, rows, width = q.shape
     heads, columns = math.prod(lead), k.shape[-1]
     q, k = q.reshape(heads, groups, rows, width), k.reshape(heads, width, columns)
-    # The cotangent's own head axis holds heads and groups together.
+    # The cotangent has heads and groups in one axis.
     g = g.reshape(heads, groups, rows, g.shape[-1])
     masks = None if mask is None else _Masks(mask, tuple(lead), groups)
     some_rows, some_heads = _block(heads, groups, rows, columns, q.device.type)
@@ -56,7 +56,7 @@ def weights_transposed_times(
         for j in range(0, rows, some_rows):
             block = slice(j, min(j + some_rows, rows))
             weights = _weights(q[at, :, block], k[at], masks, at, block, causal, scale).to(g.dtype).flatten(1, 2)
-            # Not by indexing, which for a whole axis is an alias, of which no batch of cotangents can be taken.
+            # No indexing: for a whole axis it gives an alias, which vmap does not support here.
             some = g.narrow(0, i, at.stop - i).narrow(2, j, block.stop - j)
             total = _added(total, weights.transpose(1, 2), some.reshape(*weights.shape[:2], g.shape[-1]))
         parts.append(torch.nn.functional.pad(total, (0, 0, 0, columns - total.shape[1])))
@@ -65,7 +65,7 @@ def weights_transposed_times(
 
 
 def split_axis(x: Tensor, axis: int, first: int) -> Tensor:
-    """One axis as two, the first of them of the given size.
+    """Split one axis in two; the first has the given size.
 
     Example:
         >>> split_axis(torch.zeros(6, 4), 0, 2).shape
@@ -77,7 +77,7 @@ def split_axis(x: Tensor, axis: int, first: int) -> Tensor:
 def _weights(
     q: Tensor, k: Tensor, masks: _Masks | None, heads: slice, rows: slice, causal: bool, scale: float
 ) -> Tensor:
-    """P of some heads and rows, (heads, groups, rows, columns); if causal, up to the last column that they see."""
+    """P for some heads and rows, (heads, groups, rows, columns); if causal, up to the last column that they see."""
     groups, count = q.shape[1:3]
     if causal:
         k = k[..., : rows.stop]
@@ -90,7 +90,7 @@ def _weights(
     if masks is None:
         return torch.softmax(scores, -1)
     scores = masks.onto(scores, heads, rows)
-    # A row that sees nothing is 0 in the fused kernels, where softmax has 0/0.
+    # The fused kernels give 0 for a row that sees nothing; softmax would give 0/0.
     blind = scores.amax(-1, keepdim=True) == -math.inf
     return torch.softmax(scores, -1).masked_fill_(blind, 0)
 
@@ -105,23 +105,23 @@ def _added(total: Tensor, weights: Tensor, g: Tensor) -> Tensor:
 
 
 def _block(heads: int, groups: int, rows: int, columns: int, device: str) -> tuple[int, int]:
-    """How many rows, and how many heads, to take at a time."""
+    """(rows, heads): how many to take at a time."""
     if not all(isinstance(size, int) for size in (heads, groups, rows, columns)):
-        return rows, heads  # traced with symbolic sizes: one block, since a loop would fix them
+        return rows, heads  # traced with symbolic sizes: one block, since a loop would specialize them
     budget = BLOCK.get(device, WIDE_BLOCK) * (
         16 if torch.compiler.is_compiling() else 1
-    )  # every block is compiled apart
+    )  # torch.compile compiles every block separately
     per_row = max(groups * columns, 1)
     some_rows = max(min(rows, max(ROWS // groups, budget // (PAIR * per_row))), 1)
     return some_rows, max(min(heads, max(PAIR, budget // (some_rows * per_row))), 1)
 
 
 class _Masks:
-    """A mask, cut to blocks without ever being expanded.
+    """A mask, cut into blocks without being expanded.
 
     Args:
-        mask: broadcasts to (*lead, rows, columns), heads and groups being one axis.
-        lead: the axes ahead, down to the heads.
+        mask: broadcasts to (*lead, rows, columns), with heads and groups in one axis.
+        lead: sizes of the leading axes, heads included.
         groups: how many query heads share a key head.
     """
 
@@ -133,7 +133,7 @@ class _Masks:
         self.index = index.expand(lead).reshape(-1) if self.flat.shape[0] > 1 else None
 
     def onto(self, scores: Tensor, heads: slice, rows: slice) -> Tensor:
-        """The scores of a block, (heads, groups, rows, columns), masked."""
+        """The masked scores of a block, (heads, groups, rows, columns)."""
         every = slice(None)
         block = self.flat[:, :, rows if self.flat.shape[-2] > 1 else every]
         if self.index is not None:

@@ -1,9 +1,9 @@
-"""Twins of ops that are small programs: what such an op computes, with `.detach()` on what is held.
+"""Twins of ops that are small programs: the op in plain PyTorch, with `.detach()` on held operands.
 
-Each has the op's own signature, and the op's values up to rounding; `fxgrad.ops.Twin` puts the original
-kernel's values in their place.
+Each has the op's own signature, and the op's values up to rounding; `fxgrad.ops.Twin` replaces them by the original
+kernel's values.
 
-Source: LibraGrad, arXiv:2411.16760, section 3.2, for gates and norms; Euler's theorem for what is homogeneous.
+Source: LibraGrad, arXiv:2411.16760, section 3.2, for gates and norms; Euler's theorem for homogeneous functions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from fxgrad.ops.weights import weighted
 
 
 def glu(self: Tensor, dim: int = -1) -> Tensor:
-    """Half of the input, times the sigmoid of the other: the gate is held."""
+    """One half of the input times the sigmoid of the other half; the sigmoid, a gate, is held."""
     value, gate = self.chunk(2, dim)
     return value * gate.sigmoid().detach()
 
@@ -31,7 +31,7 @@ def lerp(self: Tensor, end: Tensor, weight: Tensor) -> Tensor:
 
 
 def addcdiv(self: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: float = 1) -> Tensor:
-    """A sum with a quotient, its denominator held."""
+    """self + value * tensor1 / tensor2, with the denominator held."""
     return torch.addcdiv(self, tensor1, tensor2.detach(), value=value)
 
 
@@ -59,7 +59,7 @@ def cumprod(self: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tens
 
 
 def aminmax(self: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
-    """Linear on every piece; PyTorch 2.11 has no derivative for the two of them at once."""
+    """Minimum and maximum, piecewise linear; PyTorch 2.11 has no derivative for `aminmax`."""
     axes = [] if dim is None else [dim]
     return self.amin(axes, keepdim), self.amax(axes, keepdim)
 
@@ -83,7 +83,7 @@ def instance_norm(
     eps: float,
     cudnn_enabled: bool,
 ) -> Tensor:
-    """Scale held where it comes from the input; with running statistics it is affine as it stands."""
+    """The scale is held where it comes from the input; with running statistics the op is affine already."""
     if not use_input_stats:
         shape = (-1, *[1] * (input.dim() - 2))
         assert running_mean is not None and running_var is not None
@@ -98,7 +98,7 @@ def instance_norm(
 def native_layer_norm(
     input: Tensor, normalized_shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scale held; of the statistics that come along, the mean is linear and the scale a gate."""
+    """The scale is held. Of the returned statistics, the mean is linear and the scale a gate."""
     layout = _layout(2, weight, bias, eps, trailing=len(normalized_shape))
     y = hold_scale(torch.layer_norm, layout, input, list(normalized_shape), weight, bias, eps)
     _, _, scale = torch.native_layer_norm(input, list(normalized_shape), weight, bias, eps)
@@ -118,7 +118,7 @@ def native_group_norm(
 def _layout(
     weights: int, weight: Tensor | None, bias: Tensor | None, eps: float, trailing: int = 0, groups: int = 0
 ) -> Layout:
-    """The carrier comes first; the weight is at position `weights`, the bias behind it."""
+    """The carrier comes first; the weight is at position `weights`, the bias right after it."""
     places = (None if weight is None else weights, None if bias is None else weights + 1)
     return Layout(0, *places, trailing, groups, True, eps)
 
@@ -138,4 +138,4 @@ TWINS: dict[str, Callable[..., Any]] = {
     "aten.native_layer_norm": native_layer_norm,
     "aten.native_group_norm": native_group_norm,
 }
-"""Row of rules/ops.toml -> its twin."""
+"""Op of a composed row in rules/ops.toml -> its twin."""

@@ -1,4 +1,4 @@
-"""What the backwards of `fxgrad.ops` are written in."""
+"""The base class of the autograd functions in `fxgrad.ops`."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, ClassVar
 import torch
 
 TRANSFORMED: Any = getattr(torch._C, "_are_functorch_transforms_active", None)
-"""Whether the call is inside a transformation of `torch.func`; None where PyTorch says so no more."""
+"""Tells whether a call is inside a transformation of `torch.func`; None if PyTorch no longer has the function."""
 
 
 class Function(torch.autograd.Function):
-    """An autograd function for `torch.func` and `torch.compile`, at the cost of an op where there is neither.
+    """An autograd function that works with `torch.func` and `torch.compile`, and is as cheap as an op in eager mode.
 
-    With a `setup_context` of its own, as they need it, a function's `apply` takes five times as long as a small op:
-    every call is bound to the signature of `forward`. So each class has an eager form, whose `forward` sets it up.
+    `torch.func` and `torch.compile` need a separate `setup_context`. With it, `apply` binds every call to the signature
+    of `forward` and takes five times as long as a small op. So each class has an eager form whose `forward` does both.
 
     Example:
         >>> class Twice(Function):
@@ -48,6 +48,6 @@ class Function(torch.autograd.Function):
 
     @classmethod
     def call(cls, *args: Any) -> Any:
-        """As `apply`, with an argument for every parameter of `forward`."""
+        """Like `apply`, but with an argument for every parameter of `forward`."""
         transformed = TRANSFORMED is None or torch.compiler.is_compiling() or TRANSFORMED()
         return (cls if transformed else cls._eager).apply(*args)

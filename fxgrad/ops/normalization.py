@@ -20,7 +20,7 @@ from fxgrad.ops.weights import recording
 
 
 class Layout(NamedTuple):
-    """Where a normalization's operands are among its arguments, and over what it normalizes.
+    """The positions of a normalization's operands, and the groups that it normalizes over.
 
     Attributes:
         carrier: position of x, shaped (..., *trailing axes) or (N, C, *).
@@ -29,7 +29,7 @@ class Layout(NamedTuple):
         trailing: number of trailing axes that form a group (layer_norm, rms_norm), or 0.
         groups: number of channel groups (group_norm; C for instance_norm) where trailing is 0.
         centered: whether the mean is subtracted.
-        eps: added to the variance or mean square; None stands for the machine epsilon.
+        eps: added to the variance or mean square; None means the machine epsilon.
     """
 
     carrier: int
@@ -45,7 +45,7 @@ class Layout(NamedTuple):
         return x.reshape(*x.shape[: -self.trailing], -1) if self.trailing else x.reshape(x.shape[0], self.groups, -1)
 
     def broadcast(self, weight: Tensor, x: Tensor) -> Tensor:
-        """w, viewed so that it multiplies x."""
+        """A view of w that broadcasts against x."""
         return weight if self.trailing else weight.reshape(-1, *[1] * (x.dim() - 2))
 
     def reduced(self, gradient: Tensor) -> Tensor:
@@ -56,12 +56,12 @@ class Layout(NamedTuple):
 
 
 def _scale(layout: Layout, x: Tensor) -> Tensor:
-    """1/sigma or 1/rms of every group, (..., 1), in at least float32 as the kernels themselves keep it."""
+    """1/sigma or 1/rms of every group, (..., 1), in at least float32, as the kernels keep it."""
     groups = layout.grouped(x.float() if x.dtype in HALF else x)
     eps = torch.finfo(groups.dtype).eps if layout.eps is None else layout.eps
     if layout.centered:
         return torch.rsqrt(groups.var(-1, correction=0, keepdim=True) + eps)
-    # One pass, where a mean of squares takes two.
+    # vector_norm takes one pass over memory; a mean of squares takes two.
     norm = torch.linalg.vector_norm(groups, dim=-1, keepdim=True)
     return torch.rsqrt(norm.square() / groups.shape[-1] + eps)
 
@@ -71,9 +71,9 @@ LAYER_NORM = torch.ops.aten.layer_norm.default
 
 
 def _forward(op: Any, layout: Layout, args: tuple[Any, ...]) -> tuple[Tensor, Tensor]:
-    """The normalization, and the scale that its backward needs."""
+    """The normalized tensor, and the scale that the backward needs."""
     if op is LAYER_NORM:
-        # What layer_norm itself calls, and what hands its scale out.
+        # layer_norm itself calls native_layer_norm, which also returns the scale.
         weight, bias = (None if place is None else args[place] for place in (layout.weight, layout.bias))
         y, _, scale = torch.ops.aten.native_layer_norm.default(args[0], args[1], weight, bias, layout.eps)
         return y, scale.reshape(*y.shape[: -layout.trailing], 1)
@@ -106,7 +106,7 @@ class _HoldScale(Function):
             return None, None, *gradients
         g = cotangent.float() if ctx.dtype in HALF else cotangent
         if ctx.needs_input_grad[2 + layout.carrier]:
-            # One new tensor, and the rest in place: what a pass costs most by is memory that was not there yet.
+            # One new tensor, the rest in place: allocating memory is what costs most here.
             inflow = layout.grouped(g.clone() if weight is None else g * layout.broadcast(weight, g))
             inflow = inflow.sub_(inflow.mean(-1, keepdim=True)) if layout.centered else inflow
             gradients[layout.carrier] = inflow.mul_(scale).reshape(cotangent.shape).to(ctx.dtype)
@@ -124,9 +124,9 @@ def hold_scale(op: Any, layout: Layout, *args: Any) -> Tensor:
 
     Args:
         op: the normalization, usually a `torch._ops.OpOverload`.
-        layout: where its operands are and over what it normalizes.
-        *args: the op's positional arguments; the carrier of any floating dtype (statistics of the
-            backward are float32 below float32).
+        layout: positions of its operands, and its groups.
+        *args: the op's positional arguments; the carrier has any floating dtype (below float32, the backward
+            computes its statistics in float32).
 
     Returns:
         `op(*args)`, bit for bit. Cotangents flow to the carrier, the weight and the bias.
@@ -149,7 +149,7 @@ def hold_scale(op: Any, layout: Layout, *args: Any) -> Tensor:
 
 @dataclass(frozen=True)
 class HoldScale(Backward):
-    """The scale of a normalization held."""
+    """The backward of a normalization with its scale held."""
 
     def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
         node.args, node.kwargs = tuple(arguments_of(node).values()), {}

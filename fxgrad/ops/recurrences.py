@@ -1,8 +1,8 @@
-"""Recurrent layers, spelled out: their gates are held, the signal's path keeps its gradient.
+"""Twins of recurrent layers: gates are held, carriers keep their gradient.
 
-An LSTM's cell c' = f * c + i * tanh(a) and output o * tanh(c') are products of gates (sigmoids) and
-carriers; a GRU's h' = (1 - z) * n + z * h likewise; a plain RNN has no gates. The squash is carried
-by its secant. Biases and initial states are sources.
+An LSTM's cell c' = f * c + i * tanh(a) and output o * tanh(c') are products of gates (sigmoids) and carriers; so is a
+GRU's h' = (1 - z) * n + z * h; a plain RNN has no gates. tanh gets the secant's slope. Biases and initial states are
+sources.
 
 Source: LibraGrad, arXiv:2411.16760, section 3.2, applied to the cells of Hochreiter and Schmidhuber
 (1997) and Cho et al. (arXiv:1406.1078), in PyTorch's layout of the weights.
@@ -28,7 +28,7 @@ def _tanh(x: Tensor) -> Tensor:
 
 
 def _inward(x: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """W x + b for all time steps at once."""
+    """W x + b of all time steps at once."""
     return F.linear(x, weights[0], weights[2] if len(weights) >= 4 else None)
 
 
@@ -61,7 +61,7 @@ def _relu_cell(x: Tensor, state: State, weights: Sequence[Tensor]) -> State:
 
 
 def _unrolled(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
-    """The twin of a recurrence over such cells: all layers and directions, over (time, batch, features)."""
+    """The twin of a recurrence with this cell: all layers and directions, over (time, batch, features)."""
 
     def recurrence(
         input: Tensor,
@@ -94,7 +94,7 @@ def _unrolled(cell: Cell) -> Callable[..., tuple[Tensor, ...]]:
 
 
 def _scan(cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], backwards: bool) -> tuple[Tensor, State]:
-    """One direction of one layer: the outputs of all steps, in the order of time, and the last state."""
+    """One direction of one layer: the outputs of all steps in temporal order, and the last state."""
     steps = x.unbind(0)
     outputs: list[Tensor] = []
     for step in reversed(steps) if backwards else steps:

@@ -1,7 +1,7 @@
-"""A piece of a linear layer's output, whose vjp goes to the layer's input directly: dx = g W[rows].
+"""A piece of a linear layer's output whose vjp goes directly to the layer's input: dx = g W[rows].
 
-The layer runs once, whole and unrecorded, and is cut up by whatever moves the model's author chose. A live piece
-takes its values from there and its vjp from here, with the rows of the weight that made it and no others.
+The layer runs once, whole and unrecorded, and the model's own moves cut up its output. A live piece takes its values
+from there. Its vjp multiplies with the rows of the weight that made the piece, and no others.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ class Rows(NamedTuple):
     """Which piece of a linear layer's output a tensor is.
 
     Attributes:
-        order: the tensor's axes, those of the layer's batch and tokens first, each part as it lay in the output.
-        first: the first of the layer's output features that it holds.
-        axes: size and stride of its axes along the features, the longest stride first.
+        order: the tensor's axes: those of batch and tokens first, then those of features, each as in the output.
+        first: the first of the layer's output features in the piece.
+        axes: size and stride of the feature axes, the longest stride first.
     """
 
     order: tuple[int, ...]
@@ -34,12 +34,12 @@ class Rows(NamedTuple):
 
     @property
     def features(self) -> int:
-        """How many features it holds."""
+        """The number of features in the piece."""
         return math.prod(size for size, _ in self.axes)
 
     @property
     def where(self) -> slice | list[int]:
-        """Which features it holds: as a slice where that will do, so that the weight need not be copied."""
+        """The indices of its features; a slice where possible, so that the weight need not be copied."""
         index = [self.first]
         for size, stride in self.axes:
             index = [i + stride * step for i in index for step in range(size)]
@@ -80,17 +80,17 @@ class _Rows(Function):
 
 
 def _placed(part: Tensor, where: slice | list[int], shape: torch.Size) -> Tensor:
-    """Zeros of a shape, with a part of their rows given."""
+    """A tensor of zeros of this shape, with `part` in the rows `where`."""
     index = torch.arange(shape[0], device=part.device)[where]
     return part.new_zeros(shape).index_add(0, index, part)
 
 
 def rows_of(rows: Rows, piece: Tensor, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """A piece of a linear layer's output; its vjp is the layer's, for that piece.
+    """A piece of a linear layer's output; its vjp is the layer's vjp for that piece.
 
     Args:
         rows: which piece.
-        piece: its values, cut out of the layer's output by moves of any sort; no cotangent reaches these.
+        piece: its values, cut out of the layer's output by any moves; these get no cotangent.
         x: the layer's input, (..., in), any floating dtype.
         weight: (out, in).
         bias: (out,) or None.
@@ -105,18 +105,18 @@ def rows_of(rows: Rows, piece: Tensor, x: Tensor, weight: Tensor, bias: Tensor |
         >>> torch.allclose(torch.autograd.grad(piece.sum(), x)[0], weight[2:4].sum(0).expand(3, 4))
         True
 
-    Source: LibraGrad, arXiv:2411.16760, section 3.2: what is held is not differentiated.
+    Source: LibraGrad, arXiv:2411.16760, section 3.2: held operands are not differentiated.
     """
     return _Rows.call(rows, piece, x, weight, bias) if recording(x, weight, bias) else piece
 
 
 @dataclass(frozen=True)
 class OfRows(Backward):
-    """The backward of a piece of a linear layer's output, decided as the layer is. No policy's choice.
+    """The backward of a piece of a linear layer's output. `classify` chooses it, no policy does.
 
     Attributes:
         rows: which piece.
-        moves: names of the nodes from the layer up to this one, which are held.
+        moves: names of the nodes from the layer to the piece, which are held.
     """
 
     name: str = "rows"
@@ -124,7 +124,7 @@ class OfRows(Backward):
     moves: tuple[str, ...] = ()
 
     def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
-        # The values come from the piece as it was cut, the vjp from the layer, whose operands these are.
+        # The decision's operands are the layer's: the values come from the piece, the vjp from the layer.
         operands = [done.nodes[str(o.value)] for o in decided.operands if isinstance(o.value, str)]
         with node.graph.inserting_after(node):
             call = node.graph.call_function(rows_of, (self.rows, node, *operands))

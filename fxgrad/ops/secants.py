@@ -5,7 +5,7 @@ f(x) - f(0), and f(0) is a source. For a gated activation x * g(x) the secant *i
 f(0) = 0 and f(x) / x = g(x). So squashes, gated activations and elementwise gates share this file.
 
 Through another point r, it is g * (f(x) - f(r)) / (x - r), and the source is f(r) - r * slope, slope held. A function
-that is not finite at 0 is carried so, by the point where it is 0: a logarithm as log1p(x - 1) is.
+that is not finite at 0 takes the secant through the point where it is 0: a logarithm as log1p(x - 1) would.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ from fxgrad.ops.function import Function
 from fxgrad.ops.weights import Weighted, homogeneous, recording
 
 Taylor = tuple[float, ...]
-"""How f starts at 0. Where f(0) is not 0: f(0), f'(0), f''(0)/2!, ... Where it is: 0 and f'(0), or, if f has
+"""The series of f at 0. If f(0) is not 0: f(0), f'(0), f''(0)/2!, ... If f(0) is 0: 0 and f'(0), or, if f has
 a kink at 0, 0 and the slopes to its right and left."""
 
 
 def taylor(op: Any, *args: Any, **kwargs: Any) -> Taylor:
-    """How the elementwise function `x -> op(x, *args, **kwargs)` starts at 0.
+    """The Taylor series of the elementwise function `x -> op(x, *args, **kwargs)` at 0.
 
-    The secant needs f'(0) as its limit at 0. Where f(0) is not 0, (f(x) - f(0)) / x also cancels for
-    small x, and the series takes over, up to the fourth order or as far as autograd knows derivatives.
+    The secant needs f'(0) as its limit at 0. Where f(0) is not 0, (f(x) - f(0)) / x cancels for small x, and the
+    series replaces it, up to the fourth order or as far as autograd knows derivatives.
 
     Args:
         op: elementwise callable; if f(0) is not 0, differentiable by autograd.
@@ -61,7 +61,7 @@ def taylor(op: Any, *args: Any, **kwargs: Any) -> Taylor:
 
     value = f(0.0)
     if value == 0:
-        # So close to 0 the quotient has no rounding to fear, nor a second derivative.
+        # So close to 0, neither rounding nor the second derivative matters to the quotient.
         right, left, nearer = f(_TINY) / _TINY, f(-_TINY) / -_TINY, f(_TINY / 1024) / (_TINY / 1024)
         series = [value, right] if right == left else [value, right, left]
         if not math.isclose(right, nearer, rel_tol=1e-9):
@@ -91,13 +91,13 @@ def _derivatives(op: Any, *args: Any, point: float = 0.0, **kwargs: Any) -> Iter
 
 
 _TINY = 2.0**-100
-"""A point beside 0 where a function has the slope that it has at 0."""
+"""A point close enough to 0 that a function has the same slope there as at 0."""
 
 
 def _straight(f: Callable[[float], float], series: list[float], reach: float = 1 / 16) -> list[float]:
-    """The series of a function that is straight around 0, as hardsigmoid is, with its slope measured.
+    """The series of a function that is linear around 0, such as hardsigmoid, with its slope measured.
 
-    A derivative that exists only once may be rough too: PyTorch's of hardsigmoid has float32's sixth.
+    Such a function may have an inexact derivative: PyTorch's of hardsigmoid has 1/6 in float32.
     """
     right, left, half = f(reach) - series[0], series[0] - f(-reach), f(reach / 2) - series[0]
     if max(abs(right - left), abs(right - 2 * half)) > 8 * torch.finfo(torch.float64).eps * abs(series[0]):
@@ -108,20 +108,20 @@ def _straight(f: Callable[[float], float], series: list[float], reach: float = 1
 def _slope(
     op: Any, series: Taylor, x: Tensor, y: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], point: float = 0.0
 ) -> Tensor:
-    """(f(x) - f(r)) / (x - r), also around r. Same shape and dtype as x. In what follows, r is 0.
+    """(f(x) - f(r)) / (x - r), also near r. Same shape and dtype as x.
 
-    Where f(0) is 0, exact to a few ulps. Elsewhere the error is largest where the series takes over: some
+    For r = 0: exact to a few ulps if f(0) is 0. Else the error is largest where the series starts to be used: some
     6e-13 of a sigmoid's slope in float64, 33 eps in float32, while x times the slope stays exact.
     """
     if series[0] == 0 and not point:
         return _quotient(series, x, y)
     wide = x
     if x.dtype in (torch.float16, torch.bfloat16):
-        # f(x) - f(0) would keep no digits of a rounded f(x).
+        # In low precision, f(x) - f(0) would lose all digits.
         wide = x.float()
         y = op(wide, *args, **kwargs)
     wide = wide - point if point else wide
-    # Below this, what the series leaves out is less than what a difference that cancels loses.
+    # Below this, the series' remainder is smaller than the cancellation error of the difference.
     near = wide.abs() < torch.finfo(wide.dtype).eps ** (1 / len(series))
     polynomial = torch.zeros_like(wide)
     for coefficient in reversed(series[1:]):
@@ -130,11 +130,11 @@ def _slope(
 
 
 def _quotient(series: Taylor, x: Tensor, y: Tensor) -> Tensor:
-    """f(x) / x. Closer to 0 than eps its limit, exact to rounding where f(x) may have lost its digits.
+    """f(x) / x; for |x| below eps the limit, which is exact there, while f(x) may have lost digits.
 
-    In one new tensor, since what a pass costs most by is memory that was not there yet: an x that close becomes 0, its
-    reciprocal infinite, the quotient infinite or NaN, and these become the limit. So a slope at an x or f(x) that is
-    not finite means nothing; the forward shows it.
+    Allocates one tensor, since allocation costs most here: a tiny x becomes 0, its reciprocal infinite, the quotient
+    infinite or NaN, and these become the limit. So the slope means nothing where x or f(x) is not finite; the forward
+    shows that.
     """
     slope = torch.nn.functional.hardshrink(x, torch.finfo(x.dtype).eps).reciprocal_().mul_(y)
     if len(series) == 2:
@@ -149,7 +149,7 @@ class _Secant(Function):
         op: Any, series: Taylor, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], point: float
     ) -> tuple[Tensor, Tensor]:
         y = op(x, *args, **kwargs)
-        # The slope is all that the backward needs, so neither x nor y is kept.
+        # The backward needs the slope only, so neither x nor y is kept.
         return y, _slope(op, series, x, y, args, kwargs, point)
 
     @staticmethod
@@ -191,22 +191,22 @@ def secant(op: Any, series: Taylor, x: Tensor, *args: Any, **kwargs: Any) -> Ten
 
 
 Reference = tuple[float, Taylor]
-"""A point r, and how f starts there: f(r), f'(r), f''(r)/2!, ..."""
+"""A point r, and the series of f there: f(r), f'(r), f''(r)/2!, ..."""
 
 
 def reference(op: Any, point: float, *args: Any, **kwargs: Any) -> Reference:
-    """How the elementwise function `x -> op(x, *args, **kwargs)` starts at a point.
+    """The Taylor series of the elementwise function `x -> op(x, *args, **kwargs)` at a point.
 
     Args:
         op: elementwise callable, differentiable by autograd.
-        point: where the secant is to be taken through.
+        point: the point r that the secant goes through.
         *args, **kwargs: numbers that follow the first operand.
 
     Returns:
         The point, and 2 to 5 numbers in float64.
 
     Raises:
-        ValueError: f or its slope is not finite there, or autograd knows no derivative.
+        ValueError: f or its slope is not finite at the point, or autograd knows no derivative.
 
     Example:
         >>> reference(torch.exp, 0.0)[1][:3]
@@ -229,8 +229,7 @@ def rescale(op: Any, about: Reference, x: Tensor, *args: Any, **kwargs: Any) -> 
         *args, **kwargs: numbers that follow x.
 
     Returns:
-        `op(x, *args, **kwargs)`, bit for bit; same shape as x. What x times the gradient lacks of it is the source
-        f(r) - r * slope.
+        `op(x, *args, **kwargs)`, bit for bit; same shape as x. The source is f(r) - r * slope.
 
     Example:
         >>> x = torch.tensor([0.5, 1.0, 3.0], requires_grad=True)
@@ -250,11 +249,11 @@ def root_of(op: Any, point: float, *args: Any, **kwargs: Any) -> tuple[float, fl
 
     Args:
         op: elementwise callable, differentiable by autograd.
-        point: where it is to be 0.
+        point: the expected root r.
         *args, **kwargs: numbers that follow the first operand.
 
     Raises:
-        ValueError: it is not 0 there, or its derivative is not finite.
+        ValueError: the function is not 0 there, or its derivative is not finite.
 
     Example:
         >>> root_of(torch.log, 1.0)
@@ -282,7 +281,7 @@ class _Through(Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         (x, y), (point, limit) = ctx.saved_tensors, ctx.root
-        # Near the root the difference is exact, and f(x) has all its digits.
+        # Near the root, the difference x - r is exact, and f(x) has all its digits.
         apart = x - point
         return None, None, cotangent * torch.where(apart == 0, limit, y / apart), None, None
 
@@ -297,8 +296,7 @@ def through(op: Any, root: tuple[float, float], x: Tensor, *args: Any, **kwargs:
         *args, **kwargs: numbers that follow x.
 
     Returns:
-        `op(x, *args, **kwargs)`, bit for bit; same shape as x. What x times the gradient lacks of it is the
-        source -r, held slope included.
+        `op(x, *args, **kwargs)`, bit for bit; same shape as x. The source is -r * slope.
 
     Example:
         >>> x = torch.tensor([0.5, 1.0, 3.0], requires_grad=True)
@@ -313,10 +311,10 @@ def through(op: Any, root: tuple[float, float], x: Tensor, *args: Any, **kwargs:
 
 @dataclass(frozen=True)
 class Secant(Backward):
-    """The slope of the secant through a point in the place of the derivative.
+    """The slope of the secant through a point instead of the derivative.
 
     Attributes:
-        reference: the point, where the op's row names none.
+        reference: the point, unless the op's row names one.
     """
 
     reference: float = 0.0
@@ -339,7 +337,7 @@ class Secant(Backward):
     def _carried_by(
         self, op: Any, point: float, decided: Decided, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     ) -> tuple[Callable[..., Any], Any]:
-        """The function that carries the node, and what that must know of the node's own function."""
+        """The function of `fxgrad.ops` that the node calls, and its `detail` argument."""
         if "through" in decided.options:
             return through, root_of(op, point, *args, **kwargs)
         if point:
@@ -360,19 +358,19 @@ class Secant(Backward):
         return [(g, start - point * torch.where(x == point, limit, (y - start) / (x - point)))]
 
     def limit_error(self, decided: Decided, ours: Replay, original: Replay) -> float:
-        """How far the slope at the point is from the derivative there: no sum shows it, for 0 times anything is 0."""
+        """The relative error of the slope at the point: no sum shows it, for 0 times anything is 0."""
         name = str(decided.operands[0].value)
         one = torch.ones_like(ours.values[name])
         at = functools.partial(torch.full_like, fill_value=self.point(decided))
         (slope,) = ours.vjp(decided.node, [name], one, at=at)
         try:
             (exact,) = original.vjp(decided.node, [name], one, at=at)
-        except (RuntimeError, NotImplementedError):  # no derivative has been written for it
+        except (RuntimeError, NotImplementedError):  # PyTorch has no derivative for the op
             return 0.0
         if exact is None:
             return 0.0
         error = (slope - exact).abs().max() / exact.abs().max().clamp(min=1)
-        # PyTorch's own derivatives hold constants in float32 here and there (hardsigmoid's sixth, selu's scale).
+        # Some of PyTorch's own derivatives have constants in float32 (hardsigmoid's 1/6, selu's scale).
         return float(error) if error > max(1e-7, 4 * torch.finfo(error.dtype).eps) else 0.0
 
 
@@ -381,7 +379,7 @@ SECANT = Secant("secant", frozenset({Kind.SQUASH}))
 
 @dataclass(frozen=True)
 class Multiplier(Weighted):
-    """Of a gate that may have to carry: what its degree balances, or its secant where its row says so."""
+    """The backward of a gate that may have to carry: scaled by its degree, or its secant if the row says so."""
 
     def given_row(self, options: Mapping[str, Any]) -> Backward:
         return SECANT if options.get("secant") else self

@@ -1,7 +1,7 @@
 """Ops with a twin: the forward is the original kernel's, the gradient that of a twin in plain PyTorch.
 
-A fused loop such as an LSTM has no backward that could be scaled from outside. Its twin spells the
-loop out, with `.detach()` on what is to be held. The same serves any op that a user brings along.
+The backward of a fused loop such as an LSTM cannot be scaled from outside. Its twin spells the loop out, with
+`.detach()` on held values. Users may give twins for ops of their own.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ class Twin:
     """An op's values with the gradient of its twin.
 
     Args:
-        function: takes the op's arguments, returns what the op returns up to rounding (shapes and dtypes alike),
+        function: the twin: takes the op's arguments, returns the op's result up to rounding (same shapes and dtypes),
             in differentiable PyTorch; what it detaches is held.
 
     Example:
@@ -57,7 +57,7 @@ class Twin:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
-        # A graph's code spells its targets by these.
+        # The code that fx generates uses these names.
         self.__name__ = f"twin_{getattr(function, '__name__', 'function')}".replace("<lambda>", "lambda")
         self.__module__ = __name__
 
@@ -73,7 +73,7 @@ class Twin:
 
 
 def _detached(leaf: Any) -> Any:
-    # A parameter's flag stays as it is, since kernels are picked by it.
+    # A parameter keeps its requires_grad, since PyTorch picks kernels by it.
     return leaf.detach() if isinstance(leaf, Tensor) and not leaf.is_leaf else leaf
 
 
@@ -95,7 +95,7 @@ class OfTwin(Backward):
         return True
 
     def offset(self, decided: Decided, original: Replay, carrying: list[str], g: Any) -> Pairs:
-        # Only the twin knows what it holds, so each constant's share is had from its gradient.
+        # Only the twin knows what it holds, so take each constant's share from its gradient.
         assert decided.twin is not None
         names = [str(o.value) for o in decided.operands if not o.data and o.part in ("carrier", "source")]
         function = functools.partial(Twin(decided.twin), original.nodes[decided.node].target)

@@ -1,4 +1,4 @@
-"""The vocabulary of the policies: every backward by its name."""
+"""The vocabulary of the policies: name -> backward."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ class _Scale(Function):
 
     @staticmethod
     def forward(x: Tensor, weight: float) -> Tensor:
-        return x.detach()  # a view would lose the strides of axes of size 1, by which kernels are picked
+        return x.detach()  # a view would lose the strides of axes of size 1, and PyTorch picks kernels by these
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
@@ -38,7 +38,7 @@ class _Scale(Function):
 
 
 class _Relaid(Function):
-    """Identity in `result` whose backward gives the cotangent the strides of `x`, where they may be mistaken."""
+    """Identity in `result`; its backward gives the cotangent the strides of `x` where these are ambiguous."""
 
     @staticmethod
     def forward(result: Tensor, x: Tensor) -> Tensor:
@@ -59,18 +59,18 @@ class _Relaid(Function):
 
 
 def relaid(op: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Call `op`; its vjp is its own, given a cotangent with the strides of `x`.
+    """Call `op`; its vjp is the op's own, given a cotangent with the strides of `x`.
 
-    With an axis of size 1, a tensor may look both contiguous and channels-last; PyTorch's backward of an evaluating
-    batch norm then reads a cotangent of other strides than its input's in the wrong order.
+    With an axis of size 1, a tensor may look both contiguous and channels-last. PyTorch's backward of a batch norm in
+    eval mode then reads a cotangent whose strides differ from the input's in the wrong order.
 
     Args:
         op: returns a tensor in the shape of `x`, or a tuple that starts with one.
         x: its first operand, of any shape and floating-point dtype.
-        *args, **kwargs: passed through.
+        *args, **kwargs: further arguments of `op`.
 
     Returns:
-        What `op` returns.
+        The result of `op`.
 
     Example:
         >>> x = torch.ones(1, 2, 3, requires_grad=True)
@@ -87,7 +87,7 @@ def relaid(op: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
 
 
 def recording(*operands: Any) -> bool:
-    """Whether autograd may follow a call with these operands, so that it pays to keep something for the backward.
+    """Whether autograd may record a call with these operands, so that tensors must be kept for the backward.
 
     Example:
         >>> with torch.no_grad():
@@ -96,8 +96,8 @@ def recording(*operands: Any) -> bool:
     """
     if not torch.is_grad_enabled():
         return False
-    # torch.compile traces no autograd.Function of which nothing is recorded. In eager mode a tensor that vmap wraps
-    # does not tell whether what is inside is.
+    # torch.compile cannot trace an autograd.Function that records nothing. In eager mode, a tensor wrapped by vmap does
+    # not tell whether the tensor inside requires a gradient.
     return not torch.compiler.is_compiling() or any(isinstance(o, Tensor) and o.requires_grad for o in operands)
 
 
@@ -114,7 +114,7 @@ def _scale(operand: Any, weight: Any) -> Any:
 
 
 def _common_share(args: tuple[Any, ...], weights: tuple[Any, ...]) -> float | None:
-    """The weight of all tensors that are not held, if it is one: then the cotangent is scaled once, at the result."""
+    """The common weight of all tensors that are not held, or None: it scales the cotangent once, at the result."""
     shares = {w for a, w in zip(args, weights) if isinstance(a, (Tensor, list, tuple)) and w != 0}
     share = shares.pop() if len(shares) == 1 else None
     return share if isinstance(share, float) and share != 1 else None
@@ -127,22 +127,18 @@ def _held_or_whole(weight: Any) -> float:
 def weighted(op: Any, weights: tuple[Any, ...], *args: Any, **kwargs: Any) -> Any:
     """Call `op`, and scale the cotangent of each positional operand by its weight.
 
-    The forward is `op(*args, **kwargs)` itself, hence bit-identical. The vjp is the op's own, times
-    the weight: 1 leaves an operand alone, 0 holds it (detached, nothing is recorded), 1/n shares a
-    product among n carriers or balances a power of degree n.
+    The forward is `op(*args, **kwargs)`. The vjp is the op's own, times the weight: 1 leaves an operand alone, 0 holds
+    it (detached, nothing is recorded), 1/n shares a product among n carriers or balances a power of degree n.
 
     Args:
         op: any callable on tensors, usually a `torch._ops.OpOverload`.
         weights: one number per positional argument; for a list of tensors a tuple of numbers, or
             one number for all of them. Arguments that are not tensors ignore theirs.
         *args: the op's operands, any shape and dtype that it takes.
-        **kwargs: passed through.
+        **kwargs: further arguments of `op`.
 
     Returns:
-        What `op` returns.
-
-    Raises:
-        Whatever `op` raises.
+        The result of `op`, bit for bit.
 
     Example:
         >>> x = torch.tensor(3.0, requires_grad=True)
@@ -166,9 +162,8 @@ Weigh = Callable[[Sequence[Operand], "float | None"], "list[float]"]
 def share(operands: Sequence[Operand], degree: float | None) -> list[float]:
     """Among the factors, the strongest role takes all, in equal shares; weaker ones are held.
 
-    Operands that enter additively (sources that happen to be computed) keep their own vjp; those that a
-    row calls held (where to read, say) get nothing. The carriers of a linear op are one factor together,
-    its coefficients one factor each.
+    Operands that enter additively (computed sources) keep their own vjp; operands that the row calls held (read
+    positions, say) get 0. The carriers of a linear op are one factor together, its coefficients one factor each.
     """
 
     def factor(operand: Operand) -> str:
@@ -199,7 +194,7 @@ ACTIVATIONS = frozenset({Kind.GATED_ACTIVATION, Kind.SQUASH, Kind.PIECEWISE_LINE
 
 
 def hold_activated(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """As `share`, but an activation counts as a gate where it multiplies a carrier that is none (SwiGLU)."""
+    """Like `share`, but an activation counts as a gate where it multiplies a carrier that is no activation (SwiGLU)."""
     carriers = [o for o in operands if o.role is Role.CARRIER and o.part not in ("source", "held")]
     if all(o.kind in ACTIVATIONS for o in carriers):
         return share(operands, degree)
@@ -209,12 +204,12 @@ def hold_activated(operands: Sequence[Operand], degree: float | None) -> list[fl
 
 
 def hold(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """Nothing is passed on."""
+    """0 for every operand."""
     return [0.0] * len(operands)
 
 
 def hand_on(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """The op's own vjp for every operand."""
+    """1 for every operand: the op's own vjp."""
     return [1.0] * len(operands)
 
 
@@ -223,7 +218,7 @@ class Weighted(Backward):
     """The op's own vjp, times a weight per operand.
 
     Attributes:
-        weigh: what the weights are.
+        weigh: (operands, degree) -> weights.
     """
 
     weigh: Weigh = hand_on
@@ -241,14 +236,14 @@ class Weighted(Backward):
 
 @dataclass(frozen=True)
 class Held(Weighted):
-    """What no cotangent reaches: cut where it is computed from what autograd follows, so that nothing is recorded."""
+    """The backward of a node that gets no cotangent: it detaches recorded operands, so that nothing is recorded."""
 
     weigh: Weigh = hold
 
     def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
         if any(o.data and o.value in done.recorded for o in decided.operands):
             if node.target is operator.getitem:
-                done.recorded.add(node.name)  # taking an item records nothing; whoever uses it cuts
+                done.recorded.add(node.name)  # taking an item records nothing; the item's users detach it
             else:
                 _weigh(node, decided)
         return node
@@ -274,7 +269,7 @@ def _weigh(node: fx.Node, decided: Decided) -> None:
 
 NATIVE = Weighted("native", frozenset(Kind) - {Kind.CONSTANT})
 HELD = Held("held")
-"""No policy's choice: of nodes whose results are only ever held."""
+"""The backward of held nodes. `classify` chooses it, no policy does."""
 BACKWARDS = (
     NATIVE,
     Weighted("share", frozenset({Kind.PRODUCT}), share),

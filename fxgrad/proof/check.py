@@ -1,9 +1,8 @@
-"""Stage 4, check: the proof. Same forward, complete gradient, and a ledger that lays every error at one node's door.
+"""Stage 4, check: same forward, complete gradient, and a ledger that assigns every error to one node.
 
-Completeness is local: at z = f(a_1 ... a_n) with incoming cotangent g, a balanced backward hands on
-exactly <g, z> = sum_i <g_i, a_i> + <g, b>, where b enters additively (a bias, an offset, f(0)). The
-ledger runs the converted program backwards one node at a time and books both sides. What is wrong
-with the whole is then the sum of what is wrong at the nodes.
+Completeness is local: at z = f(a_1 ... a_n) with cotangent g, a balanced backward satisfies
+<g, z> = sum_i <g_i, a_i> + <g, b>, where b is the offset (from a bias, f(0)). The ledger runs the converted program
+backwards one node at a time and compares both sides. The error of the whole is the sum of the nodes' errors.
 
 Source: FullGrad (Srinivas & Fleuret, NeurIPS 2019, arXiv:1905.00780), eq. 1; LibraGrad, section 3.
 """
@@ -27,22 +26,21 @@ from fxgrad.proof.ledger import Ledger, LedgerRow, SourceRow, dot
 from fxgrad.report import Table
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-"""Relative completeness error up to which `CheckReport.passed` holds, by the coarsest dtype on the way."""
+"""Coarsest dtype of a run -> the largest relative completeness error that passes."""
 
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What `check` found.
+    """The result of `check`.
 
     Attributes:
         forward_identical: whether every output equals the original's, bit for bit.
-        completeness_error: |y - inputs - sources| over the output, from the module's own backward. Over
-            max(|y|, ||v * f(x)||), which for one logit is |y|, and which a sum of many random terms
-            cannot make vanish by chance.
-        unexplained: the part of that error which the ledger's rows do not add up to.
+        completeness_error: |y - inputs - sources| / max(|y|, ||v * f(x)||), from the module's own `backward()`. For one
+            logit the denominator is |y|; for a random v it cannot vanish by chance, as |y| could.
+        unexplained: the part of that error that the sum of the ledger's rows does not explain.
         output: y = <v, f(x)>, v a random cotangent.
-        inputs: sum of <x, gradient of x> over the attributed inputs (of token ids, their embeddings).
-        tolerance: the error up to which `passed` holds.
+        inputs: sum of <x, gradient of x> over the attributed inputs (for token ids, their embeddings).
+        tolerance: the largest error that passes.
         ledger: one row per live node, the least balanced first.
         sources: one row per source, the largest contribution first.
     """
@@ -83,7 +81,7 @@ class CheckReport:
         return f"<pre>{str(self).split(chr(10) * 2)[0]}</pre>{self.ledger._repr_html_()}{self.sources._repr_html_()}"
 
     def to_json(self) -> str:
-        """Everything as one JSON object; same report, same text."""
+        """The report as one JSON object; the same report gives the same text."""
         plain = {k: v for k, v in vars(self).items() if not isinstance(v, Table)}
         tables = {"ledger": json.loads(self.ledger.to_json()), "sources": json.loads(self.sources.to_json())}
         return json.dumps({"passed": self.passed, **plain, **tables}, indent=1)
@@ -109,16 +107,16 @@ def check(
             MultiheadAttention's fast path; by default the captured program.
         cotangent: v in y = <v, f(x)>, structured and shaped as the outputs, such as a one-hot for one
             logit; None for an output that takes no part, or that is no tensor. By default random.
-        tolerance: for `passed`; by default that of the coarsest dtype on the way from the inputs to the outputs:
+        tolerance: for `passed`; by default that of the coarsest dtype between the inputs and the outputs:
             1e-10 in float64, 1e-4 in float32 (`TOLERANCE`).
-        seed: of the random cotangent: standard normal, one number per output element.
+        seed: seed of the random cotangent: standard normal, one number per output element.
 
     Returns:
         The report. Contributions are in the units of the output, errors relative to max(|y|, ||v * f(x)||).
 
     Raises:
-        InputError: inputs that the module does not take, or that hold NaN or infinities; or a value
-            on the way to the output that becomes so, with the node that made it.
+        InputError: the module does not take the inputs; or an input, or a value that a cotangent reaches, has NaN or
+            infinities (the message names the node).
 
     Example:
         >>> import fxgrad
@@ -178,7 +176,7 @@ def _like(outputs: list[Any], cotangent: Any) -> list[Tensor | None]:
 
 
 def _plain(converted: ConvertedModule, leaves: list[Any]) -> Any:
-    """The captured program's outputs: no rewritten node in it."""
+    """The outputs of the captured program, without rewritten nodes."""
     program = fx.GraphModule(nn.Module(), converted.classified.captured.graph)
     return program(*converted.state, *leaves)
 
@@ -198,7 +196,7 @@ def identical(ours: Any, theirs: Any) -> bool:
 
 
 def _input_contribution(converted: ConvertedModule, leaves: list[Any], cotangents: list[Tensor | None]) -> float:
-    """sum <x, gradient of x>, by the module's own backward, as a user would run it."""
+    """sum <x, gradient of x>, by the module's own `backward()`, as a user would run it."""
     captured = converted.classified.captured
     leaves = [v.detach().clone().requires_grad_() if d.attributed else v for d, v in zip(captured.entries, leaves)]
     attributed = [v for d, v in zip(captured.entries, leaves) if d.attributed]
@@ -210,7 +208,7 @@ def _input_contribution(converted: ConvertedModule, leaves: list[Any], cotangent
 
 
 def _example_like(converted: ConvertedModule) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example inputs, in the dtype and on the device that the module has now."""
+    """The example inputs, in the module's present dtype and on its present device."""
     like = next((p for p in converted.parameters() if p.is_floating_point()), None)
 
     def move(leaf: Any) -> Any:
@@ -223,5 +221,5 @@ def _example_like(converted: ConvertedModule) -> tuple[tuple[Any, ...], dict[str
 
 
 def _rank(error: float) -> float:
-    """Largest first, NaN before all."""
+    """Sort key: the largest error first, NaN before all."""
     return -error if error == error else -float("inf")

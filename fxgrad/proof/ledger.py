@@ -1,8 +1,8 @@
-"""The books of a backward, node by node: what arrives, what is handed on, what stays.
+"""The books of one backward pass, node by node: what arrives, what is handed on, what stays.
 
-The converted program is run forwards once, keeping every value, then backwards one node at a time,
-each node's own vjp called with the cotangent that arrived. What its constants keep is computed
-apart from any backward, so that no fault can hide in it.
+The converted program runs forwards once and keeps every value, then backwards one node at a time: each node's own vjp
+is called with the cotangent that arrived. Offsets are computed independently of any backward, so that no fault can hide
+in them.
 
 Source: FullGrad (Srinivas & Fleuret, NeurIPS 2019, arXiv:1905.00780), eq. 1, applied to every node.
 """
@@ -31,14 +31,13 @@ class LedgerRow:
     """The books of one node, for one cotangent of the outputs.
 
     Attributes:
-        node, op, kind, rule: what it is.
+        node, op, kind, rule: the node's name, op, kind and backward.
         inflow: <g, z>, what arrives.
         outflow: sum of <g_i, a_i>, what is handed on to operands.
         source: <g, b>, what stays with the node's constants.
         residual: inflow - outflow - source; 0 when balanced.
-        error: |residual| relative to the output, or the relative error of a secant's limit at 0 if
-            that is larger.
-        module_path, source_line: where the model's author wrote it.
+        error: |residual| relative to the output, or the relative error of a secant's limit if that is larger.
+        module_path, source_line: where the node comes from in the user's code.
     """
 
     node: str
@@ -56,7 +55,7 @@ class LedgerRow:
 
 @dataclass(frozen=True)
 class SourceRow:
-    """What the constants of one node contribute: <g, b>, and that relative to the output."""
+    """What the constants of one node contribute: <g, b>, absolute and relative to the output."""
 
     source: str
     node: str
@@ -71,7 +70,7 @@ class Ledger:
 
     Args:
         converted: what `fxgrad.convert` returned.
-        leaves: its inputs, flattened.
+        leaves: its flattened inputs.
 
     Example:
         >>> import fxgrad
@@ -103,13 +102,13 @@ class Ledger:
         return max(real, key=lambda d: torch.finfo(d).eps)
 
     def close(self, cotangents: list[Tensor | None], scale: float) -> tuple[list[LedgerRow], list[SourceRow]]:
-        """Run backwards from the outputs' cotangents, None where there is none; errors are relative to `scale`.
+        """Run backwards from the outputs' cotangents (None: takes no part); errors are relative to `scale`.
 
         Returns:
             One row per live node, and one per node that has sources.
 
         Raises:
-            InputError: a value that a cotangent reaches is NaN or infinite; names the node that made it.
+            InputError: a value that a cotangent reaches is NaN or infinite; the message names the node.
         """
         arrived: dict[str, Any] = {}
         rows: list[LedgerRow] = []
@@ -120,7 +119,7 @@ class Ledger:
                 continue
             self._deliver(arrived, node.name, g)
             if node.name not in self.decisions and node.name not in self.attributed:
-                # An output that no attributed input reaches explains itself.
+                # An output that depends on no attributed input is itself the source.
                 share = dot(g, self.values[node.name])
                 place = place_of(self.original.nodes[node.name])
                 sources.append(SourceRow(f"output {node.name}", node.name, share, share / scale, *place))
@@ -142,7 +141,7 @@ class Ledger:
         for name, declared in self.attributed.items():
             if name in arrived and _spoils(self.values[name], arrived[name]):
                 refuse_non_finite(self.values[name], f"input {declared.name!r}")
-        if spoilt:  # the last one met going backwards is where it begins
+        if spoilt:  # the last one met on the way backwards is where it began
             value = self.values[spoilt.node]
             refuse_non_finite(value, f"the result of {spoilt.node} ({spoilt.op} at {spoilt.place})")
         return rows, sources
@@ -188,7 +187,7 @@ class Ledger:
 
 
 def dot(g: Any, z: Any) -> float:
-    """<g, z> in float64, over tensors or lists of them; the real part where they are complex."""
+    """<g, z> in float64, over tensors or lists of them; the real part for complex ones."""
     if g is None or z is None:
         return 0.0
     if isinstance(z, (list, tuple)):
@@ -196,7 +195,7 @@ def dot(g: Any, z: Any) -> float:
     with torch.no_grad():
         if z.is_complex():
             return float((g.conj().to(torch.complex128) * z.to(torch.complex128)).real.sum())
-        # An infinity that no cotangent reaches, as of a mask, counts for nothing.
+        # An infinity whose cotangent is 0, as in a mask, counts as 0.
         return float(torch.where(g == 0, 0, g.double() * z.double()).sum())
 
 
@@ -208,7 +207,7 @@ def _spoils(z: Any, g: Any) -> bool:
 
 
 def refuse_non_finite(value: Any, what: str) -> None:
-    """Raise `InputError` if a tensor among the leaves of `value` holds NaN or an infinity; says where."""
+    """Raise `InputError` if a tensor among the leaves of `value` has NaN or infinities; says where."""
     for tensor in pytree.tree_leaves(value):
         if isinstance(tensor, Tensor) and tensor.is_floating_point() and not tensor.isfinite().all():
             where = tuple(int(i) for i in (~tensor.isfinite()).nonzero()[0])

@@ -1,8 +1,8 @@
 """A .pt2 file, read without trust: its members checked, its tensors as plain bytes, its program vetted.
 
-`torch.export.load` unpickles, evaluates expressions and imports by name what a file tells it to. So no file gets there.
-Every member is read once, into memory; the tensors are made from their bytes here; the program is checked word by word
-(`vet.py`), written anew with nothing in it that was not checked, and only that, with empty tensors, is handed on.
+`torch.export.load` unpickles, evaluates expressions and imports names as a file tells it to, so it never gets a user's
+file. Every member is read once, into memory. Tensors are made from their bytes here. The program is checked word by
+word (`vet.py`) and written anew from the checked parts only; torch gets this new file, with empty tensors.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PLAIN = re.compile(
     re.ASCII,
 )
 _TENSOR = re.compile(r"data/(weights/weight|constants/tensor)_\d+", re.ASCII)
-# torch's numbers for dtypes in this format; quantised ones and those of 4 bits have none.
+# torch's numbers for dtypes in this format; quantised and 4-bit dtypes are not supported.
 _NUMBERED = {
     1: "uint8 int8 int16 int32 int64 float16 float32 float64 complex32 complex64 complex128 bool bfloat16",
     28: "uint16 float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz float8_e8m0fnu uint32 uint64",
@@ -55,7 +55,7 @@ class Archive:
 
     Attributes:
         origin: the file's name, for messages.
-        members: name without the archive's own -> content.
+        members: name, without the archive's prefix -> content.
     """
 
     origin: str
@@ -66,10 +66,10 @@ class Archive:
         return {name: hashlib.sha256(content).hexdigest() for name, content in self.members.items()}
 
     def json(self, name: str) -> Any:
-        """A member that is JSON.
+        """The parsed content of a JSON member.
 
         Raises:
-            ArtefactError: there is no such member, or it is something else.
+            ArtefactError: there is no such member, or it is not JSON.
         """
         if name not in self.members:
             raise ArtefactError(f"{self.origin} has no {name}. Write it again.")
@@ -79,10 +79,10 @@ class Archive:
             raise ArtefactError(f"{self.origin}: {name} is not JSON ({one_line(error)}). Write it again.") from error
 
     def program(self) -> ExportedProgram:
-        """The program, vetted, with the file's tensors on the CPU; the members that hold them are used up.
+        """The vetted program, with the file's tensors on the CPU; removes the tensors' members from memory.
 
         Raises:
-            ArtefactError: saying what in the file is not as torch.export.save writes it, or cannot be read safely.
+            ArtefactError: something is not as torch.export.save writes it, or cannot be read safely.
         """
         with self._blamed():
             graph = vetted(self.json(PROGRAM))
@@ -100,7 +100,7 @@ class Archive:
 
     @contextmanager
     def _blamed(self) -> Iterator[None]:
-        """Whatever goes wrong is the file's fault."""
+        """Turn every error into an `ArtefactError` about this file."""
         try:
             yield
         except ArtefactError as error:
@@ -125,7 +125,7 @@ class Archive:
             ) from error
 
     def _tensors(self, kind: str) -> dict[str, Tensor]:
-        """The parameters and buffers, or the constants, by name; those of one storage share it, as they did."""
+        """Name -> tensor, of the parameters and buffers or of the constants; shared storages stay shared."""
         config = expect(dict, self.json(CONFIGS[kind]).get("config"), CONFIGS[kind])
         storages: dict[str, Tensor] = {}
         made: dict[str, Tensor] = {}
@@ -143,7 +143,7 @@ class Archive:
         return made
 
     def _skeleton(self, graph: Any, tensors: Mapping[str, Mapping[str, Tensor]]) -> bytes:
-        """The archive as torch reads it, of nothing but the vetted program and empty tensors."""
+        """The bytes of an archive for torch: the vetted program and empty tensors only."""
         meta = {"dtype": 1, "sizes": [{"as_int": 0}], "strides": [{"as_int": 1}], "storage_offset": {"as_int": 0}}
         meta |= {"requires_grad": False, "device": {"type": "cpu", "index": None}, "layout": _STRIDED}
         entry = {"use_pickle": False, "tensor_meta": meta}
@@ -165,17 +165,17 @@ class Archive:
 
 
 def read(path: str | Path) -> Archive:
-    """Read a .pt2 file's members into memory, each once. Nothing of them is interpreted yet.
+    """Read a .pt2 file's members into memory, each once. Nothing is interpreted yet.
 
     Args:
-        path: of a file that `torch.export.save` or `fxgrad.save` wrote.
+        path: path of a file that `torch.export.save` or `fxgrad.save` wrote.
 
     Returns:
         The archive.
 
     Raises:
-        ArtefactError: there is no such file, it is no zip archive, it is damaged, or it holds what does not belong
-            into it: compiled code, custom objects, names that lead elsewhere.
+        ArtefactError: there is no such file, it is no zip archive, it is damaged, or it has forbidden members:
+            compiled code, custom objects, names that lead out of the archive.
 
     Example:
         >>> import tempfile
@@ -194,7 +194,7 @@ def read(path: str | Path) -> Archive:
 
 
 def read_from(file: IO[bytes], origin: str, tensors: bool = True) -> Archive:
-    """The same for an open file, with or without the tensors' values. `origin` is its name, for messages."""
+    """Like `read`, for an open file, with or without the tensors' values. `origin` is its name, for messages."""
     try:
         with zipfile.ZipFile(file) as archive:
             size = file.seek(0, io.SEEK_END)
@@ -208,7 +208,7 @@ def read_from(file: IO[bytes], origin: str, tensors: bool = True) -> Archive:
 
 
 def digests_of(file: IO[bytes]) -> dict[str, str]:
-    """As `Archive.digests`, of an open file that need not fit into memory.
+    """Like `Archive.digests`, for an open file that need not fit into memory.
 
     Example:
         >>> buffer = io.BytesIO()
@@ -227,7 +227,7 @@ def digests_of(file: IO[bytes]) -> dict[str, str]:
 
 
 def _listed(origin: str, archive: zipfile.ZipFile, size: int) -> Iterator[tuple[str, zipfile.ZipInfo]]:
-    """The members, by their names without the archive's own; none of them is read."""
+    """(name without the archive's prefix, zip record) of every member; reads none of them."""
 
     def refuse(name: str, why: str) -> ArtefactError:
         return ArtefactError(f"{origin}: the member {name!r} {why}. The file is damaged or hostile: do not use it.")
@@ -259,7 +259,7 @@ def _listed(origin: str, archive: zipfile.ZipFile, size: int) -> Iterator[tuple[
 
 def _pieces(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> Iterator[bytes]:
     with archive.open(info) as member:
-        while piece := member.read(1 << 24):  # which compares the checksum at the end
+        while piece := member.read(1 << 24):  # the last read compares the checksum
             yield piece
 
 
@@ -273,7 +273,7 @@ def _content(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> bytearray:
 
 
 def _storage(content: bytearray) -> Tensor:
-    # Copied, for PyTorch aligns its own memory, by which kernels round.
+    # Copied, since PyTorch aligns its own memory, and rounding in kernels depends on alignment.
     return torch.frombuffer(content, dtype=torch.uint8).clone() if content else torch.empty(0, dtype=torch.uint8)
 
 
@@ -291,7 +291,7 @@ def _tensor(name: str, storage: Tensor, meta: Mapping[str, Any], parameter: bool
 
 
 def _check_example(spec: pytree.TreeSpec, example: Any) -> None:
-    """The walk follows the spec, so that a small pickle of many references does not make it long."""
+    """Compare the example with the spec. It walks along the spec, so a small pickle of many references is no risk."""
     leaves = spec.flatten_up_to(example)
     strange = [leaf for leaf in leaves if not isinstance(leaf, (Tensor, int, float, str, type(None)))]
     if strange:
@@ -300,7 +300,7 @@ def _check_example(spec: pytree.TreeSpec, example: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what torch logs and warns ahead of an exception: the error tells it all."""
+    """Silence what torch logs and warns before an exception; the error says the same."""
     loggers = [logging.getLogger(name) for name in ("torch.export", "torch._export.serde.serialize")]
     before = [logger.disabled for logger in loggers]
     try:

@@ -1,8 +1,8 @@
-"""The program inside a .pt2 file, word by word: what it may say is listed here, and everything else is refused.
+"""Check the program in a .pt2 file word by word: everything that is not listed here is refused.
 
-torch's reader turns some of the file's text into code: names become variables of generated Python, expressions are
-evaluated by sympy, targets are looked up by attribute, structures import what they name. So every text in it must be of
-a known sort, and is checked by that sort.
+torch's reader turns some of the file's text into code: names become variables of generated Python, sympy evaluates
+expressions, targets are looked up as attributes, structures import the types that they name. So every string must be of
+a known sort, and is checked accordingly.
 
 Source: torch/_export/serde/schema.py, the format; torch/_export/serde/serialize.py, what its reader does with it.
 """
@@ -34,7 +34,7 @@ SYMBOLIC = _words(
     "_operator.sub _operator.truediv math.ceil math.floor math.trunc torch._sym_sqrt torch.sym_float torch.sym_int "
     "torch.sym_ite torch.sym_max torch.sym_min torch.sym_not torch.sym_sum"
 )
-"""What programs compute sizes with."""
+"""Functions by which programs compute sizes."""
 CONTROL_FLOW = _words("cond while_loop map_impl scan associative_scan wrap_with_set_grad_enabled")
 """Higher-order ops that PyTorch writes for a model's own control flow."""
 INTERNAL = _words(
@@ -47,7 +47,7 @@ TEXTS = _words(
     "UPLO activation approximate assert_msg driver equation indexing interpolation mode norm ord p pad_mode padding "
     "padding_side reduce rounding_mode side"
 )
-"""Operands that may be text. A file's name, say, is none of them."""
+"""Operands that may be text. File names are not among them."""
 _PLAIN_TYPE = re.compile(r"((Optional|List)\[)*(Tensor|int|float|bool|number|Device|Generator|complex)\]*")
 _FUNCTIONS = _words(
     "Symbol Integer Float Rational Add Mul Pow Max Min Eq Ne Equality Unequality StrictLessThan StrictGreaterThan "
@@ -60,10 +60,10 @@ _LONGEST = 20_000
 
 
 def expect(kind: type[T], value: Any, where: str) -> T:
-    """The value, if it is of this type.
+    """Return the value if it has this type.
 
     Raises:
-        ArtefactError: it is not.
+        ArtefactError: it has another type.
 
     Example:
         >>> expect(int, 3, "size")
@@ -75,7 +75,7 @@ def expect(kind: type[T], value: Any, where: str) -> T:
 
 
 def is_name(text: str) -> bool:
-    """Whether it can be a variable of generated code, and nothing else."""
+    """Whether the text can only be a variable's name in generated code."""
     return bool(re.fullmatch(r"[A-Za-z_]\w*", text, re.ASCII)) and not keyword.iskeyword(text) and text not in _TAKEN
 
 
@@ -83,17 +83,17 @@ _TAKEN = frozenset({"torch", "self", "device", "inf", "nan", "NoneType", "fx_pyt
 
 
 def is_path(text: str) -> bool:
-    """Whether it can be a module's or a tensor's path: printable, without what ends a string in generated code."""
+    """Whether the text can be a module's or tensor's path: printable, and unable to end a string in generated code."""
     return text.isprintable() and not set(text) & set("'\"\\`{}()") and len(text) < _LONGEST
 
 
 def is_text(text: str) -> bool:
-    """Any text: it is printed, or handed to an op as it is."""
+    """True: text that is only printed or passed to an op may be anything."""
     return len(text) < 50 * _LONGEST
 
 
 def is_expression(text: str) -> bool:
-    """Whether it is a size as sympy's `srepr` writes it, of symbols and numbers that cannot grow without bounds.
+    """Whether the text is a size in sympy's `srepr` form, of symbols and numbers that cannot grow without bounds.
 
     Example:
         >>> is_expression("Mul(Integer(2), Symbol('s0', integer=True))"), is_expression("__import__('os')")
@@ -110,7 +110,7 @@ def is_expression(text: str) -> bool:
 
 
 def _sound(node: ast.AST, calls: set[int]) -> bool:
-    """Whether one node of an expression's syntax is among those that srepr writes for sizes."""
+    """Whether one syntax node of an expression is among those that srepr writes for sizes."""
     if isinstance(node, ast.Name):
         return node.id in (_FUNCTIONS if id(node) in calls else {"true", "false", "oo", "int_oo"})
     if isinstance(node, ast.Call):
@@ -121,7 +121,7 @@ def _sound(node: ast.AST, calls: set[int]) -> bool:
             return len(node.args) == 1 and texts == [first] and is_name(str(texts[0].value))
         if name == "Float":
             return texts == [first] and bool(re.fullmatch(r"[-+\d.e]{1,80}", str(texts[0].value)))
-        if name == "Pow":  # a power of numbers can take longer than anyone would wait
+        if name == "Pow":  # powers of numbers can take forever to compute
             exponent = ast.unparse(node.args[1]) if len(node.args) == 2 else ""
             inner = any(isinstance(n, ast.Name) and n.id == "Pow" for n in ast.walk(node.args[0]))
             return bool(re.fullmatch(r"(Integer|Rational)\(-?\d(, \d)?\)", exponent)) and not inner
@@ -136,10 +136,10 @@ def _sound(node: ast.AST, calls: set[int]) -> bool:
 
 
 def is_structure(text: str) -> bool:
-    """Whether it is a tree of containers as pytree writes it, of types that this process knows.
+    """Whether the text is a tree of containers as pytree writes it, of types that this process knows.
 
     Raises:
-        ArtefactError: it is one, but of a type that nobody has registered.
+        ArtefactError: it is such a tree, but with a type that is not registered.
 
     Example:
         >>> is_structure(pytree.treespec_dumps(pytree.tree_structure({"a": (1, 2)})))
@@ -169,14 +169,14 @@ def _is_tree(tree: Any) -> bool:
     if kind == "collections.defaultdict":
         plain = isinstance(context, dict) and context.get("default_factory_module") == "builtins"
         return plain and context.get("default_factory_name") in ("list", "dict", "int", "float", "set", "tuple")
-    return "__enum__" not in json.dumps(context)  # which would be imported
+    return "__enum__" not in json.dumps(context)  # an enum's type would be imported
 
 
 def is_target(text: str) -> bool:
-    """Whether it is an op that PyTorch or a library of this process has, and that acts on its operands only.
+    """Whether the text names an op that is registered in this process and acts on its operands only.
 
     Raises:
-        ArtefactError: it looks like an op, but there is none.
+        ArtefactError: it looks like an op's name, but there is no such op.
 
     Example:
         >>> [is_target(f"torch.ops.aten.{op}") for op in ("add.Tensor", "from_file.default")] + [is_target("os.system")]
@@ -216,7 +216,7 @@ _SORTS: dict[str, Callable[[str], bool]] = {
     "type": lambda text: bool(re.fullmatch(r"[a-z]{1,20}", text)),
     "verifiers": ("ATEN", "TRAINING", "").__contains__,
 }
-"""Where text may stand, and of what sort it is there."""
+"""Field -> the test for its text."""
 _NAMED = _words("tensor_values sym_int_values sym_bool_values sym_float_values range_constraints opset_version")
 """Tables whose keys are names."""
 _REFUSED = _words("as_custom_obj custom_obj token as_operator as_string_to_argument")
@@ -225,17 +225,17 @@ _KEPT = ("stack_trace", "nn_module_stack")
 
 
 def vetted(program: Any) -> dict[str, Any]:
-    """The program of a .pt2 file, without what fxgrad has no use for.
+    """The checked program of a .pt2 file, reduced to what fxgrad uses.
 
     Args:
         program: models/model.json of the archive, parsed.
 
     Returns:
-        The same without guards (which torch would run as code: fxgrad checks its inputs itself), and of the nodes'
-        metadata only where they come from.
+        The program without guards (torch would run them as code; fxgrad checks inputs itself), and with no metadata of
+        nodes except where they come from.
 
     Raises:
-        ArtefactError: naming the first thing that is not as torch.export.save writes it, or that could run code.
+        ArtefactError: names the first item that is not as torch.export.save writes it, or that could run code.
 
     Example:
         >>> vetted({"graph_module": {"graph": {"nodes": [{"target": "os.system"}]}}})
@@ -262,7 +262,7 @@ def _vetted(value: Any, key: str) -> Any:
         raise ArtefactError(f"the program has {next(n for n in value if not is_name(n))[:80]!r} for a name in {key}.")
     if key == "metadata":
         value = {name: value[name] for name in _KEPT if name in value}
-    if "arg" in value and "kind" in value:  # an operand by its name in the op's schema, such as `self`
+    if "arg" in value and "kind" in value:  # an operand, named as in the op's schema, such as `self`
         named = expect(str, value.get("name"), "an operand's name")
         if not re.fullmatch(r"\w*", named, re.ASCII):
             raise ArtefactError(f"the program has an operand {named[:80]!r}.")

@@ -1,1 +1,1 @@
-"""One recorded run of a converted program, and all that is read off it: gradients, sources, many targets."""
+"""One recorded run of a converted program: gradients, sources, many targets."""

@@ -1,4 +1,4 @@
-"""Where the examples of a batch are in every value of a run, so that what constants contribute is known for each."""
+"""Which axis of every value has the examples of the batch, so that constants' contributions are known per example."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ BATCH = "batch"
 
 
 def places_of(classified: Classified, batch: Size, seeds: Seeds | None = None) -> dict[str, Axes]:
-    """What the axes of all values that depend on an attributed input are made of, and those of the outputs.
+    """The axes of the outputs and of all values that depend on an attributed input, as atoms.
 
     Args:
         classified: what `fxgrad.classify.classify` returned.
-        batch: how many examples there are, as it was captured: mostly a symbol.
-        seeds: what else is known; see `fxgrad.graph.axes.follow`.
+        batch: the captured number of examples, mostly a symbol.
+        seeds: further known axes; see `fxgrad.graph.follow.follow`.
 
     Returns:
         Node name -> axes.
@@ -46,7 +46,7 @@ def places_of(classified: Classified, batch: Size, seeds: Seeds | None = None) -
 
 
 def batch_of(classified: Classified, batch: Size) -> dict[fx.Node, list[Axis | None]]:
-    """Of every input: the axis of the examples is the first, where it has their number; no other is known.
+    """Seeds for every input: its first axis has the examples if its size is `batch`; other axes are unknown.
 
     Example:
         >>> import fxgrad, torch

@@ -1,4 +1,4 @@
-"""One recorded run of a converted program: forwards once, backwards as often as wanted."""
+"""One recorded run of a converted program: one forward pass, any number of backward passes."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Recorder(fx.Interpreter):
     """Runs a program and keeps the values of its nodes.
 
     Args:
-        program: what to run.
-        keep: names of the nodes to keep; all of them by default.
+        program: the program to run.
+        keep: names of the nodes whose values to keep; by default all.
     """
 
     def __init__(self, program: fx.GraphModule, keep: Collection[str] | None = None) -> None:
@@ -37,16 +37,16 @@ class Recorder(fx.Interpreter):
 
 @dataclass(frozen=True)
 class Contributions:
-    """One run forwards and one backwards, taken apart.
+    """The results of one forward and one backward pass.
 
     Attributes:
-        outputs: the program's, flattened, detached.
+        outputs: the program's flattened outputs, detached.
         inputs: name of each attributed input (for token ids, of their embedding) -> its value, detached.
-        gradients: the same names -> the gradient, shaped as the input; 0 where nothing arrives.
-        sources: node name -> g * b, whose elements add up to what the node's constants contribute. Mostly one tensor,
-            shaped as the node's output; more where they have no shape in common, as of a layer with several biases.
-        values: name of each node that was asked for -> its value, detached.
-        cotangents: the same names -> the gradient of the value; None where nothing arrives.
+        gradients: the same names -> the gradient, shaped as the input; 0 where no cotangent arrives.
+        sources: node name -> g * b; the sum of all elements is what the node's constants contribute. Mostly one tensor,
+            shaped as the node's output; several if their shapes differ, as for a layer with several biases.
+        values: name of each requested node -> its value, detached.
+        cotangents: the same names -> the cotangent, shaped as the value; None where none arrives.
     """
 
     outputs: list[Any]
@@ -61,16 +61,16 @@ Cotangents = Sequence["Tensor | None"]
 
 
 class Recording:
-    """One run forwards of a converted program, recorded, from which to go backwards as often as wanted.
+    """One recorded forward pass of a converted program, for any number of backward passes.
 
     Args:
         converted: what `fxgrad.convert` returned.
         entries: what `converted.entries` returned: the inputs, then the embedded tokens.
-        also: names of further nodes whose values and cotangents are wanted.
-        sources: whether the sources are wanted.
+        also: names of further nodes whose values and cotangents to return.
+        sources: whether to compute the sources' contributions.
 
     Attributes:
-        outputs: the program's, flattened, detached.
+        outputs: the program's flattened outputs, detached.
 
     Example:
         >>> import fxgrad
@@ -97,11 +97,11 @@ class Recording:
         self.outputs = [detached(v) for v in self._outputs]
 
     def back(self, cotangents: Cotangents, *, last: bool = True) -> Contributions:
-        """What everything contributes to <v, f(x)>; see `contributions`.
+        """Run one backward pass: all contributions to <v, f(x)>; see `contributions`.
 
         Args:
             cotangents: v, one per flattened output, shaped alike; None for an output that takes no part.
-            last: whether what was recorded may be freed.
+            last: whether the recorded values may be freed.
         """
         wanted = dict.fromkeys([*self.inputs, *self.also, *self.decisions])
         ends = {name: self.inputs.get(name, self._recorded.get(name)) for name in wanted}
@@ -129,24 +129,24 @@ def contributions(
     also: Collection[str] = (),
     sources: bool = True,
 ) -> Contributions:
-    """What every input and every constant contributes to <v, f(x)>, from one run forwards and one backwards.
+    """The contributions of all inputs and constants to <v, f(x)>, from one forward and one backward pass.
 
-    The gradients with respect to the attributed inputs and to the nodes' values come from a single call of
-    `torch.autograd.grad`. Nothing branches on a value, so that `torch.fx.experimental.proxy_tensor.make_fx` traces it.
+    All gradients come from a single call of `torch.autograd.grad`. Nothing branches on a value, so
+    `torch.fx.experimental.proxy_tensor.make_fx` can trace this function.
 
     Args:
         converted: what `fxgrad.convert` returned.
         entries: what `converted.entries` returned: the inputs, then the embedded tokens.
-        cotangents: v, one per flattened output, shaped alike; None for an output that takes no part. Or a function that
-            makes them of the outputs.
-        also: names of further nodes whose values and cotangents are wanted.
-        sources: whether the sources are wanted.
+        cotangents: v, one per flattened output, shaped alike; None for an output that takes no part. Or a function from
+            the outputs to these.
+        also: names of further nodes whose values and cotangents to return.
+        sources: whether to compute the sources' contributions.
 
     Returns:
         The contributions. Inputs times gradients and sources add up to <v, f(x)> if the policy balances.
 
     Raises:
-        RuntimeError: an op that has no gradient; `fxgrad.check` says which and where.
+        RuntimeError: an op has no gradient; `fxgrad.check` says which and where.
 
     Example:
         >>> import fxgrad
@@ -166,7 +166,7 @@ def contributions(
 
 
 def _unreached(converted: ConvertedModule, outputs: list[Any], cotangents: Cotangents) -> dict[str, Pairs]:
-    """Outputs that no attributed input reaches: they explain themselves."""
+    """The pairs (g, b) of outputs that depend on no attributed input: the output itself is the source."""
     nodes = pytree.tree_leaves(converted.program.graph.output_node().args[0])
     captured = converted.classified.captured
     reached = {n.name for n, d in zip(captured.entry_nodes, captured.entries) if d.attributed}
@@ -181,7 +181,7 @@ def _unreached(converted: ConvertedModule, outputs: list[Any], cotangents: Cotan
 def _backward(
     outputs: list[Any], cotangents: Sequence[Any], values: Mapping[str, Any], *, keep: bool
 ) -> dict[str, Any]:
-    """The cotangents of values, tensors or lists of them, from one call of autograd."""
+    """Name -> cotangent of the value (a tensor or a list of tensors), from one call of autograd."""
     ends = [v for v, g in zip(outputs, cotangents) if g is not None and v.requires_grad]
     starts = [g for v, g in zip(outputs, cotangents) if g is not None and v.requires_grad]
     leaves, spec = pytree.tree_flatten(dict(values))

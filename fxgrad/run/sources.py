@@ -1,7 +1,7 @@
-"""What constants contribute: at every node with sources b and cotangent g, the elementwise product g * b.
+"""What constants contribute: at every node with offset b and cotangent g, the elementwise product g * b.
 
-An offset is computed from the original op, apart from any backward, so that no fault of a backward can hide in it. It
-is made of tensor operations only, without a branch on values, so that `make_fx` traces it.
+An offset is computed from the original op, independently of any backward, so that no fault of a backward can hide in
+it. It uses tensor operations only, without a branch on values, so that `make_fx` can trace it.
 
 Source: FullGrad (Srinivas & Fleuret, NeurIPS 2019, arXiv:1905.00780), eq. 1, applied to every node.
 """
@@ -21,11 +21,11 @@ from fxgrad.ops.backward import Pairs
 
 
 class Offsets:
-    """The offsets b of a run's nodes: what each node's backward says of the captured op at this run's values.
+    """The offsets b of a run's nodes, computed by each node's backward from the captured op and this run's values.
 
     Args:
         converted: what `fxgrad.convert` returned.
-        values: node name -> its value in one run of the program; those that `reads` names will do.
+        values: node name -> its value in one run of the program; at least the nodes that `reads` names.
 
     Attributes:
         original: the captured graph at these values.
@@ -36,12 +36,12 @@ class Offsets:
         self.original = Replay(converted.classified.captured.graph, values)
 
     def carrying(self, decision: Decision) -> list[str]:
-        """The operands that a cotangent may travel on to: live nodes and attributed inputs."""
+        """Names of the operands that may get a cotangent: live nodes and attributed inputs."""
         names = dict.fromkeys(str(o.value) for o in decision.data)
         return [n for n in names if n not in self.decisions or self.decisions[n].live]
 
     def of(self, decision: Decision, g: Any) -> Pairs:
-        """What the node's constants contribute, given the cotangent of its result: pairs whose <g, b> add up to it."""
+        """Pairs (g, b) of a node, given its cotangent g: the sum of <g, b> is what its constants contribute."""
         if not decision.keeps:
             return []
         return decision.backward.offset(decision, self.original, self.carrying(decision), g)
@@ -56,7 +56,7 @@ def reads(converted: ConvertedModule) -> set[str]:
 
 
 def products(pairs: Pairs) -> tuple[Tensor, ...]:
-    """g * b of every pair; one tensor where all are shaped alike, and the real part where they are complex."""
+    """g * b of every pair, added up to one tensor if all shapes are equal; the real part of complex ones."""
     flat: list[tuple[Tensor, Tensor]] = []
     for g, b in pairs:
         items = zip(g, b) if isinstance(b, (list, tuple)) else [(g, b)]

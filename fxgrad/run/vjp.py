@@ -1,4 +1,4 @@
-"""Many targets from one forward: K cotangents, one recorded run, as few backwards as memory allows."""
+"""Many targets from one forward pass: K cotangents, in as few backward passes as memory allows."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from fxgrad.errors import InputError, first_line
 from fxgrad.module.converted import ConvertedModule
 
 CACHED = 2**25
-"""Bytes that a batch of cotangents may take at the widest place on a CPU; beyond its cache, batching gains nothing."""
+"""The largest size in bytes of a batch of cotangents on a CPU; beyond the cache, batching gains nothing."""
 
 
 @dataclass(frozen=True)
 class VJP:
-    """What `vjp` returns.
+    """The result of `vjp`.
 
     Attributes:
         outputs: the module's outputs, in the original's structure, detached.
@@ -38,22 +38,22 @@ def vjp(
     *,
     chunk: int | None = None,
 ) -> VJP:
-    """The balanced gradients for K cotangents, from one forward.
+    """The balanced gradients for K cotangents, from one forward pass.
 
     Args:
         converted: what `fxgrad.convert` returned.
         args, kwargs: inputs, as for calling it.
-        cotangents: structured as the outputs, every tensor with an axis of K ahead, (K, *its shape); None for an output
-            that takes no part.
-        chunk: how many cotangents go backward at once, batched by `torch.func.vmap`; 1 takes them one by one. By
-            default as many as fit: on a CPU into the cache, else into a quarter of the memory that is free.
+        cotangents: structured as the outputs, every tensor (K, *the output's shape); None for an output that takes no
+            part.
+        chunk: cotangents per backward pass, batched by `torch.func.vmap`; 1 takes them one by one. By default as many
+            as fit: on a CPU into the cache, else into a quarter of the free memory.
 
     Returns:
         The outputs, and for every attributed input its K gradients.
 
     Raises:
         InputError: cotangents of another structure or shape, a chunk below 1, inputs that the module does not take, or
-            an op whose gradient cannot be batched.
+            an op whose gradient vmap cannot batch.
 
     Example:
         >>> import fxgrad
@@ -103,7 +103,7 @@ def vjp(
 
 
 def _matched(outputs: list[Any], cotangents: list[Any]) -> tuple[int, list[Tensor | None]]:
-    """How many cotangents there are, and one stack of them per output."""
+    """(K, one stack of cotangents per output, None for an output without one)."""
     shapes = [tuple(v.shape) if isinstance(v, Tensor) else None for v in outputs]
     given = [tuple(g.shape) if isinstance(g, Tensor) else g for g in cotangents]
     counts = {g[0] for g in given if g}
@@ -122,12 +122,12 @@ def _size(chunk: int | None, count: int, widest: int, outputs: list[Any]) -> int
         return chunk
     device = next(v.device for v in outputs if isinstance(v, Tensor))
     room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CACHED
-    # At its widest a backward holds about two gradients of that size at a time.
+    # A backward pass has about two gradients of the largest size in memory at a time.
     return max(1, min(count, room // max(2 * widest, 1)))
 
 
 def _backward(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], last: bool) -> list[Tensor | None]:
-    """The inputs' gradients for a chunk of cotangents, each with the chunk's axis ahead."""
+    """The inputs' gradients for a chunk of cotangents, each (chunk, *the input's shape)."""
     if not outputs:
         return [None] * len(inputs)
     if len(cotangents[0]) == 1:

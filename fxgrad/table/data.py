@@ -1,4 +1,4 @@
-"""A rule table as plain data, rows and policy together, and back again: what goes into an artefact."""
+"""Convert a rule table (rows and policy) to the plain data of an artefact, and back."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from fxgrad.table.row import GRAMMAR, Row, Twins, row_of
 
 
 def own_twins(table: RuleTable) -> dict[str, str]:
-    """The twins that are the user's own functions: op -> the function's import path, for people to read.
+    """The user's own twins: op -> import path of the function, for people to read.
 
     Example:
         >>> from fxgrad.table.loading import load
@@ -27,7 +27,7 @@ def own_twins(table: RuleTable) -> dict[str, str]:
 
 
 def to_data(table: RuleTable) -> dict[str, Any]:
-    """The table as JSON can hold it; functions are left out.
+    """The table as JSON values, without functions.
 
     Example:
         >>> from fxgrad.table.loading import load
@@ -57,7 +57,7 @@ def _entry(row: Row) -> dict[str, Any]:
 
 @functools.cache
 def _shipped_moves() -> Mapping[str, str]:
-    """How PyTorch's own ops move elements: a fact about them, which a file need not repeat."""
+    """Op -> how it moves elements, for PyTorch's own ops: a fact that an artefact need not repeat."""
     return {op: row.options["moves"] for op, row in load().rows.items() if "moves" in row.options}
 
 
@@ -65,14 +65,14 @@ def from_data(data: Any, twins: Twins, own: Mapping[str, str], needed: set[str])
     """The table that `to_data` wrote, checked like any rule file.
 
     Args:
-        data: what `to_data` returned, or anything else.
+        data: what `to_data` returned; not trusted.
         twins: the user's twins: op -> function.
-        own: what `own_twins` returned: the ops that need one.
-        needed: the ops that the program calls, as torch prints them; rows of others may be of ops that this PyTorch
-            does not have, and are left out then.
+        own: what `own_twins` returned: the ops that need a twin.
+        needed: the ops that the program calls, as torch prints them. Rows of other ops are left out if this PyTorch
+            lacks the op.
 
     Raises:
-        ArtefactError: it is no such table, or twins are missing or too many.
+        ArtefactError: `data` is no such table, or there are too few or too many twins.
 
     Example:
         >>> from fxgrad.table.loading import load

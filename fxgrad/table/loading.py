@@ -1,8 +1,7 @@
 """The rule table: what every op is, and which backward every kind gets. Data, read from TOML.
 
-A file may hold rows (one section per kind, one row per op) and a policy (the section `backward`; with `base`, what
-differs from another one).
-The shipped `rules/ops.toml` has the rows; each shipped policy is a file of its own.
+A file may have rows (one section per kind, one row per op) and a policy (the section `backward`; with `base`, only what
+differs from the base). The shipped `rules/ops.toml` has the rows; each shipped policy is a file of its own.
 """
 
 from __future__ import annotations
@@ -27,9 +26,9 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 Rules = Union[str, Path, Sequence[Union[str, Path, Twins]]]
-"""A preset's name, the path of a TOML file, or several of either, and twins of composed ops: op -> function."""
+"""A preset's name, the path of a TOML file, or a sequence of these and of twins for composed ops: op -> function."""
 OnUnknown = Literal["error", "native"]
-"""What to do about ops without a row: refuse the model, or keep the ops' own gradients and book what they lack."""
+"""For ops without a row: refuse the model, or keep the ops' own gradients (the check shows the error)."""
 
 
 @dataclass(frozen=True)
@@ -37,11 +36,11 @@ class RuleTable:
     """Rows and policy, merged from one or more files.
 
     Attributes:
-        name: how the policy was asked for, as in "libragrad".
+        name: the policy's name, such as "libragrad".
         rows: op -> row.
-        policy: kind -> its backward, by name, or with parameters as the file spells it.
-        cite: where the policy comes from.
-        on_unknown: what to do about an op without a row.
+        policy: kind -> its backward: a name, or a table with parameters as in the file.
+        cite: the policy's citation.
+        on_unknown: "error" or "native", for ops without a row.
     """
 
     name: str
@@ -52,7 +51,7 @@ class RuleTable:
 
     @property
     def backwards(self) -> dict[Kind, Backward]:
-        """Kind -> what its nodes' backward is.
+        """Kind -> the backward of its nodes.
 
         Example:
             >>> load("libragrad").backwards[Kind.SOFTMAX].name
@@ -61,7 +60,7 @@ class RuleTable:
         return {kind: backward_of(choice) for kind, choice in self.policy.items()}
 
     def row(self, overload: Any) -> Row | None:
-        """The row of an `OpOverload`: its own, else its packet's if that one fits its schema.
+        """The row of an `OpOverload`: its own, else its packet's if that row fits its schema.
 
         Example:
             >>> import torch
@@ -93,9 +92,9 @@ def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTab
     """Read the shipped ops and the given policy and row files, and check them against torch.
 
     Args:
-        rules: a preset's name ("libragrad"), the path of a TOML file, or a sequence of either and of
-            mappings from a composed op's name to its twin. Rows add to the shipped ones. At most one file may
-            set a kind's backward; where none does, it is libragrad's.
+        rules: a preset's name ("libragrad"), the path of a TOML file, or a sequence of these and of mappings from a
+            composed op's name to its twin. Rows are added to the shipped ones. At most one file may set a kind's
+            backward; the default is libragrad's.
         on_unknown: "error" refuses a model with ops that have no row; "native" keeps their own gradients.
 
     Returns:
@@ -143,7 +142,7 @@ def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTab
 
 
 def _add(row: Row, rows: dict[str, Row]) -> None:
-    """Add a row to those that there are; it takes the place of one only if it says so."""
+    """Add a row; it replaces an existing one only if it says so."""
     ours = [op for op in rows if op == row.op or (row.replaces and op.startswith(f"{row.op}."))]
     if row.op in rows and not row.replaces:
         named = {part: names[0] if len(names) == 1 else list(names) for part, names in row.parts.items()}
@@ -154,12 +153,12 @@ def _add(row: Row, rows: dict[str, Row]) -> None:
         )
     for op in ours:
         del rows[op]
-    # What is replaced is the user's from here on: a shipped twin belonged to the shipped row.
+    # A replaced row loses the shipped twin, which belonged to the shipped row.
     rows[row.op] = replace(row, twin=None) if ours else row
 
 
 def _policy(origin: str, content: dict[str, Any], below: tuple[str, ...] = ()) -> dict[Kind, Choice]:
-    """A file's policy: its base's, and what differs from that."""
+    """A file's policy: the base's choices, overridden by the file's own."""
     own = policy_of(origin, content.get("backward", {}))
     base = content.get("base")
     if base is None:
@@ -168,13 +167,13 @@ def _policy(origin: str, content: dict[str, Any], below: tuple[str, ...] = ()) -
         raise RuleTableError(f"{origin}: base is a policy's name or the path of a .toml file, not {base!r}.")
     if base in below:
         raise RuleTableError(f"{origin}: the policies {', '.join(below)} are each other's base. Let one stand alone.")
-    # A path counts from the file that names it.
+    # A path is relative to the file that names it.
     beside = Path(origin).parent / base
     return {**_policy(*_read(beside if base.endswith(".toml") else base), (*below, base)), **own}
 
 
 def attach(twins: Twins, rows: dict[str, Row]) -> None:
-    """Give every composed row of the user's its twin."""
+    """Put the user's twins into the user's composed rows, in place."""
     for op, twin in twins.items():
         if not callable(twin):
             raise RuleTableError(f"rules: the twin of {op} must be a function, not {twin!r}.")
@@ -197,7 +196,7 @@ def _shipped() -> Any:
 
 
 def _read(name: str | Path) -> tuple[str, dict[str, Any]]:
-    """Origin (for messages) and content of a preset or file."""
+    """(origin for messages, content) of a preset or file."""
     try:
         if isinstance(name, Path) or str(name).endswith(".toml"):
             return str(name), tomllib.loads(Path(name).read_text("utf-8"))
@@ -225,5 +224,5 @@ def _rows(origin: str, content: dict[str, Any], shipped: bool) -> Iterator[Row]:
             raise RuleTableError(f"{origin}: {section} must be a section of rows, not {entries!r}.")
         for op, entry in entries.items():
             if shipped and not overloads_of(op):
-                continue  # another torch has it, or a library that is not imported: no model here can hold it
+                continue  # of another torch version, or a library that is not imported: no model here can call it
             yield row_of(f"{origin} [{section}]", op, Kind(section), entry)

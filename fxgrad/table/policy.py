@@ -20,7 +20,7 @@ def backward_of(choice: Choice) -> Backward:
     """The backward that a policy chooses.
 
     Raises:
-        ValueError: it has no such parameters.
+        ValueError: the backward has no such parameters.
         KeyError: there is no such backward.
 
     Example:
@@ -34,14 +34,14 @@ def backward_of(choice: Choice) -> Backward:
 
 
 def policy_of(origin: str, section: Any) -> dict[Kind, Choice]:
-    """The section `backward` of a file, checked.
+    """The checked section `backward` of a file: kind -> choice.
 
     Args:
         origin: the file, for messages.
-        section: as TOML gives it.
+        section: the section as parsed from TOML.
 
     Raises:
-        RuleTableError: no section, no such kind, a backward that does not serve it, or a parameter that it lacks.
+        RuleTableError: no section, an unknown kind, a backward that does not serve the kind, or an unknown parameter.
 
     Example:
         >>> policy_of("mine.toml", {"softmax": "native"})

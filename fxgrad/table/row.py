@@ -19,20 +19,20 @@ Twins = Mapping[str, Callable[..., Any]]
 OPTIONS: dict[str, type | tuple[type, ...]] = {
     "moves": str,  # linear, piecewise linear: how it moves elements, a word of fxgrad.graph.axes
     "relaid": bool,  # linear: PyTorch's backward is wrong for a cotangent of other strides than the input's
-    "saturates": bool,  # piecewise linear: has offsets that no operand names
+    "saturates": bool,  # piecewise linear: has offsets that are no operands
     "bounded": bool,  # piecewise linear: saturates on both sides, so that f(number + x) is a gate
     "odd": bool,  # squash: odd and bounded, so that number + f(x) is a gate
     "secant": bool,  # gate: finite at 0, so that it can carry attribution by its secant
-    "through": (int, float),  # gate: where it is 0, if it is not finite at 0; its secant is taken through there
+    "through": (int, float),  # gate: where it is 0, if it is not finite at 0; its secant goes through that point
     "log": bool,  # softmax: a logarithm, so not the weights of an average
-    "degree": (int, float, str),  # power, gate: degree of homogeneity, or the operand that holds it
-    "over": str,  # normalization: the operand that holds the normalized shape
-    "groups": str,  # normalization: the operand that holds the number of groups
+    "degree": (int, float, str),  # power, gate: degree of homogeneity, or the operand that gives it
+    "over": str,  # normalization: the operand that gives the normalized shape
+    "groups": str,  # normalization: the operand that gives the number of groups
     "centered": bool,  # normalization: whether the mean is subtracted
-    "eps": str,  # normalization: the operand that holds epsilon
+    "eps": str,  # normalization: the operand that gives epsilon
 }
 
-# For every kind: parts that a row must name, parts that it may name, options that it may set.
+# Per kind: parts that a row must name, parts that it may name, options that it may set.
 GRAMMAR: dict[Kind, tuple[set[str], set[str], set[str]]] = {
     Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "held", "like"}, {"relaid", "moves"}),
     Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, {"saturates", "bounded", "moves"}),
@@ -55,14 +55,14 @@ class Row:
     """What one op is.
 
     Attributes:
-        op: `namespace.name`, which stands for all overloads, or `namespace.name.overload`.
-        kind: its kind.
-        parts: part -> names of the operands that play it, as in the op's schema.
+        op: `namespace.name`, which means all overloads, or `namespace.name.overload`.
+        kind: the op's kind.
+        parts: part -> names, as in the op's schema, of the operands with this part.
         options: see `OPTIONS`.
         origin: file and section, for messages.
         twin: for composed ops, the function whose gradient is the balanced one.
-        when: values of arguments for which alone the row holds: name -> values.
-        replaces: whether it takes the place of a row that the shipped table has for the op.
+        when: argument name -> the only values for which the row applies.
+        replaces: whether it replaces the shipped table's row of the op.
     """
 
     op: str
@@ -91,13 +91,13 @@ class Row:
 
 
 def row_of(origin: str, op: str, kind: Kind, entry: Any) -> Row:
-    """A row from what a file says of an op.
+    """Make a checked row from an op's line in a file.
 
     Args:
         origin: file and section, for messages.
         op: as in `Row`.
-        kind: the section's.
-        entry: what stands behind the equals sign.
+        kind: the section's kind.
+        entry: the line's value, as parsed from TOML.
 
     Raises:
         RuleTableError: an unknown key, a wrong type, an op or operand that torch does not have.
@@ -144,7 +144,7 @@ def row_of(origin: str, op: str, kind: Kind, entry: Any) -> Row:
 
 
 def _problem(row: Row, required: set[str]) -> str | None:
-    """What is wrong with a row as a whole: what is missing, what torch does not have."""
+    """What is wrong with a row as a whole (missing parts, names that torch lacks), or None."""
     if missing := required - set(row.parts):
         return f"{', '.join(sorted(missing))} is missing."
     if row.kind is Kind.POWER and "degree" not in row.options:
@@ -167,7 +167,7 @@ def _problem(row: Row, required: set[str]) -> str | None:
 
 
 def overloads_of(op: str) -> list[Any]:
-    """The functional overloads that a row's name stands for; empty if torch has none."""
+    """The functional overloads that a row's name means; empty if torch has none."""
     namespace, _, name = op.partition(".")
     name, _, overload = name.partition(".")
     try:

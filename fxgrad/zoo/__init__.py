@@ -1,12 +1,12 @@
-"""The zoo: every model of timm, torchvision and transformers through the pass, and a row of what came out.
+"""The zoo: convert and check every model of timm, torchvision and transformers, one result row per model.
 
     from fxgrad import zoo
     rows = zoo.run(zoo.suite("timm-families"), "timm-families.csv")
     print(zoo.summary(rows))
 
-It is a tool beside the pass, of which it uses what any user would. A file each: a case (case),
-the lists of cases (suites), how a large model is made small (shrink), one case measured (measure),
-processes (workers, running), the table (rows) and the documentation's page (report).
+It uses only fxgrad's public functions. The files: one model (case), the lists of cases (suites), reduction of large
+models (shrink), the measurement of one case (measure), processes (workers, running), the table (rows), and the page for
+the documentation (report).
 """
 
 from fxgrad.zoo.case import Built, Case, Limits

@@ -1,4 +1,4 @@
-"""The cases of `fxgrad.zoo.transformers` that see, hear, or follow a series; with text or without."""
+"""The cases of `fxgrad.zoo.transformers` for images, videos, sound and time series, with or without text."""
 
 from __future__ import annotations
 

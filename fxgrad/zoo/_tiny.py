@@ -1,4 +1,4 @@
-"""What the cases of `fxgrad.zoo.transformers` are made of: tiny configurations, examples, how to build one."""
+"""Helpers for the cases of `fxgrad.zoo.transformers`: tiny configurations, example inputs, building a model."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ TINY: dict[str, Any] = {
     "image_size": SIDE,
     "patch_size": 8,
 }
-"""What most configurations call their sizes; those that call them otherwise say so in their case."""
+"""The usual keys for sizes in configurations; cases with other keys name them."""
 KV: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 8}
 BART: dict[str, Any] = {
     "d_model": 32,
@@ -61,18 +61,18 @@ def case(
     Args:
         model: name of its class in transformers.
         inputs: makes the keyword arguments of its forward.
-        part: path of the submodule that is meant, instead of the whole.
-        omit: what of `TINY` the configuration must not be told.
+        part: path of the submodule to take instead of the whole model.
+        omit: keys of `TINY` that the configuration does not take.
         through_no_grad: as for `fxgrad.convert`.
-        **config: of the configuration, beyond `TINY`.
+        **config: further values of the configuration.
 
     Returns:
-        What builds it.
+        A function that builds the model and its example.
     """
 
     def build() -> Built:
         cls = getattr(importlib.import_module("transformers"), model)
-        renamed = cls.config_class.attribute_map  # GPT-2's hidden_size is n_embd: either name will do
+        renamed = cls.config_class.attribute_map  # GPT-2's hidden_size is n_embd: both names are accepted
         general = {k: v for k, v in TINY.items() if k not in omit and renamed.get(k) not in config}
         built = cls(cls.config_class(**general | config)).eval()
         _train(built)
@@ -82,12 +82,12 @@ def case(
 
 
 def tiny(model_type: str = "", /, **config: Any) -> dict[str, Any]:
-    """A configuration inside another."""
+    """A configuration nested in another one."""
     return TINY | ({"model_type": model_type} if model_type else {}) | config
 
 
 def _train(model: nn.Module) -> None:
-    """Weights as training leaves them: no bias at zero, no norm at one, no signal that dies away."""
+    """Make weights like trained ones, in place: no bias of 0, no norm of 1, no vanishing signal."""
     with torch.no_grad():
         for parameter in model.parameters():
             matrix = parameter.dim() > 1 and len(parameter) > 1
@@ -95,7 +95,7 @@ def _train(model: nn.Module) -> None:
 
 
 def ids(length: int = LENGTH, below: int = VOCABULARY) -> Tensor:
-    """Token ids (batch, length), none of which is special."""
+    """Token ids (batch, length), without special tokens."""
     return torch.randint(3, below, (BATCH, length))
 
 
@@ -112,7 +112,7 @@ def _padded() -> Tensor:
 
 
 def given(**shapes: Sequence[int]) -> Inputs:
-    """Standard normal numbers of these shapes, the batch apart."""
+    """Standard normal tensors; shapes are given without the batch."""
     return lambda: {name: torch.randn(BATCH, *shape) for name, shape in shapes.items()}
 
 
@@ -139,7 +139,7 @@ waveform = given(input_values=(800,))
 
 
 def to_text(inputs: Inputs) -> Inputs:
-    """With what the decoder has written so far."""
+    """The inputs, and the decoder's tokens so far."""
     return lambda: inputs() | {"decoder_input_ids": ids(5)}
 
 
@@ -148,7 +148,7 @@ def text_image() -> dict[str, Any]:
 
 
 def one_of_images(tokens: int) -> Inputs:
-    """The same where a text may hold several images: (batch, images, channels, height, width)."""
+    """Like `image_in_text`, for texts with several images: (batch, images, channels, height, width)."""
 
     def inputs() -> dict[str, Any]:
         call = image_in_text(tokens)()

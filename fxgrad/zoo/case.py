@@ -15,7 +15,7 @@ class Built(NamedTuple):
     Attributes:
         model: float32, on the CPU.
         args, kwargs: the example, a batch of two.
-        reduced: in words, what was made smaller than the real model's; "" where nothing was.
+        reduced: how the model was made smaller, in words; "" if it was not.
         through_no_grad: as for `fxgrad.convert`.
     """
 
@@ -28,7 +28,7 @@ class Built(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """One model of the zoo. It travels to another process, so `build` must be picklable.
+    """One model of the zoo. It is sent to another process, so `build` must be picklable.
 
     Attributes:
         name: package and model, as in "timm:resnet18".
@@ -42,7 +42,7 @@ class Case:
 
     @property
     def package(self) -> str:
-        """Where the model comes from, such as "timm".
+        """The package of the model, such as "timm".
 
         Example:
             >>> Case("timm:resnet18", "resnet", lambda: Built(nn.Identity(), (), {})).package
@@ -53,12 +53,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Limits:
-    """What a case may cost.
+    """Limits on the size of a case.
 
     Attributes:
-        parameters: a model beyond so many is reduced to fewer blocks of each sort.
-        image_size: an input beyond so many pixels a side is made smaller where the model allows it;
-            None leaves it to the suite.
+        parameters: a model with more parameters is reduced to fewer blocks of each sort.
+        image_size: an input with more pixels per side is made smaller if the model allows it; None: the suite decides.
     """
 
     parameters: int = 100_000_000

@@ -1,4 +1,4 @@
-"""One case, measured: the same forward, a complete gradient, and what the plain one would have been."""
+"""Measure one case: is the forward the same, and how complete are the balanced and the plain gradient?"""
 
 from __future__ import annotations
 
@@ -28,20 +28,20 @@ from fxgrad.zoo.rows import Row, bar
 from fxgrad.zoo.shrink import count
 
 _LONGEST = 600
-"""Characters of a reason; the longest are lists of ops."""
+"""The largest number of characters of a reason; the longest are lists of ops."""
 
 
 def measure(case: Case, seed: int = 0) -> Row:
     """Convert a case in float64, compare its forward bit for bit, and check its completeness.
 
-    Biases, norms, tokens and running statistics are randomised, so that no source is zero by luck.
+    Biases, norms, tokens and running statistics are randomised, so that no source is 0 by chance.
 
     Args:
-        case: what to build.
-        seed: of weights, example and cotangent.
+        case: the case to build.
+        seed: seed of weights, example and cotangent.
 
     Returns:
-        The row. Whatever goes wrong is its `reason`: no exception comes out of here.
+        The result row. Exceptions are not raised, but become its `reason`.
 
     Example:
         >>> from fxgrad.zoo.case import Built
@@ -108,7 +108,7 @@ def _double(leaf: Any) -> Any:
 
 
 def _precision(captured: Captured, converted: ConvertedModule) -> str:
-    """The dtype of the fewest bits among the values that attributions pass through."""
+    """The dtype with the fewest bits among the values that a cotangent reaches."""
     decisions = converted.classified.decisions
     values = [n.meta.get("val") for n in captured.graph.nodes if n.name in decisions and decisions[n.name].live]
     dtypes = {v.dtype for v in values if isinstance(v, Tensor) and v.is_floating_point()}
@@ -118,12 +118,12 @@ def _precision(captured: Captured, converted: ConvertedModule) -> str:
 def _at_batch_of_one(
     model: nn.Module, converted: ConvertedModule, captured: Captured, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any], str, bool]:
-    """The example with a batch of one, which is what a user explains, and which costs half as much to check.
+    """The example with a batch of one: users explain one example, and it costs half as much to check.
 
     Returns:
-        args, kwargs: of one, where the batch is dynamic, else the example.
-        batches: the example's and this one's size.
-        same: whether the outputs agree at the example's.
+        args, kwargs: with a batch of one if the batch is dynamic, else the example.
+        batches: the sizes of both batches.
+        same: whether the outputs agree for the whole example.
     """
     with torch.no_grad(), without_fast_path():
         same = identical(converted(*args, **kwargs), model(*args, **kwargs))
@@ -141,13 +141,13 @@ def _at_batch_of_one(
     try:
         with torch.no_grad():
             model(*first[0], **first[1])
-    except Exception:  # a first axis that is no batch, though torch.export could let it vary
+    except Exception:  # the first axis is no batch, though torch.export could make it dynamic
         return args, kwargs, batches, same
     return *first, f"1, {batches}", same
 
 
 def reason(error: Exception) -> str:
-    """An error as one line: its name and first lines, and where it was raised if not on purpose.
+    """An error as one line: its name and first lines, and where it was raised unless it is an `FxgradError`.
 
     Example:
         >>> reason(FxgradError("two ops have no rule:\\n  a\\n  b"))
@@ -168,6 +168,6 @@ def _sizes(leaves: Iterable[Any]) -> str:
 
 def _versions(package: str) -> str:
     versions = [f"torch {torch.__version__}"]
-    with contextlib.suppress(metadata.PackageNotFoundError):  # a module of one's own
+    with contextlib.suppress(metadata.PackageNotFoundError):  # the user's own module
         versions.append(f"{package} {metadata.version(package)}")
     return ", ".join(versions)

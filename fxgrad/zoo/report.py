@@ -140,5 +140,5 @@ def _millions(value: int | None) -> str:
 
 
 def _plain_text(text: str) -> str:
-    """Text that Markdown leaves as it is in a table."""
+    """The text, escaped for a Markdown table."""
     return text.replace("|", "\\|").replace("<", "&lt;").replace("*", "\\*").replace("_", "\\_")

@@ -1,4 +1,4 @@
-"""What was measured, one row a model, in a CSV file that is appended to and resumed."""
+"""The measurements, one row per model, in a CSV file that runs append to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ERRORS = {"completeness_error", "plain_error"}
 
 
 def bar(precision: str) -> float:
-    """The largest relative completeness error that passes: 1e-10, or 1e-6 where the model itself computes in float32.
+    """The largest relative completeness error that passes: 1e-10, or 1e-6 if the model itself computes in float32.
 
     Args:
         precision: as in `Row`.
@@ -31,24 +31,24 @@ def bar(precision: str) -> float:
 
 @dataclass(frozen=True)
 class Row:
-    """One model, measured in float64; None or "" where it did not come so far.
+    """One model, measured in float64; None or "" for steps that were not reached.
 
     Attributes:
         model, family: as in its `Case`.
-        parameters: of what was measured.
-        reduced: what was made smaller than the real model's, in words.
+        parameters: number of parameters of the measured model.
+        reduced: how the model was made smaller, in words.
         input: sizes of one example, such as 3x224x224.
-        batches: sizes of batch at which the forward was compared; errors are of the first.
-        precision: the lowest in the graph: float32 where the model itself casts its float64 down.
-        nodes: of the captured graph.
+        batches: the batch sizes at which the forward was compared; errors are measured at the first.
+        precision: the lowest in the graph: float32 if the model itself casts its float64 down.
+        nodes: number of nodes of the captured graph.
         capture_s, pass_s: seconds for torch.export, and for classifying and rewriting.
-        forward_identical: equal to the original's, bit for bit, at every batch.
-        completeness_error, plain_error: relative; under libragrad, and under the plain gradient.
-        worst_node: the least balanced one, with its own error and place.
-        kinds: how many nodes are of which kind.
+        forward_identical: whether outputs equal the original's, bit for bit, at every batch size.
+        completeness_error, plain_error: relative, under libragrad and under the plain gradient.
+        worst_node: the least balanced node, with its own error and place.
+        kinds: number of nodes of each kind.
         reason: why there is no result: the error's name and its first lines.
-        seconds, peak_mb: what all of it took, the plain gradient included.
-        versions: of torch and the model's package.
+        seconds, peak_mb: total time and peak memory in MB, the plain gradient included.
+        versions: versions of torch and of the model's package.
     """
 
     model: str
@@ -84,7 +84,7 @@ class Row:
 
     @property
     def cause(self) -> str:
-        """Why it did not pass, without what differs from model to model; "" where it did.
+        """Why it did not pass, without details of the single model; "" if it passed.
 
         Example:
             >>> Row("m", "f", reason="NoRuleError: 1 op(s) have no rule: | aten.i0 has no row (2 x) | at x").cause
@@ -105,10 +105,10 @@ COLUMNS = [f.name for f in fields(Row)]
 
 
 def read(path: Path) -> list[Row]:
-    """The rows of a file; none where there is no file. A last line that was cut off is cut away from the file.
+    """The rows of a file; empty if there is no file. Removes an incomplete last line from the file.
 
     Raises:
-        InputError: the file is something else, or has the columns of another version.
+        InputError: the file is no such table, or has the columns of another version.
 
     Example:
         >>> read(Path("does-not-exist.csv"))
@@ -134,7 +134,7 @@ def read(path: Path) -> list[Row]:
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add rows at the end of a file, which is made where there is none.
+    """Append rows to a file, which is created if missing.
 
     Raises:
         InputError: the file cannot be written.
@@ -151,7 +151,7 @@ def append(path: Path, rows: Sequence[Row]) -> None:
 
 
 def rewrite(path: Path, rows: Sequence[Row]) -> None:
-    """Replace a file by these rows, in one step.
+    """Replace a file by these rows, atomically.
 
     Raises:
         InputError: the file cannot be written.

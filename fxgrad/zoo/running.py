@@ -1,4 +1,4 @@
-"""Run cases one after the other or side by side, and keep a row of each."""
+"""Run cases in sequence or in parallel, and store a row for each."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from fxgrad.zoo.rows import Row
 from fxgrad.zoo.workers import Worker
 
 _LOOK = 0.1
-"""Seconds between looks at the workers' memory: at most about a gigabyte is written in that time."""
+"""Seconds between checks of the workers' memory; a worker writes at most about a gigabyte in that time."""
 
 Watch = Callable[[Row | None, Sequence[str]], None]
-"""Called with every new row, or None when a case starts, and the names of the cases that are under way."""
+"""Called with a new row, or None when a case starts, and the names of the running cases."""
 
 
 def run(
@@ -32,23 +32,23 @@ def run(
     retry: bool = False,
     watch: Watch = lambda row, busy: None,
 ) -> list[Row]:
-    """Measure cases in worker processes; a crash, a hang or a lack of memory costs one row.
+    """Measure cases in worker processes; a crash, a hang or a lack of memory costs one row only.
 
     Args:
-        cases: what to measure. Those that the file has are not run again.
-        csv: where rows are appended as they come.
-        jobs: how many at once, each with one thread where there are several.
+        cases: the cases to measure; those with a row in the file are not run again.
+        csv: the file that rows are appended to.
+        jobs: number of processes; with several, each has one thread.
         timeout: seconds for one case.
         memory: GB of resident memory for one case.
-        retry: run those again whose row in the file did not pass.
+        retry: run cases again whose row in the file did not pass.
         watch: see `Watch`.
 
     Returns:
         One row per case, in their order: the file's, or a new one.
 
     Raises:
-        InputError: the file is not such a table, or cannot be written; two cases of one name; a case that
-            cannot be sent to another process.
+        InputError: the file is no such table, or cannot be written; two cases of one name; a case that cannot be sent
+            to another process.
 
     Example:
         >>> run([], "does-not-exist.csv")
@@ -90,7 +90,7 @@ def run(
 
 
 def _staff(workers: list[Worker], queue: list[Case], jobs: int, hire: Callable[[], Worker], watch: Watch) -> None:
-    """Give every idle worker a case, and put new ones in the place of those that cannot go on."""
+    """Give every idle worker a case, and replace workers that are no longer usable."""
     for worker in [w for w in workers if not w.case and not w.usable]:
         worker.stop()
         workers.remove(worker)
@@ -105,7 +105,7 @@ def _staff(workers: list[Worker], queue: list[Case], jobs: int, hire: Callable[[
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """How many passed, and what the others failed by, the most frequent cause first.
+    """As text: how many models passed, and why the others failed, the most frequent cause first.
 
     Example:
         >>> good = Row("a", "f", forward_identical=True, completeness_error=0.0)

@@ -1,6 +1,6 @@
-"""Models that are too large to measure as they are: built without being touched, and cut down to a few blocks.
+"""Reduce models that are too large to measure: build them without using memory, and keep a few blocks of each sort.
 
-Blocks of one sort run the same code, so a few of them tell what all of them would.
+Blocks of one sort run the same code, so a few of them are enough.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from fxgrad.zoo.case import Built, Limits
 
 _LARGE = 1_000_000
-"""Elements from which on a tensor's initialisation is skipped."""
+"""The number of elements from which a tensor's initialisation is skipped."""
 _SIDES = (96, 112, 128, 144, 160, 192, 224, 240, 256, 288, 320, 384, 448, 512)
 
 Create = Callable[..., nn.Module]
@@ -25,7 +25,7 @@ Size = tuple[int, int, int]
 
 
 def parameter_count(create: Create) -> int:
-    """How many parameters a model has, counted on the meta device if it can be built there: nothing is allocated.
+    """The number of a model's parameters, counted on the meta device if possible: nothing is allocated.
 
     Example:
         >>> parameter_count(lambda: nn.Linear(1000, 1000, bias=False))
@@ -34,7 +34,7 @@ def parameter_count(create: Create) -> int:
     try:
         with torch.device("meta"):
             return count(create())
-    except NotImplementedError:  # its sizes are computed with tensors
+    except NotImplementedError:  # the model computes its sizes with tensors
         return count(create())
 
 
@@ -44,21 +44,21 @@ def count(model: nn.Module) -> int:
 
 
 def build_for_images(create: Create, size: Size, limits: Limits, *, image_size: int, fixed: str | None = None) -> Built:
-    """Build a model for images, as small as the limits want it and the model allows.
+    """Build a model for images, reduced to the limits as far as the model allows.
 
     Args:
-        create: makes the model; takes the keyword `fixed`, where given.
-        size: of the images that the model was made for: channels, height, width.
+        create: makes the model; takes the keyword named by `fixed`, if given.
+        size: (channels, height, width) of the images that the model was made for.
         limits: see `Limits`.
-        image_size: used where the limits name none.
-        fixed: the keyword that builds the model for another side, where its input has a fixed size. It
-            is tried, and left out where the model does not know it.
+        image_size: side of the images if the limits have none.
+        fixed: the keyword for the side, for models with a fixed input size. It is left out if the model does not know
+            it.
 
     Returns:
         The model in eval mode, with two images of normal noise, float32 (2, C, H, W).
 
     Raises:
-        Exception: whatever the model raises on an image of its own size.
+        Exception: any exception of the model on an image of its own size.
 
     Example:
         >>> net = lambda: nn.Sequential(*(nn.Conv2d(3, 3, 1) for _ in range(9)))
@@ -98,13 +98,14 @@ def _refuse_failure(model: nn.Module, example: Tensor) -> None:
 
 
 def reduce(create: Callable[[], nn.Module], parameters: int) -> nn.Module:
-    """Build a model of any size and keep but two, else one, of the blocks that are alike.
+    """Build a model of any size and keep only two, else one, of each sort of block.
 
-    Large weights are left untouched until the model is small enough, so they take no memory: normal noise
-    of variance 1 / fan-in then stands for their own initialisation.
+    Large weights are not written until the model is small enough, so they take no memory. Then normal noise of variance
+    1 / fan-in replaces their own initialisation.
 
     Args:
-        create: makes the model, in the end with at most `parameters` parameters where that can be had.
+        create: makes the model.
+        parameters: the largest number of parameters to keep, if blocks can be dropped.
 
     Example:
         >>> net = lambda: nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 5))
@@ -124,7 +125,7 @@ def reduce(create: Callable[[], nn.Module], parameters: int) -> nn.Module:
 
 
 class _Untouched(TorchFunctionMode):
-    """No in-place op writes to a large tensor. The system gives memory to what is written only."""
+    """Skip in-place ops on large tensors: the system allocates memory only when it is written."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -138,14 +139,14 @@ class _Untouched(TorchFunctionMode):
 
 
 def _drop_repeats(model: nn.Module, keep: int) -> None:
-    """Keep the first few blocks of those that are alike, in every list of modules, and wherever there are many."""
+    """Keep the first `keep` blocks of each sort, in every list of modules and in every container with many blocks."""
     for container in list(model.modules()):
         in_list = isinstance(container, (nn.Sequential, nn.ModuleList))
         seen: Counter[Any] = Counter()
         kept: dict[str, nn.Module | None] = {}
         for name, child in container._modules.items():
-            # What has no parameters costs nothing, and may well be there for its stride. And a lone
-            # layer outside of a list has a part of its own to play.
+            # Modules without parameters cost nothing, and their strides may be needed. A single layer outside of a
+            # list has its own function.
             if child is None or not count(child) or not (in_list or child._modules):
                 kept[name] = child
                 continue
@@ -162,7 +163,7 @@ def _drop_repeats(model: nn.Module, keep: int) -> None:
 
 
 def _sort(module: nn.Module | None) -> Any:
-    """What two modules must share to be alike: classes, shapes, and settings such as strides and window sizes."""
+    """The sort of a module, as a key: classes, shapes, and settings such as strides and window sizes."""
     if module is None:
         return None
     parts: list[Any] = [(name, tuple(p.shape)) for name, p in module.named_parameters()]

@@ -1,4 +1,4 @@
-"""The suites: which models the zoo is made of, package by package."""
+"""The suites: the models of the zoo, by package."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ SUITES = {
     "torchvision": "every model for classification, segmentation and video, and a feature pyramid",
     "transformers": "one tiny model of every architecture of Hugging Face that there is a case for",
 }
-"""Name -> what is in it."""
+"""Name of a suite -> its content."""
 DEFAULT = Limits()
 
 
@@ -121,7 +121,7 @@ def _timm_smallest(limits: Limits) -> Iterator[Case]:
 
 
 def _timm_counts() -> dict[str, int]:
-    """Model -> parameters. To count them all takes minutes, so that is done once for a version of timm."""
+    """Model -> number of parameters. Counting takes minutes, so it is done once per version of timm."""
     timm = _need("timm")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cache = home / "fxgrad" / f"timm-{timm.__version__}-parameters.json"
@@ -149,14 +149,14 @@ def _find_timm(name: str, limits: Limits) -> Iterator[Case]:
 # torchvision
 
 _TOO_SPECIAL = ("quantization", "detection", "optical_flow")
-"""Its modules that hold integer weights, data-dependent boxes, and pairs of images."""
+"""torchvision's modules with integer weights, data-dependent boxes, or pairs of images; left out."""
 _CLIPS: dict[str, tuple[int, ...]] = {
     "s3d": (3, 16, 224, 224),
     "mvit_v1": (3, 16, 224, 224),
     "mvit_v2": (3, 16, 128, 128),
     "": (3, 8, 64, 64),
 }
-"""Start of a video model's name -> one clip for it: as small as it takes."""
+"""Start of a video model's name -> shape of the smallest clip that it takes."""
 _PYRAMID = "resnet_fpn_backbone"
 
 
@@ -179,13 +179,13 @@ def _build_torchvision(name: str, package: str, limits: Limits) -> Built:
         model = models.get_model(name, **weights)
         notes = ["clips of " + "x".join(map(str, clip))]
         if name.startswith("mvit_v2"):
-            # Built for 224 pixels, it knows positions by their distances, which it interpolates for another grid.
+            # Built for 224 pixels; its relative positions are interpolated for another grid.
             notes.insert(0, f"224x224 pixels to {clip[-2]}x{clip[-1]}")
             model.pos_encoding.spatial_size = tuple(s // p for s, p in zip(clip[-2:], model.conv_proj.stride[-2:]))
         return Built(model.eval(), (torch.randn(2, *clip),), {}, "; ".join(notes))
     create: Callable[..., nn.Module] = partial(models.get_model, name, **weights)
     side = 299 if name.startswith("inception") else 224
-    # Its transformers take their size from here; the others do not know the word, and have no need of it.
+    # torchvision's transformers take the size as a keyword; other models neither know nor need it.
     fixed = "image_size" if name.startswith("vit_") else None
     return build_for_images(create, (3, side, side), limits, image_size=128, fixed=fixed)
 
@@ -196,7 +196,7 @@ def _build_pyramid() -> Built:
     return Built(model.eval(), (torch.randn(2, 3, 128, 128),), {})
 
 
-# transformers, and models of one's own
+# transformers, and the user's own models
 
 
 def _transformers_suite(limits: Limits) -> Iterator[Case]:

@@ -1,16 +1,16 @@
 """Hugging Face transformers: one tiny model per family, with the library's own code and random weights.
 
-A case names a class, its inputs, and what its configuration says beyond `TINY`. The head is one that gives
-logits where there is one. Here is what reads text only; `fxgrad.zoo._perception` has the rest. Options that some
-cases need:
+A case names a class, its inputs, and its configuration in addition to `TINY`. If there is a head that gives logits, the
+case has it. This file has the models of text only; `fxgrad.zoo._perception` has the others. Options that some cases
+need:
 
-- `experts_implementation="batched_mm"`: the default mixture of experts, grouped_mm, has no float64, and the
-  eager one is a loop over those experts that got a token.
-- `attn_implementation="eager"` for BEiT: while it is traced, transformers makes a mask of ones that it leaves
-  out otherwise, and BEiT adds it to the position bias: the same attention, rounded differently.
+- `experts_implementation="batched_mm"`: the default, grouped_mm, has no float64, and the eager one loops over the
+  experts that got a token.
+- `attn_implementation="eager"` for BEiT: only while tracing, transformers makes a mask of ones, and BEiT adds it to the
+  position bias: the same attention, but rounded differently.
 - `use_mems_eval=False`, `rescale_every=0`: XLNet's memory is an output; RWKV divides its weights as it runs.
 
-Not here, because they fail by themselves in float64: Canine, FSMT, Kosmos-2, MRA, ProphetNet, XGLM.
+Left out, because the original models fail in float64: Canine, FSMT, Kosmos-2, MRA, ProphetNet, XGLM.
 """
 
 from __future__ import annotations
@@ -226,4 +226,4 @@ TEXT: Mapping[str, Case] = {
 # fmt: on
 
 CASES: Mapping[str, Case] = {**TEXT, **PERCEPTION}
-"""Name -> what builds (model, args, kwargs)."""
+"""Name -> case, which builds (model, args, kwargs)."""

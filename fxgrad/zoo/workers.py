@@ -1,7 +1,7 @@
-"""Worker processes that measure a case each, and are killed when one takes too long, too much, or takes them along.
+"""Worker processes that measure cases; the parent kills a worker whose case takes too much time or memory.
 
-A limit on the address space would not do: torch maps many times the memory that it uses. So the
-parent looks at what is resident.
+The parent watches resident memory. A limit on the address space would not work, since torch maps many times the memory
+that it uses.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from fxgrad.zoo.case import Case
 from fxgrad.zoo.rows import Row
 
 _START = 300
-"""Seconds that a worker may take to import torch and the case's modules."""
+"""Seconds that a worker has to import torch and the case's modules."""
 
 
 class Worker:
     """A process, and the case that it works on.
 
     Args:
-        log: where its output goes; the end of it says where it crashed.
+        log: file for its output; its last lines say where it crashed.
         timeout: seconds for one case.
         memory: resident bytes at which it is killed.
-        threads: that torch may use in it; 0 leaves it to torch.
+        threads: number of torch's threads; 0 for torch's default.
     """
 
     def __init__(self, log: Path, *, timeout: float, memory: float, threads: int) -> None:
-        context: SpawnContext = multiprocessing.get_context("spawn")  # a fork would inherit torch's threads' locks
+        context: SpawnContext = multiprocessing.get_context("spawn")  # a fork would inherit locks of torch's threads
         self.log, self.timeout, self.memory = log, timeout, memory
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, log, threads), daemon=True)
@@ -57,7 +57,7 @@ class Worker:
         try:
             self.connection.send(case)
         except OSError:
-            pass  # it is dead: `look` says so
+            pass  # the process is dead: `look` reports it
         except Exception as error:
             raise InputError(
                 f"{case.name} cannot be sent to a worker process ({error}): its `build` must be a function at the "
@@ -65,7 +65,7 @@ class Worker:
             ) from error
 
     def look(self) -> Row | None:
-        """The row of the case, once there is one. A worker that had to be killed is no longer `usable`."""
+        """The row of the case, or None while it runs. A worker that had to be killed is no longer `usable`."""
         assert self.case is not None
         resident = self.resident()
         self.peak = max(self.peak, resident)
@@ -76,7 +76,7 @@ class Worker:
                 if row is not None:
                     self.case = None
                     return _with_peak(row, self.peak)
-                self.ready, self.since = True, time.monotonic()  # what it took to start is not the case's
+                self.ready, self.since = True, time.monotonic()  # the case's time starts after the process has started
                 return None
         except (EOFError, OSError):
             self.process.join(10)
@@ -96,18 +96,18 @@ class Worker:
 
     @property
     def usable(self) -> bool:
-        """Whether it can take another case: alive, and not swollen by what it did before."""
+        """Whether it can take another case: it is alive, and earlier cases left enough memory."""
         return self.process.is_alive() and self.resident() < self.memory / 3
 
     def resident(self) -> int:
-        """Its resident memory, in bytes; 0 once it is gone."""
+        """Its resident memory in bytes; 0 after it ended."""
         try:
             return int(psutil.Process(self.process.pid).memory_info().rss)
         except psutil.Error:
             return 0
 
     def stop(self) -> None:
-        """End it: at once if it is at work, else by letting it go."""
+        """End the process: kill it if it works on a case, else let it finish."""
         self.connection.close()
         if not self.case:
             self.process.join(5)
@@ -116,7 +116,7 @@ class Worker:
 
 
 def _serve(connection: Connection, log: Path, threads: int) -> None:
-    """What a worker does: take a case, answer with its row, until nobody asks any more."""
+    """The worker's loop: receive a case, send its row, until the connection closes."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends it
     output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(output, 1)
@@ -140,7 +140,7 @@ def _serve(connection: Connection, log: Path, threads: int) -> None:
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed could end nobody."""
+    """End this process when its parent dies, since a killed parent cannot end its workers."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         wait([parent.sentinel])
@@ -159,7 +159,7 @@ def _how(exit_code: int | None) -> str:
 
 
 def _last_words(log: Path) -> str:
-    """Where faulthandler says that it was, else what it wrote last."""
+    """The place of the crash by faulthandler, else the log's last line."""
     try:
         lines = log.read_text("utf-8", "replace").splitlines()
     except OSError:

@@ -68,8 +68,8 @@ def _bounded_lifted(decision: Decision, known: Known) -> bool:
 IDIOMS = (
     Idiom("x W(x)", "", _computed_coefficient, kind=Kind.PRODUCT),
     Idiom("softmax(.) v", "", _softmax_weights_times_values, kind=Kind.ATTENTION),
-    Idiom("1 + tanh(x)", "number + an odd bounded function: a gate", _number_plus_odd_squash, ceiling=Role.GATE),
-    Idiom("relu6(x + 3)", "number + x between two bounds: a gate", _bounded_lifted, ceiling=Role.GATE),
+    Idiom("number + f(x), f odd and bounded", "as in 1 + tanh(x): a gate", _number_plus_odd_squash, ceiling=Role.GATE),
+    Idiom("f(number + x), f with two bounds", "as in relu6(x + 3): a gate", _bounded_lifted, ceiling=Role.GATE),
 )
 """All idioms in the order of matching; each sees the changes of earlier ones."""
 

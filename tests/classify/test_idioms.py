@@ -32,18 +32,18 @@ def reasons(function: Callable[[Tensor], Tensor]) -> list[str]:
     "lifted", [lambda x: 1 + torch.tanh(x), lambda x: torch.rsub(torch.erf(x), 1), lambda x: 2 - torch.atan(x) / 2]
 )
 def test_a_number_plus_an_odd_squash_says_why_it_is_a_gate(lifted: Callable[[Tensor], Tensor]) -> None:
-    assert reasons(lambda x: x * lifted(x)) == ["number + an odd bounded function: a gate"]
+    assert reasons(lambda x: x * lifted(x)) == ["as in 1 + tanh(x): a gate"]
 
 
 def test_a_hard_sigmoid_says_why_it_is_a_gate() -> None:
-    assert reasons(lambda x: x * torch.nn.functional.relu6(x + 3)) == ["number + x between two bounds: a gate"]
-    assert reasons(lambda x: x * torch.clamp(x + 3, 0, 6)) == ["number + x between two bounds: a gate"]
+    assert reasons(lambda x: x * torch.nn.functional.relu6(x + 3)) == ["as in relu6(x + 3): a gate"]
+    assert reasons(lambda x: x * torch.clamp(x + 3, 0, 6)) == ["as in relu6(x + 3): a gate"]
 
 
 def test_the_report_prints_the_reason() -> None:
     libra = fxgrad.convert(Calls(lambda x: x * (1 + torch.tanh(x))).eval(), (torch.randn(2, 3),))
     (row,) = [row for row in libra.report if row.op.startswith("aten.add")]
-    assert row.reason.endswith("; number + an odd bounded function: a gate") and row.roles.endswith("-> gate")
+    assert row.reason.endswith("; as in 1 + tanh(x): a gate") and row.roles.endswith("-> gate")
 
 
 def test_a_parameter_plus_a_squash_is_no_gate() -> None:

@@ -13,6 +13,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
 
 
+LONGEST = ("test_fuzz.py", "test_architectures.py", "test_explainer.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest tests first, so that no worker is alone with one at the end."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: torch.export makes the collector run often, through 700,000 objects of libraries."""
     gc.collect()

@@ -8,6 +8,7 @@ them into one folder.
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
@@ -74,7 +75,10 @@ class Store:
         self.folder = Path(folder)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            self._file = sqlite3.connect(self.folder / f"shard-{shard}.sqlite", timeout=60)
+            path = self.folder / f"shard-{shard}.sqlite"
+            if not path.exists():
+                _make(path)
+            self._file = sqlite3.connect(path, timeout=60)
             self._file.executescript(_SCHEMA)
         except (OSError, sqlite3.Error) as error:
             raise InputError(f"{folder} cannot hold results: {error}") from error
@@ -129,6 +133,15 @@ class Store:
     def close(self) -> None:
         """Close the file."""
         self._file.close()
+
+
+def _make(path: Path) -> None:
+    """Make a file with empty tables, which appears whole: another process may read the folder meanwhile."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside.unlink(missing_ok=True)
+    with closing(sqlite3.connect(beside)) as file:
+        file.executescript(_SCHEMA)
+    os.replace(beside, path)
 
 
 def read(folder: str | Path, *, facts_only: bool = False) -> Results:

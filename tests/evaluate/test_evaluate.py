@@ -395,3 +395,21 @@ def test_metrics_that_cannot_be(tmp_path: Path) -> None:
         )
     with pytest.raises(InputError, match=r"a method of your own is module.path:function; 'nowhere:mine' is not"):
         evaluate(replace(evaluated.plan(count=2), methods=("nowhere:mine",)), str(tmp_path))
+
+
+def test_a_store_s_file_is_never_seen_half_made(tmp_path: Path) -> None:
+    """Another process reads the folder over and over, while files are made in it."""
+    reader = (
+        "import sys\nfrom fxgrad.evaluate import read\nprint('ready', flush=True)\n"
+        "while True:\n    if len(read(sys.argv[1], facts_only=True).facts) == 60: break\n"
+    )
+    command = [sys.executable, "-c", reader, str(tmp_path)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline() == "ready\n", process.stderr.read()
+        for shard in range(60):
+            store = Store(tmp_path, shard)
+            store.note(f"fact {shard}", shard)
+            store.close()
+        assert process.wait(60) == 0, process.stderr.read()
+    assert not [path for path in tmp_path.iterdir() if path.suffix != ".sqlite"]

@@ -76,7 +76,7 @@ class _Walk:
     def __init__(self, captured: Captured, table: RuleTable) -> None:
         placeholders = placeholders_of(captured.graph)
         self.table = table
-        self.inputs = dict(zip(placeholders[len(captured.state) :], captured.entries))
+        self.inputs = dict(zip(captured.entry_nodes, captured.entries))
         self.paths = dict(zip(placeholders, [*captured.state, *(entry.name for entry in captured.entries)]))
         self.roles: dict[fx.Node, Role] = {}
         self.decisions: dict[str, Decision] = {}

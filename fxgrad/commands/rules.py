@@ -56,7 +56,8 @@ def rules(query: str | None, policy: str | None) -> None:
             known = {name for row in rows for name in (row.op, row.op.partition(".")[2], row.kind.value)}
             close = ", ".join(difflib.get_close_matches(query, sorted(known), 3))
             raise InputError(f"no op and no kind has {query!r} in its name. Close to it: {close or 'nothing'}.")
-        shown = [RuleRow(r.op, r.kind.value, str(table.backwards.get(r.kind, "-")), _describe(r)) for r in found]
+        backwards = table.backwards  # made anew by every access
+        shown = [RuleRow(r.op, r.kind.value, str(backwards.get(r.kind, "-")), _describe(r)) for r in found]
         click.echo(Table(f"{table.name}: ops and kinds with {query!r}", shown, shown=len(shown)))
     elif policy:
         kinds = [PolicyRow(k.value, str(b), sum(r.kind is k for r in rows)) for k, b in table.backwards.items()]

@@ -209,7 +209,7 @@ def _cut(converted: ConvertedModule, patches: int) -> fx.Node:
     attention = [i for i, n in enumerate(nodes) if n.name in decisions and decisions[n.name].kind is Kind.ATTENTION]
     if not attention:
         raise InputError("the model cannot run on fewer tokens: it has no attention.")
-    source: fx.Node = [n for n in nodes if n.op == "placeholder"][len(captured.state)]
+    source = captured.entry_nodes[0]
     flow = nx.DiGraph(
         (n, user) for n in nodes if _is_tensor(n) for user in n.users if user.op == "output" or _is_tensor(user)
     )

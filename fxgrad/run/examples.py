@@ -8,7 +8,6 @@ from fxgrad.classify.decision import Classified
 from fxgrad.classify.moves import word_of
 from fxgrad.graph.axes import Atom, Axes, Axis
 from fxgrad.graph.follow import Seeds, follow
-from fxgrad.graph.nodes import placeholders_of
 from fxgrad.graph.sizes import Size, sizes_of
 
 BATCH = "batch"
@@ -56,7 +55,7 @@ def batch_of(classified: Classified, batch: Size) -> dict[fx.Node, list[Axis | N
     """
     captured = classified.captured
     found: dict[fx.Node, list[Axis | None]] = {}
-    for node in placeholders_of(captured.graph)[len(captured.state) :]:
+    for node in captured.entry_nodes:
         shape = sizes_of(node)
         if shape:
             found[node] = [(Atom(BATCH, 0, batch),) if shape[0] == batch else None, *[None] * (len(shape) - 1)]

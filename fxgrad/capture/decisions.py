@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture import packed
 from fxgrad.errors import CaptureError
 from fxgrad.graph.decided import MARK
 from fxgrad.graph.places import of_library, short
@@ -75,6 +76,8 @@ class Decisions(TorchFunctionMode):
             return self.listed(args[0])
         if func in _READS and not kwargs:
             return self.read(func.__name__, args[0], lambda: func(*args))
+        if func in _PACKED:
+            return self.packed(func, *args, **kwargs)
         if func in (torch.equal, Tensor.equal, torch.allclose, Tensor.allclose):
             return self.read(func.__name__, _alike(func, *args, **kwargs), lambda: func(*args, **kwargs))
         if func in _COUNTS or (func in (torch.where, Tensor.where) and len(args) + len(kwargs) == 1):
@@ -112,6 +115,21 @@ class Decisions(TorchFunctionMode):
     def listed(self, tensor: Tensor) -> Any:
         """A tensor as nested lists, number by number, as a traced tensor gives it."""
         return [self.listed(part) for part in tensor] if tensor.dim() else self.read("item", tensor, tensor.item)
+
+    def packed(self, func: Any, data: Tensor, sizes: Any, *rest: Any) -> Any:
+        """A function of packed sequences, whose lengths are read from the data."""
+        if not isinstance(sizes, Tensor):  # a recurrent layer of a padded sequence: its sizes are states
+            return func(data, sizes, *rest)
+        known = self.listed(sizes)
+        if self.known is None:
+            return func(data, sizes, *rest)
+        if func is torch._pack_padded_sequence:
+            return packed.pack(data, known, *rest)
+        if func is torch._pad_packed_sequence:
+            return packed.pad(data, known, *rest)
+        states, weights, biases, layers, _, _, bidirectional = rest
+        states = tuple(states) if isinstance(states, (tuple, list)) else (states,)
+        return packed.recurrent(func.__name__, data, known, states, weights, biases, layers, bidirectional)
 
     def draw(self, name: str, function: Callable[[], Tensor]) -> Tensor:
         """Random numbers: drawn now, or as recorded."""
@@ -175,6 +193,10 @@ _FILLS = {
     *(Tensor.log_normal_, Tensor.geometric_),
 }
 _DROPOUTS = {torch.dropout, functional.dropout}
+_PACKED = {
+    *(torch._pack_padded_sequence, torch._pad_packed_sequence),
+    *(torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu),
+}
 _COUNTS = {torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere, torch.where, Tensor.where}
 _TUPLES = {torch.where, Tensor.where}
 _SIZED = {

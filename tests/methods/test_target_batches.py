@@ -411,3 +411,58 @@ def test_outputs_that_all_examples_share(name: str) -> None:
     assert whole.apart is not None and torch.allclose(whole.apart, torch.cat(aparts), rtol=1e-10, atol=1e-12)
     # By degree 2 in the outputs, the shares are twice the value; the note says so.
     assert torch.allclose(whole.total, 2 * whole.output) and "is no sum of contributions" in whole.note
+
+
+def test_a_batch_without_examples() -> None:
+    libra, x = converted(encoder)
+    with pytest.raises(fxgrad.InputError, match="input 'input' has no examples: its first axis has size 0"):
+        fxgrad.attribute(libra, (x[:0],), target=1)
+
+
+class Recurrent(nn.Module):
+    """A bias's contribution of recurrent layers is summed over the batch, so examples really run alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.head = nn.GRU(8, 6, batch_first=True), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.f(x)[0][:, -1])
+
+
+class Prompted(nn.Module):
+    """All examples share an attributed input, and an output that depends on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(F.gelu(self.f(x)).mean(1)), self.head(prompt)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_examples_that_really_run_alone(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = (Prompted() if shared else Recurrent()).double().eval()
+    inputs = (torch.randn(3, 5, 8).double(), torch.randn(4, 8).double())[: 1 + shared]
+    libra = fxgrad.convert(model, inputs)
+
+    def target(y: Any, labels: Tensor = LABELS, weights: Tensor = WEIGHTS) -> Tensor:
+        logits, prompts = y if shared else (y, None)
+        value = logits[torch.arange(len(labels)), labels] + (weights * logits[:, 2:]).sum(1)
+        return value if prompts is None else value + prompts[labels, labels]
+
+    calls: list[int] = []
+    only = Problem.only
+    monkeypatch.setattr(Problem, "only", lambda self, k: [calls.append(k), only(self, k)][1])
+    found = fxgrad.attribute(libra, inputs, target=target)
+    assert calls == [0, 1, 2]
+    assert found.completeness_error is not None and found.completeness_error < 1e-10 and found.note == ""
+    for k in range(3):
+        own = slice(k, k + 1)
+        alone = fxgrad.attribute(
+            libra, (inputs[0][own], *inputs[1:]), target=lambda y, own=own: target(y, LABELS[own], WEIGHTS[own])
+        )
+        assert torch.allclose(found.map[own], alone.map, rtol=1e-10, atol=1e-12)
+        assert found.apart is not None and torch.allclose(found.apart[own], alone.apart, rtol=1e-10, atol=1e-12)

@@ -26,6 +26,7 @@ def pack(input: Tensor, lengths: Sequence[int], batch_first: bool) -> tuple[Tens
         (tensor([1., 3., 2.]), tensor([2, 1]))
     """
     steps = input.transpose(0, 1) if batch_first else input
+    torch._check(steps.shape[1] == len(lengths), lambda: "as many lengths as sequences")
     sizes = [sum(length > time for length in lengths) for time in range(max(lengths))]
     return torch.cat([steps[time, :size] for time, size in enumerate(sizes)]), torch.tensor(sizes)
 

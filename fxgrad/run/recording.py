@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxgrad.errors import FxgradError, InputError
+from fxgrad.graph.replay import failure
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.ops.backward import Pairs
 from fxgrad.run.sources import Offsets, detached, products, reads
@@ -91,8 +93,13 @@ class Recording:
         self.inputs = {n.name: v for n, v in zip(placeholders, entries) if n.name in self.names}
         self.decisions = {n: d for n, d in converted.classified.decisions.items() if sources and d.keeps}
         recorder = Recorder(converted.program, {*also, *self.decisions, *(reads(converted) if sources else ())})
-        with torch.enable_grad():
-            self._outputs = list(recorder.run(*converted.state, *entries))
+        try:
+            with torch.enable_grad():
+                self._outputs = list(recorder.run(*converted.state, *entries))
+        except (FxgradError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise InputError(failure(converted.program, [*converted.state, *entries], error)) from error
         self._recorded = recorder.values
         self.outputs = [detached(v) for v in self._outputs]
 

@@ -106,8 +106,10 @@ def _matched(outputs: list[Any], cotangents: list[Any]) -> tuple[int, list[Tenso
     """(K, one stack of cotangents per output, None for an output without one)."""
     shapes = [tuple(v.shape) if isinstance(v, Tensor) else None for v in outputs]
     given = [tuple(g.shape) if isinstance(g, Tensor) else g for g in cotangents]
-    counts = {g[0] for g in given if g}
-    fits = len(given) == len(shapes) and all(g is None or g[1:] == s for g, s in zip(given, shapes))
+    counts = {g[0] for g in given if isinstance(g, tuple) and g}
+    fits = len(given) == len(shapes) and all(
+        g is None or (isinstance(g, tuple) and g[1:] == s) for g, s in zip(given, shapes)
+    )
     if not fits or len(counts) != 1:
         wanted = ", ".join("None" if s is None else f"(K, {', '.join(map(str, s))})" for s in shapes)
         raise InputError(f"the cotangents are shaped {given}, but the outputs want {wanted}, with one K for all.")
@@ -117,8 +119,8 @@ def _matched(outputs: list[Any], cotangents: list[Any]) -> tuple[int, list[Tenso
 def _size(chunk: int | None, count: int, widest: int, outputs: list[Any]) -> int:
     """How many cotangents to take at once."""
     if chunk is not None:
-        if chunk < 1:
-            raise InputError(f"chunk is how many cotangents go backward at once, at least 1, not {chunk}.")
+        if not isinstance(chunk, int) or chunk < 1:
+            raise InputError(f"chunk is how many cotangents go backward at once, at least 1, not {chunk!r}.")
         return chunk
     device = next(v.device for v in outputs if isinstance(v, Tensor))
     room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CACHED

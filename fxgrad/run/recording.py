@@ -27,8 +27,21 @@ class Recorder(fx.Interpreter):
 
     def __init__(self, program: fx.GraphModule, keep: Collection[str] | None = None) -> None:
         super().__init__(program, garbage_collect_values=keep is not None)
-        self.keep = keep
+        self.program, self.keep = program, keep
         self.values: dict[str, Any] = {}
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        """As for any interpreter.
+
+        Raises:
+            InputError: an op fails on these arguments; the message names it, and its place.
+        """
+        try:
+            return super().run(*args, **kwargs)
+        except (FxgradError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            raise InputError(failure(self.program, args, error)) from error
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -93,13 +106,8 @@ class Recording:
         self.inputs = {n.name: v for n, v in zip(placeholders, entries) if n.name in self.names}
         self.decisions = {n: d for n, d in converted.classified.decisions.items() if sources and d.keeps}
         recorder = Recorder(converted.program, {*also, *self.decisions, *(reads(converted) if sources else ())})
-        try:
-            with torch.enable_grad():
-                self._outputs = list(recorder.run(*converted.state, *entries))
-        except (FxgradError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            raise InputError(failure(converted.program, [*converted.state, *entries], error)) from error
+        with torch.enable_grad():
+            self._outputs = list(recorder.run(*converted.state, *entries))
         self._recorded = recorder.values
         self.outputs = [detached(v) for v in self._outputs]
 

@@ -177,7 +177,7 @@ def maps_of(found: fxgrad.Attribution) -> dict[str, Tensor]:
 
 
 def attributed(call: Call, libra: fxgrad.ConvertedModule, args: Any, kwargs: dict[str, Any], fits: bool) -> None:
-    batch = examples_in(call, args)
+    batch = examples_in(call, args, libra if fits else None, kwargs)
     target, own = TARGETS[call.target](batch, slice(None))
     given = call.given()
     found = outcome(fxgrad.attribute, libra, args, kwargs, target=target, **given)
@@ -189,14 +189,21 @@ def attributed(call: Call, libra: fxgrad.ConvertedModule, args: Any, kwargs: dic
         str(one), one.total, one.completeness_error
         if finite([one.map, one.output]):
             complete(call, one)
-    if isinstance(found, list) or own is None or not finite([found.map, found.output]):
+    if isinstance(found, list) or not finite([found.map, found.output]):
         return
-    defined(call, libra, args, kwargs, own, found)
+    mixed = batch > 1 and call.batch_axis is not None and call.target in ("mixing function", "one number")
+    require(not mixed, f"attribute took the target {call.target!r}")
+    if own is not None:
+        defined(call, libra, args, kwargs, own, found)
     alone(call, libra, args, kwargs, found)
 
 
-def examples_in(call: Call, args: Any) -> int:
+def examples_in(call: Call, args: Any, libra: nn.Module | None, kwargs: dict[str, Any]) -> int:
+    """The number of examples: of the first input, or where its axes are none of examples, of the output."""
     first = args[0] if isinstance(args, tuple) and args else None
+    if call.batch_axis is None and libra is not None:
+        y = logits(run(libra, args, kwargs))
+        return len(y) if y.dim() else 1
     if call.batch_axis is None or not isinstance(first, Tensor) or first.dim() <= call.batch_axis:
         return 2
     return first.shape[call.batch_axis]
@@ -233,6 +240,8 @@ def defined(
 ) -> None:
     """The target's value is the function's; input_x_gradient is x times what autograd gives for it."""
     leaves, outputs = leaves_of(libra, args, kwargs)
+    if call.batch_axis == 1 and logits(outputs).dim() == 3 and "function" not in call.target:
+        outputs = logits(outputs).transpose(0, 1)  # the examples of the output are on its second axis
     values = own(outputs)
     close(found.output, values.detach(), 1e-12, "another value of the target")
     if call.method not in ("input_x_gradient", "gradient"):
@@ -250,16 +259,19 @@ def defined(
 
 
 def reduced(ours: Tensor, products: dict[str, Tensor], name: str) -> bool:
-    """Whether a map is an input's product, summed over some axes; or that of all inputs with the same shape."""
+    """Whether a map is an input's product, summed over some axes; or that of all inputs with the same shape.
+
+    The map of an input that all examples share has their parts, which add up to it.
+    """
     alike = [p for p in products.values() if p.shape == products[name].shape]
     for theirs in (products[name], torch.stack(alike).sum(0)):
-        for count in range(theirs.dim()):
-            for axes in itertools.combinations(range(theirs.dim()), count):
-                sums = theirs.sum(axes) if axes else theirs
-                for moved in (sums, sums.transpose(0, 1) if sums.dim() > 1 else sums):
-                    if moved.shape == ours.shape and torch.allclose(
-                        ours, moved, rtol=1e-9, atol=BAR * float(theirs.abs().max())
-                    ):
+        near = {"rtol": 1e-9, "atol": BAR * float(theirs.abs().max())}
+        axes = range(theirs.dim())
+        for some in itertools.chain.from_iterable(itertools.combinations(axes, n) for n in axes):
+            sums = theirs.sum(some) if some else theirs
+            for moved in (sums, sums.transpose(0, 1) if sums.dim() > 1 else sums):
+                for map in (ours, ours.sum(0)):
+                    if moved.shape == map.shape and torch.allclose(map, moved, **near):
                         return True
     return False
 
@@ -276,7 +288,7 @@ def alone(
     one = outcome(fxgrad.attribute, libra, call.cut(args, i), target=target, **call.given())
     if isinstance(one, fxgrad.FxgradError):
         return
-    scale = max(float(m.abs().max()) for m in maps_of(found).values() if m.numel())
+    scale = max(float(m.abs().max()) for m in [*maps_of(found).values(), found.output] if m.numel())
     for name, whole in maps_of(found).items():
         close(whole[i : i + 1], maps_of(one)[name], BAR, f"example {i} alone, {call.method} of {name!r}", scale)
     if found.apart is not None and one.apart is not None:
@@ -323,7 +335,7 @@ def try_check(call: Call, libra: Any, model: Any, args: Any, kwargs: Any, fits: 
     if isinstance(report, fxgrad.FxgradError):
         return
     str(report), report.to_json()
-    require(fits, "check took inputs that the module does not take")
+    require(fits or not (args or kwargs), "check took inputs that the module does not take")
     plain = options["cotangent"] is None and call.policy in BALANCED and finite(outcome(run, libra, args, kwargs))
     if plain and call.inputs in FITTING and call.converted == "example":
         require(report.forward_identical, "check: the forward differs")

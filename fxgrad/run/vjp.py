@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.errors import InputError, first_line
 from fxgrad.module.converted import ConvertedModule
+from fxgrad.run.recording import differentiated
 
 CACHED = 2**25
 """The largest size in bytes of a batch of cotangents on a CPU; beyond the cache, batching gains nothing."""
@@ -133,8 +134,7 @@ def _backward(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tens
     if not outputs:
         return [None] * len(inputs)
     if len(cotangents[0]) == 1:
-        one = [g[0] for g in cotangents]
-        gradients = torch.autograd.grad(outputs, inputs, one, retain_graph=not last, allow_unused=True)
+        gradients = differentiated(outputs, inputs, [g[0] for g in cotangents], keep=not last)
         return [None if g is None else g[None] for g in gradients]
     try:
         return list(
@@ -142,5 +142,7 @@ def _backward(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tens
                 outputs, inputs, cotangents, retain_graph=not last, allow_unused=True, is_grads_batched=True
             )
         )
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise InputError(f"some op's gradient cannot be batched ({first_line(error)}). Pass chunk=1.") from error

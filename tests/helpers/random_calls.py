@@ -55,7 +55,6 @@ SPOILED: dict[str, Callable[[Any], Any]] = {
     "nested": lambda x: [x],
     "wants gradient": lambda x: x.clone().requires_grad_() if x.is_floating_point() else x,
     "expanded": lambda x: x[:1].expand(x.shape),
-    "meta": lambda x: x.to("meta"),
     "sparse": lambda x: x.to_sparse(),
 }
 RIGHT = {"wants gradient", "expanded", "zeros", "nan", "infinite", "out of range", "negative"}

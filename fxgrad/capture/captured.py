@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.admission import call_of
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.errors import InputError
 from fxgrad.graph.copies import moved
@@ -123,7 +124,7 @@ class Captured:
         lookup = None if self.lookup is None else moved(self.lookup, devices)
         return replace(self, graph=moved(self.graph, devices), lookup=lookup)
 
-    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    def flatten(self, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None) -> list[Any]:
         """The inputs as a flat list, checked against the captured ones.
 
         Raises:
@@ -143,10 +144,11 @@ class Captured:
         return leaves
 
 
-def canonical(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+def canonical(signature: inspect.Signature | None, args: Any, kwargs: Any) -> Arguments:
     """The call in canonical form: positional arguments wherever the signature allows them."""
+    args, kwargs = call_of(args, kwargs)
     if signature is None:
-        return tuple(args), dict(kwargs)
+        return args, kwargs
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:

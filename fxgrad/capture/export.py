@@ -23,6 +23,7 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.admission import call_of, other_file, refuse_bad_model, refuse_other_dtype
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.tidy import detach_without_grad, tidy
@@ -37,7 +38,7 @@ from fxgrad.table.loading import RuleTable, load
 
 def capture(
     model: nn.Module | ExportedProgram | str | Path,
-    args: tuple[Any, ...] = (),
+    args: tuple[Any, ...] | Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
@@ -49,8 +50,8 @@ def capture(
     Args:
         model: a module in eval mode, an ExportedProgram, or the path of a .pt2 file that
             `torch.export.save` wrote.
-        args, kwargs: example inputs; any shapes and dtypes that the model takes. An ExportedProgram
-            that has example inputs needs none.
+        args, kwargs: example inputs; any shapes and dtypes that the model takes. A tensor in the place of args is
+            the only one. An ExportedProgram that has example inputs needs none.
         dynamic_shapes: as for `torch.export.export`. By default the first axis of every tensor is
             dynamic wherever the model's code allows it.
         through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
@@ -62,8 +63,9 @@ def capture(
         The captured model.
 
     Raises:
-        CaptureError: train mode, integer or quantised weights, example inputs that the model does
+        CaptureError: train mode, TorchScript, integer or quantised weights, example inputs that the model does
             not take, control flow that depends on data, or anything else that torch.export refuses.
+        InputError: the example does not fit the model's forward, or its dtype the weights.
 
     Example:
         >>> captured = capture(nn.Linear(3, 2).eval(), (torch.zeros(4, 3),))
@@ -77,14 +79,15 @@ def capture(
     own: nn.Module | None = None
     if isinstance(model, ExportedProgram):
         signature = None
-        example = (args, dict(kwargs or {})) if args or kwargs else model.example_inputs
+        example = call_of(args, kwargs)
+        example = example if any(example) else model.example_inputs
         if example is None:
             raise CaptureError("this ExportedProgram holds no example inputs: pass some as args.")
         program = model
     else:
-        _refuse_bad_state(model)
+        refuse_bad_model(model)
         signature = inspect.signature(model.forward)
-        example = pytree.tree_map(_detach, canonical(signature, args, kwargs or {}))
+        example = pytree.tree_map(_detach, canonical(signature, args, kwargs))
         own, program = model, _export(model, example, dynamic_shapes)
         if not through_no_grad:
             detach_without_grad(program.graph)
@@ -130,26 +133,9 @@ def _load(path: str | Path) -> ExportedProgram:
     try:
         return read(path).program()
     except ArtefactError as error:
+        if known := other_file(path):
+            raise CaptureError(f"{path} is {known}") from error
         raise CaptureError(f"{path} is not a program that torch.export.save wrote: {error}") from error
-
-
-def _refuse_bad_state(model: nn.Module) -> None:
-    training = [path or "the model itself" for path, module in model.named_modules() if module.training]
-    if training:
-        raise CaptureError(
-            f"the model is in train mode ({training[0]}; modules in all: {len(training)}), where dropout and batch "
-            "statistics make attributions meaningless. Call model.eval() first."
-        )
-    for path, module in model.named_modules():
-        if ".quantized" in type(module).__module__:
-            what = f"{path or 'the model'} is a quantised {type(module).__name__}"
-            raise CaptureError(f"{what}, and quantised weights have no gradient. Convert the float model.")
-    for path, parameter in model.named_parameters():
-        if not parameter.is_floating_point() or parameter.is_quantized:
-            raise CaptureError(
-                f"parameter {path} has dtype {parameter.dtype}: integer and quantised weights have no gradient. "
-                "Convert the float model."
-            )
 
 
 def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> ExportedProgram:
@@ -242,6 +228,14 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
         with torch.no_grad():
             model(*args, **kwargs)
     except Exception as own:
+        leaves, spec = pytree.tree_flatten(example)
+
+        def run(values: list[Any]) -> None:
+            again, named = pytree.tree_unflatten(values, spec)
+            model(*again, **named)
+
+        names = input_names(inspect.signature(model.forward), example)
+        refuse_other_dtype(list(zip(names, leaves)), [*model.parameters(), *model.buffers()], run, own)
         shapes = ", ".join(
             str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
             for leaf in pytree.tree_leaves(example)

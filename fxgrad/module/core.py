@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.admission import refuse_other_dtype
 from fxgrad.classify.decision import Classified
 from fxgrad.module.checkpoint import checkpointed
 from fxgrad.module.rewrite import rewrite
@@ -165,7 +166,7 @@ class Core(nn.Module):
         """
         return self.run(self.entries(args, kwargs))
 
-    def entries(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    def entries(self, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None) -> list[Any]:
         """The program's inputs after the state: the model's inputs as a flat list, then the embedded tokens.
 
         Raises:
@@ -175,6 +176,21 @@ class Core(nn.Module):
         return leaves + (list(self.lookup(*self.state, *leaves)) if self.lookup else [])
 
     def run(self, entries: list[Any]) -> Any:
-        """Run the program on the result of `entries`; returns what the original model returns."""
-        outputs = self.runner(*self.state, *entries)
+        """Run the program on the result of `entries`; returns what the original model returns.
+
+        Raises:
+            InputError: inputs of another dtype than the weights, which the model does not run on together.
+        """
+        try:
+            outputs = self.runner(*self.state, *entries)
+        except RuntimeError as error:
+            self.refuse_other_dtype(entries, error)
+            raise
         return pytree.tree_unflatten(list(outputs), self.classified.captured.out_spec)
+
+    def refuse_other_dtype(self, entries: list[Any], error: BaseException) -> None:
+        """Raise `InputError` if `error`, raised on these entries, comes of inputs of another dtype than the weights."""
+        names = [entry.name for entry in self.classified.captured.entries]
+        refuse_other_dtype(
+            list(zip(names, entries)), self._tensors(), lambda values: self.program(*self.state, *values), error
+        )

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.admission import call_of
 from fxgrad.capture.export import without_fast_path
 from fxgrad.errors import InputError
 from fxgrad.graph.places import Place
@@ -89,7 +90,7 @@ class CheckReport:
 
 def check(
     converted: ConvertedModule,
-    args: tuple[Any, ...] = (),
+    args: tuple[Any, ...] | Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     original: Callable[..., Any] | None = None,
@@ -127,13 +128,14 @@ def check(
 
     Source: FullGrad, arXiv:1905.00780, eq. 1; LibraGrad, arXiv:2411.16760, section 3.
     """
+    args, kwargs = call_of(args, kwargs)
     if not args and not kwargs:
         args, kwargs = _example_like(converted)
     with torch.no_grad():
-        leaves = converted.entries(args, kwargs or {})
+        leaves = converted.entries(args, kwargs)
     books = Ledger(converted, leaves)
     with torch.no_grad(), without_fast_path():
-        theirs = original(*args, **(kwargs or {})) if original else _plain(converted, leaves)
+        theirs = original(*args, **kwargs) if original else _plain(converted, leaves)
     same = identical(books.outputs, theirs)
 
     cotangents = _random_like(books.outputs, seed) if cotangent is None else _like(books.outputs, cotangent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -174,3 +174,17 @@ def input_of(name: str, placeholder: fx.Node, argument: Any) -> Input:
         # A size that tracing specialized to a number is a constant, even if it was requested as dynamic.
         return Input(name, tuple(int(s) if is_concrete_int(s) else None for s in value.shape), value.dtype)
     return Input(name, None, None, getattr(argument, "value", value))
+
+
+def no_attributed_input(inputs: Sequence[Input]) -> str:
+    """The message about a model none of whose inputs could be attributed."""
+    message = (
+        f"no input is a floating-point tensor, nor token ids that an embedding looks up "
+        f"({', '.join(i.name for i in inputs)}), so there is nothing to attribute to. "
+    )
+    if name := next((i.name for i in inputs if i.dtype is not None and i.dtype.is_complex), None):
+        return (
+            f"{message}{name} is complex, and attributions are of real numbers: convert a module that takes "
+            f"torch.view_as_real({name}), and calls this one with torch.view_as_complex of it."
+        )
+    return message + "Convert the part of the model that follows such an input."

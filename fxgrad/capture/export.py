@@ -24,7 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import call_of, other_file, refuse_bad_model, refuse_other_dtype
-from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of
+from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of, no_attributed_input
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
@@ -292,10 +292,7 @@ def captured_from(
     lookup, found = cut_lookups(graph, ids, table)
     embedded = [input_of(name, placeholder, None) for name, placeholder in found]
     if not any(i.attributed for i in [*inputs, *embedded]):
-        raise CaptureError(
-            f"no input is a floating-point tensor, nor token ids that an embedding looks up ({', '.join(names)}), so "
-            "there is nothing to attribute to. Convert the part of the model that follows such an input."
-        )
+        raise CaptureError(no_attributed_input(inputs))
     parameters, buffers, transient = _tensors(program, model)
     return Captured(
         graph,

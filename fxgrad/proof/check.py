@@ -141,7 +141,7 @@ def check(
     cotangents = _random_like(books.outputs, seed) if cotangent is None else _like(books.outputs, cotangent)
     pairs = [(v, g) for v, g in zip(books.outputs, cotangents) if g is not None]
     output = sum(dot(g, v) for v, g in pairs)
-    scale = max(abs(output), sum(dot(g.square(), v.square()) for v, g in pairs) ** 0.5) or 1.0
+    scale = max(abs(output), sum(dot(g.abs().square(), v.abs().square()) for v, g in pairs) ** 0.5) or 1.0
     rows, sources = books.close(cotangents, scale)
     inputs = _input_contribution(converted, leaves, cotangents)
 
@@ -160,12 +160,14 @@ def check(
 
 def _random_like(outputs: list[Any], seed: int) -> list[Tensor | None]:
     generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v)
-        if isinstance(v, Tensor) and v.is_floating_point()
-        else None
-        for v in outputs
-    ]
+
+    def draw(v: Any) -> Tensor | None:
+        if not isinstance(v, Tensor) or not (v.is_floating_point() or v.is_complex()):
+            return None
+        dtype = torch.complex128 if v.is_complex() else torch.float64
+        return torch.randn(v.shape, generator=generator, dtype=dtype).to(v)
+
+    return [draw(v) for v in outputs]
 
 
 def _like(outputs: list[Any], cotangent: Any) -> list[Tensor | None]:

@@ -43,7 +43,8 @@ def convert(
 
     Returns:
         A drop-in module with the same outputs (bit for bit), output structure and state_dict keys. The gradients of
-        its inputs are the policy's.
+        its inputs are the policy's. A cache (any object of which torch knows no structure) is taken as an input, tensor
+        by tensor, and left as it is; among the outputs, None stands in its place.
 
     Raises:
         CaptureError: the model is not one graph (train mode, TorchScript, control flow on data, wrong examples).

@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import call_of
+from fxgrad.capture.objects import opened
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.errors import InputError
 from fxgrad.graph.copies import moved
@@ -132,6 +133,9 @@ class Captured:
         """
         call = canonical(self.signature, args, kwargs)
         leaves, spec = pytree.tree_flatten(call)
+        if spec != self.in_spec:
+            call = opened(call)
+            leaves, spec = pytree.tree_flatten(call)
         if spec != self.in_spec:
             captured = ", ".join(i.name for i in self.inputs)
             given = ", ".join(input_names(self.signature, call))

@@ -25,10 +25,11 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import call_of, other_file, refuse_bad_model, refuse_other_dtype
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of, no_attributed_input
+from fxgrad.capture.objects import opened, plainly_called, spared, with_tensors
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
-from fxgrad.errors import ArtefactError, CaptureError, first_line, one_line
+from fxgrad.errors import ArtefactError, CaptureError, FxgradError, first_line, one_line
 from fxgrad.graph.copies import copied
 from fxgrad.graph.nodes import differentiable, placeholders_of
 from fxgrad.graph.places import raised_at
@@ -87,8 +88,8 @@ def capture(
     else:
         refuse_bad_model(model)
         signature = inspect.signature(model.forward)
-        example = pytree.tree_map(_detach, canonical(signature, args, kwargs))
-        own, program = model, _export(model, example, dynamic_shapes)
+        example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
+        own, program = model, _export(plainly_called(model, example), opened(example), dynamic_shapes)
         if not through_no_grad:
             detach_without_grad(program.graph)
     functional = _decomposed(program, table.covers if table else lambda op: True)
@@ -149,12 +150,10 @@ def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> Export
         # With gradients enabled, so that the parts under the model's own no_grad show.
         with _export_settings(), _LastStates(), torch.enable_grad():
             return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+    except FxgradError:
+        raise
     except Exception as error:
         raise CaptureError(_diagnose(model, example, error)) from error
-
-
-def _detach(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def _auto(leaf: Any) -> Any:
@@ -286,7 +285,7 @@ def captured_from(
     graph = copied(program.graph)
     placeholders = {node.name: node for node in placeholders_of(graph)}
     tidy(graph)
-    names = input_names(signature, example)
+    names = input_names(signature, opened(example))
     state, inputs = _placeholders(program, placeholders, names)
     ids = [p for p, i in zip(placeholders_of(graph)[len(state) :], inputs) if i.dtype is not None and not i.attributed]
     lookup, found = cut_lookups(graph, ids, table)

@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import call_of
 from fxgrad.capture.export import without_fast_path
+from fxgrad.capture.objects import returned, spared, with_tensors
 from fxgrad.errors import InputError
 from fxgrad.graph.places import Place
 from fxgrad.module.converted import ConvertedModule
@@ -135,7 +136,7 @@ def check(
         leaves = converted.entries(args, kwargs)
     books = Ledger(converted, leaves)
     with torch.no_grad(), without_fast_path():
-        theirs = original(*args, **kwargs) if original else _plain(converted, leaves)
+        theirs = _outputs(original, args, kwargs) if original else _plain(converted, leaves)
     same = identical(books.outputs, theirs)
 
     cotangents = _random_like(books.outputs, seed) if cotangent is None else _like(books.outputs, cotangent)
@@ -185,6 +186,12 @@ def _plain(converted: ConvertedModule, leaves: list[Any]) -> Any:
     return program(*converted.state, *leaves)
 
 
+def _outputs(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """What the original model returns, as a program returns it; objects among its inputs stay as they are."""
+    args, kwargs = spared((args, kwargs))
+    return returned(original(*args, **kwargs))
+
+
 def identical(ours: Any, theirs: Any) -> bool:
     """Whether two outputs, of any structure, are equal bit for bit, and their dtypes alike.
 
@@ -215,12 +222,12 @@ def _example_like(converted: ConvertedModule) -> tuple[tuple[Any, ...], dict[str
     """The example inputs, in the module's present dtype and on its present device."""
     like = next((p for p in converted.parameters() if p.is_floating_point()), None)
 
-    def move(leaf: Any) -> Any:
-        if like is None or not isinstance(leaf, Tensor):
+    def move(leaf: Tensor) -> Tensor:
+        if like is None:
             return leaf
         return leaf.to(like.device, like.dtype if leaf.is_floating_point() else leaf.dtype)
 
-    args, kwargs = pytree.tree_map(move, converted.classified.captured.example)
+    args, kwargs = with_tensors(converted.classified.captured.example, move)
     return args, kwargs
 
 

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import call_of, other_file, refuse_bad_model, refuse_other_dtype
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of, no_attributed_input
+from fxgrad.capture.higher_order import AsWithoutGrad, open_programs
 from fxgrad.capture.objects import opened, plainly_called, spared, with_tensors
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.tidy import detach_without_grad, tidy
@@ -108,6 +109,7 @@ def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> Expor
                     return functional
                 pieces |= {op: _composite_kernel(op) for op in found}
                 functional = cast(ExportedProgram, (functional or program).run_decompositions(pieces))
+                open_programs(functional)
                 if any(spec.kind is OutputKind.TOKEN for spec in functional.graph_signature.output_specs):
                     return cast(
                         ExportedProgram, program.run_decompositions({})
@@ -148,7 +150,7 @@ def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> Export
         dynamic_shapes = pytree.tree_map(_auto, bound.arguments)
     try:
         # With gradients enabled, so that the parts under the model's own no_grad show.
-        with _export_settings(), _LastStates(), torch.enable_grad():
+        with _export_settings(), _LastStates(), AsWithoutGrad(), torch.enable_grad():
             return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
     except FxgradError:
         raise
@@ -195,13 +197,14 @@ def _export_settings() -> Iterator[None]:
     """Disable the fast path, and silence the tracer.
 
     It logs tracebacks before it raises (the error says the same), and warns that an RNN's cached list of weights is
-    rebuilt.
+    rebuilt, and of gradients that it looks for itself.
     """
     logger = logging.getLogger("torch._subclasses.fake_tensor")
     disabled, logger.disabled = logger.disabled, True
     try:
         with without_fast_path(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
             yield
     finally:
         logger.disabled = disabled

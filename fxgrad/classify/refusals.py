@@ -14,6 +14,8 @@ from fxgrad.kinds import Kind
 
 NO_ROW = "has no row"
 CONTROL_FLOW = "is control flow"
+BRANCHES = ("cond", "while_loop", "map_impl", "scan", "associative_scan")
+CLOSED = "is a program within the program, of a sort that fxgrad does not open"
 
 
 def not_balanceable(name: str, paths: Sequence[tuple[str, Place, Sequence[str]]]) -> NotBalanceableError:
@@ -49,6 +51,10 @@ def no_rule(unruled: Sequence[tuple[fx.Node, str]], data: Callable[[fx.Node], li
             lines += [f"    looks like {kind.value} ({because}); {what}, add", f"      [{kind.value}]", f"      {row}"]
         elif problem == CONTROL_FLOW:
             lines.append("    replace it by torch.where or by a loop over a fixed range; no table can hold a branch")
+        elif problem == CLOSED:
+            lines.append("    call what it contains directly, without the wrapper")
+    if all(problem in (CONTROL_FLOW, CLOSED) for _, problem in groups):
+        return NoRuleError("\n".join([f"{len(groups)} op(s) have no rule, and can have none:", *lines]))
     return NoRuleError(
         f"{len(groups)} op(s) have no rule:\n" + "\n".join(lines) + "\nPut the rows into a TOML file of your own and "
         'pass rules=["libragrad", "my_ops.toml"]; docs/new-op.md shows how, and how fxgrad.check proves them. '

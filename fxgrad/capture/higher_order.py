@@ -152,7 +152,12 @@ def _traced(
         return kernel(*args, **kwargs)
 
     values = [n.meta["val"] for n in operands]
-    with detect_fake_mode(values) or contextlib.nullcontext(), torch.no_grad():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(detect_fake_mode(values) or contextlib.nullcontext())
+        stack.enter_context(torch.no_grad())
+        for device in {v.device.type for v in values if isinstance(v, Tensor)}:
+            # What a caller's autocast casts is in the graph already.
+            stack.enter_context(torch.autocast(device, enabled=False))
         return make_fx(functionalize(run))(*values)
 
 

@@ -169,6 +169,25 @@ def test_the_weights_of_flex_attention_are_held() -> None:
     torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-11)
 
 
+class InLowPrecision(Masked):
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            return super().forward(x).float()
+
+
+def test_flex_attention_and_autocast() -> None:
+    """Inside the forward, and around it."""
+    torch.manual_seed(0)
+    x = torch.randn(2, 16, 16)
+    inside, plain = InLowPrecision().eval(), Masked().eval()
+    same_bits(fxgrad.convert(inside, (x,)), inside, x)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        libra, wanted = fxgrad.convert(plain, (x,)), plain(x)
+    with torch.no_grad():
+        assert torch.equal(libra(x), wanted)  # its casts are in the program
+    assert fxgrad.check(fxgrad.convert(inside, (x,)), original=inside).passed
+
+
 class Asks(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = x * torch.ones(3, requires_grad=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,9 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.admission import call_of
 from fxgrad.capture.decisions import Reading
+from fxgrad.capture.objects import opened
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.errors import InputError
 from fxgrad.graph.copies import moved
@@ -126,7 +128,7 @@ class Captured:
         lookup = None if self.lookup is None else moved(self.lookup, devices)
         return replace(self, graph=moved(self.graph, devices), lookup=lookup)
 
-    def flatten(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    def flatten(self, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None) -> list[Any]:
         """The inputs as a flat list, checked against the captured ones.
 
         Raises:
@@ -134,6 +136,9 @@ class Captured:
         """
         call = canonical(self.signature, args, kwargs)
         leaves, spec = pytree.tree_flatten(call)
+        if spec != self.in_spec:
+            call = opened(call)
+            leaves, spec = pytree.tree_flatten(call)
         if spec != self.in_spec:
             captured = ", ".join(i.name for i in self.inputs)
             given = ", ".join(input_names(self.signature, call))
@@ -146,10 +151,11 @@ class Captured:
         return leaves
 
 
-def canonical(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+def canonical(signature: inspect.Signature | None, args: Any, kwargs: Any) -> Arguments:
     """The call in canonical form: positional arguments wherever the signature allows them."""
+    args, kwargs = call_of(args, kwargs)
     if signature is None:
-        return tuple(args), dict(kwargs)
+        return args, kwargs
     try:
         bound = signature.bind(*args, **kwargs)
     except TypeError as error:
@@ -175,3 +181,17 @@ def input_of(name: str, placeholder: fx.Node, argument: Any) -> Input:
         # A size that tracing specialized to a number is a constant, even if it was requested as dynamic.
         return Input(name, tuple(int(s) if is_concrete_int(s) else None for s in value.shape), value.dtype)
     return Input(name, None, None, getattr(argument, "value", value))
+
+
+def no_attributed_input(inputs: Sequence[Input]) -> str:
+    """The message about a model none of whose inputs could be attributed."""
+    message = (
+        f"no input is a floating-point tensor, nor token ids that an embedding looks up "
+        f"({', '.join(i.name for i in inputs)}), so there is nothing to attribute to. "
+    )
+    if name := next((i.name for i in inputs if i.dtype is not None and i.dtype.is_complex), None):
+        return (
+            f"{message}{name} is complex, and attributions are of real numbers: convert a module that takes "
+            f"torch.view_as_real({name}), and calls this one with torch.view_as_complex of it."
+        )
+    return message + "Convert the part of the model that follows such an input."

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.utils import _pytree as pytree
 
-from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of
+from fxgrad.capture.admission import call_of, other_file, refuse_bad_model
+from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of, no_attributed_input
 from fxgrad.capture.decisions import Reading
+from fxgrad.capture.higher_order import open_programs
+from fxgrad.capture.objects import opened, plainly_called, spared, with_tensors
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
@@ -37,7 +39,7 @@ from fxgrad.table.loading import RuleTable, load
 
 def capture(
     model: nn.Module | ExportedProgram | str | Path,
-    args: tuple[Any, ...] = (),
+    args: tuple[Any, ...] | Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
@@ -50,8 +52,8 @@ def capture(
     Args:
         model: a module in eval mode, an ExportedProgram, or the path of a .pt2 file that
             `torch.export.save` wrote.
-        args, kwargs: example inputs; any shapes and dtypes that the model takes. An ExportedProgram
-            that has example inputs needs none.
+        args, kwargs: example inputs; any shapes and dtypes that the model takes. A tensor in the place of args is
+            the only one. An ExportedProgram that has example inputs needs none.
         dynamic_shapes: as for `torch.export.export`. By default the first axis of every tensor is
             dynamic wherever the model's code allows it.
         through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
@@ -65,8 +67,9 @@ def capture(
         The captured model.
 
     Raises:
-        CaptureError: train mode, integer or quantised weights, example inputs that the model does
+        CaptureError: train mode, TorchScript, integer or quantised weights, example inputs that the model does
             not take, control flow that depends on data, or anything else that torch.export refuses.
+        InputError: the example does not fit the model's forward, or its dtype the weights.
 
     Example:
         >>> captured = capture(nn.Linear(3, 2).eval(), (torch.zeros(4, 3),))
@@ -81,16 +84,17 @@ def capture(
     drawn: tuple[Reading, ...] = ()
     if isinstance(model, ExportedProgram):
         signature = None
-        example = (args, dict(kwargs or {})) if args or kwargs else model.example_inputs
+        example = call_of(args, kwargs)
+        example = example if any(example) else model.example_inputs
         if example is None:
             raise CaptureError("this ExportedProgram holds no example inputs: pass some as args.")
         program = model
     else:
-        _refuse_bad_state(model)
+        refuse_bad_model(model)
         signature = inspect.signature(model.forward)
-        example = pytree.tree_map(_detach, canonical(signature, args, kwargs or {}))
+        example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
         own = model
-        program, drawn = trace(model, example, dynamic_shapes, on_random)
+        program, drawn = trace(plainly_called(model, example), opened(example), dynamic_shapes, on_random)
         if not through_no_grad:
             detach_without_grad(program.graph)
     functional = _decomposed(program, table.covers if table else lambda op: True)
@@ -127,6 +131,7 @@ def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> Expor
                     return functional
                 pieces |= {op: _composite_kernel(op) for op in found}
                 functional = cast(ExportedProgram, (functional or program).run_decompositions(pieces))
+                open_programs(functional)
                 if any(spec.kind is OutputKind.TOKEN for spec in functional.graph_signature.output_specs):
                     return cast(
                         ExportedProgram, program.run_decompositions({})
@@ -158,30 +163,9 @@ def program_of(path: str | Path) -> ExportedProgram:
     try:
         return read(path).program()
     except ArtefactError as error:
+        if known := other_file(path):
+            raise CaptureError(f"{path} is {known}") from error
         raise CaptureError(f"{path} is not a program that torch.export.save wrote: {error}") from error
-
-
-def _refuse_bad_state(model: nn.Module) -> None:
-    training = [path or "the model itself" for path, module in model.named_modules() if module.training]
-    if training:
-        raise CaptureError(
-            f"the model is in train mode ({training[0]}; modules in all: {len(training)}), where dropout and batch "
-            "statistics make attributions meaningless. Call model.eval() first."
-        )
-    for path, module in model.named_modules():
-        if ".quantized" in type(module).__module__:
-            what = f"{path or 'the model'} is a quantised {type(module).__name__}"
-            raise CaptureError(f"{what}, and quantised weights have no gradient. Convert the float model.")
-    for path, parameter in model.named_parameters():
-        if not parameter.is_floating_point() or parameter.is_quantized:
-            raise CaptureError(
-                f"parameter {path} has dtype {parameter.dtype}: integer and quantised weights have no gradient. "
-                "Convert the float model."
-            )
-
-
-def _detach(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def captured_from(
@@ -221,16 +205,13 @@ def captured_from(
     graph = copied(program.graph)
     placeholders = {node.name: node for node in placeholders_of(graph)}
     tidy(graph)
-    names = input_names(signature, example)
+    names = input_names(signature, opened(example))
     state, inputs = _placeholders(program, placeholders, names)
     ids = [p for p, i in zip(placeholders_of(graph)[len(state) :], inputs) if i.dtype is not None and not i.attributed]
     lookup, found = cut_lookups(graph, ids, table)
     embedded = [input_of(name, placeholder, None) for name, placeholder in found]
     if not any(i.attributed for i in [*inputs, *embedded]):
-        raise CaptureError(
-            f"no input is a floating-point tensor, nor token ids that an embedding looks up ({', '.join(names)}), so "
-            "there is nothing to attribute to. Convert the part of the model that follows such an input."
-        )
+        raise CaptureError(no_attributed_input(inputs))
     parameters, buffers, transient = _tensors(program, model)
     return Captured(
         graph,

@@ -15,7 +15,10 @@ from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.admission import refuse_other_dtype
+from fxgrad.capture.captured import input_names
 from fxgrad.capture.decisions import Decisions, Reading
+from fxgrad.capture.higher_order import AsWithoutGrad
 from fxgrad.capture.program import Arguments
 from fxgrad.capture.tracing import LastStates, OwnGradMode, StoppedError, settings, under
 from fxgrad.errors import CaptureError, first_line, one_line
@@ -111,7 +114,7 @@ def _exported(
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
         dynamic_shapes = pytree.tree_map(_auto, bound.arguments)
     with settings(), torch.enable_grad():
-        traced = under(model, LastStates(), OwnGradMode(), *modes)
+        traced = under(model, LastStates(), OwnGradMode(), AsWithoutGrad(), *modes)
         return torch.export.export(traced, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
 
 
@@ -137,6 +140,13 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
     try:
         outputs_of(model, example)
     except Exception as own:
+        leaves, spec = pytree.tree_flatten(example)
+
+        def run(values: list[Any]) -> None:
+            outputs_of(model, pytree.tree_unflatten(values, spec))
+
+        names = input_names(inspect.signature(model.forward), example)
+        refuse_other_dtype(list(zip(names, leaves)), [*model.parameters(), *model.buffers()], run, own)
         shapes = ", ".join(
             str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
             for leaf in pytree.tree_leaves(example)

@@ -14,6 +14,9 @@ from fxgrad.kinds import Kind
 
 NO_ROW = "has no row"
 CONTROL_FLOW = "is control flow"
+WRITES = "writes to its operands"
+BRANCHES = ("cond", "while_loop", "map_impl", "scan", "associative_scan")
+CLOSED = "is a program within the program, of a sort that fxgrad does not open"
 
 
 def not_balanceable(name: str, paths: Sequence[tuple[str, Place, Sequence[str]]]) -> NotBalanceableError:
@@ -37,7 +40,8 @@ def no_rule(unruled: Sequence[tuple[fx.Node, str]], data: Callable[[fx.Node], li
     """
     groups: dict[tuple[str, str], list[fx.Node]] = defaultdict(list)
     for node, problem in unruled:
-        groups[str(node.target), problem].append(node)
+        op = node.args[0] if problem == WRITES else node.target
+        groups[str(op), problem].append(node)
     lines = []
     for (op, problem), nodes in groups.items():
         lines.append(f"  {op} {problem} ({len(nodes)} x)")
@@ -49,8 +53,24 @@ def no_rule(unruled: Sequence[tuple[fx.Node, str]], data: Callable[[fx.Node], li
             lines += [f"    looks like {kind.value} ({because}); {what}, add", f"      [{kind.value}]", f"      {row}"]
         elif problem == CONTROL_FLOW:
             lines.append("    replace it by torch.where or by a loop over a fixed range; no table can hold a branch")
+        elif problem == CLOSED:
+            lines.append("    call what it contains directly, without the wrapper")
+        elif problem == WRITES:
+            lines.append(
+                "    PyTorch has no gradient for such an op: let it return its results; docs/new-op.md shows how"
+            )
+    if all(problem in (CONTROL_FLOW, CLOSED, WRITES) for _, problem in groups):
+        return NoRuleError("\n".join([f"{len(groups)} op(s) have no rule, and can have none:", *lines]))
     return NoRuleError(
         f"{len(groups)} op(s) have no rule:\n" + "\n".join(lines) + "\nPut the rows into a TOML file of your own and "
         'pass rules=["libragrad", "my_ops.toml"]; docs/new-op.md shows how, and how fxgrad.check proves them. '
         'Or pass on_unknown="native" to keep these ops\' own gradients, incomplete as they are.'
     )
+
+
+def refused_program(node: fx.Node) -> str:
+    """Why a call of an op of higher order has no rule."""
+    name = str(node.target)
+    if name.startswith("auto_functionalized"):  # a call of a custom op that mutates its arguments
+        return WRITES
+    return CONTROL_FLOW if name in BRANCHES else CLOSED

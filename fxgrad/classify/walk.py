@@ -18,7 +18,7 @@ from fxgrad.capture.captured import Captured
 from fxgrad.classify.decision import Classified, Decision, operands_of
 from fxgrad.classify.idioms import ELEMENTWISE, IDIOMS, kind_of_value, mixes, with_averages, with_scores
 from fxgrad.classify.liveness import with_liveness
-from fxgrad.classify.refusals import CONTROL_FLOW, NO_ROW, no_rule
+from fxgrad.classify.refusals import NO_ROW, no_rule, refused_program
 from fxgrad.classify.slices import narrow
 from fxgrad.errors import CaptureError
 from fxgrad.graph.nodes import arguments_of, differentiable, placeholders_of, tensors_of
@@ -88,8 +88,10 @@ class _Walk:
         self.roles[node] = Role.CONSTANT
         if node in self.inputs:
             self.roles[node] = Role.CARRIER if self.inputs[node].attributed else Role.CONSTANT
-        elif isinstance(node.target, torch._ops.HigherOrderOperator):
-            self.unruled.append((node, CONTROL_FLOW))
+        elif isinstance(node.target, torch._ops.HigherOrderOperator) and (
+            any(self.roles[n] or n.op == "get_attr" for n in node.all_input_nodes)
+        ):
+            self.unruled.append((node, refused_program(node)))
             self.roles[node] = Role.CARRIER
         elif node.op == "call_function" and any(self.roles[n] for n in node.all_input_nodes):
             if not differentiable(node):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from fxgrad.errors import ExportError
 from fxgrad.explainer.formats import FORMATS
@@ -24,7 +25,7 @@ __all__ = ["METHODS", "export_explainer"]
 
 def export_explainer(
     converted: ConvertedModule,
-    args: tuple[Any, ...],
+    args: tuple[Any, ...] | Tensor,
     path: str | Path,
     *,
     kwargs: Mapping[str, Any] | None = None,
@@ -94,7 +95,7 @@ def export_explainer(
     if not path.parent.is_dir():
         raise ExportError(f"{path} cannot be written: there is no such folder.")
     settings = Settings(method, targets, channels, pool, output, completeness)
-    leaves = converted.classified.captured.flatten(args, kwargs or {})
+    leaves = converted.classified.captured.flatten(args, kwargs)
     chosen = FORMATS[path.suffix]
     traced = trace(converted, leaves, settings, chosen.decompositions)
     table = converted.classified.table

@@ -37,7 +37,7 @@ METHODS: dict[str, Callable[..., Map]] = {
 @overload
 def attribute(
     converted: ConvertedModule,
-    args: tuple[Any, ...] = ...,
+    args: tuple[Any, ...] | Tensor = ...,
     kwargs: Mapping[str, Any] | None = ...,
     *,
     target: list[Target],
@@ -48,7 +48,7 @@ def attribute(
 @overload
 def attribute(
     converted: ConvertedModule,
-    args: tuple[Any, ...] = ...,
+    args: tuple[Any, ...] | Tensor = ...,
     kwargs: Mapping[str, Any] | None = ...,
     *,
     target: Target,
@@ -58,7 +58,7 @@ def attribute(
 ) -> Attribution: ...
 def attribute(
     converted: ConvertedModule,
-    args: tuple[Any, ...] = (),
+    args: tuple[Any, ...] | Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     target: Target | list[Target],
@@ -116,7 +116,7 @@ def attribute(
     """
     chosen = _chosen(method, layer, options)
     with torch.no_grad():
-        entries = converted.entries(args, kwargs or {})
+        entries = converted.entries(args, kwargs)
     search = Search(converted.classified, input, entries)
     parts = search.anatomy(blocks, grid, prefix, class_token)
     batch = size_of_batch(converted.classified, entries, parts)

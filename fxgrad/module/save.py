@@ -26,6 +26,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured, Input
 from fxgrad.capture.export import captured_from
+from fxgrad.capture.objects import opened
 from fxgrad.classify.walk import classify
 from fxgrad.errors import ArtefactError, FxgradError, one_line
 from fxgrad.installed import version
@@ -151,7 +152,7 @@ def _write(converted: ConvertedModule, file: IO[bytes], empty: bool = False) -> 
         raise ArtefactError("the module is on the device meta, where tensors have no values: there is nothing to save.")
     stored: dict[Any, Tensor] = {}
     state, constants = ({n: _stored(t, stored, empty) for n, t in named.items()} for named in captured.persistent)
-    example = pytree.tree_map_only(Tensor, lambda leaf: _stored(leaf, stored), captured.example)
+    example = pytree.tree_map_only(Tensor, lambda leaf: _stored(leaf, stored), opened(captured.example))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about unusual strides and about file names

@@ -18,6 +18,8 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.admission import call_of
+from fxgrad.capture.objects import returned, spared, with_tensors
 from fxgrad.capture.tracing import without_fast_path
 from fxgrad.errors import InputError
 from fxgrad.graph.places import Place
@@ -89,7 +91,7 @@ class CheckReport:
 
 def check(
     converted: ConvertedModule,
-    args: tuple[Any, ...] = (),
+    args: tuple[Any, ...] | Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     original: Callable[..., Any] | None = None,
@@ -127,19 +129,20 @@ def check(
 
     Source: FullGrad, arXiv:1905.00780, eq. 1; LibraGrad, arXiv:2411.16760, section 3.
     """
+    args, kwargs = call_of(args, kwargs)
     if not args and not kwargs:
         args, kwargs = _example_like(converted)
     with torch.no_grad():
-        leaves = converted.entries(args, kwargs or {})
+        leaves = converted.entries(args, kwargs)
     books = Ledger(converted, leaves)
     with torch.no_grad(), without_fast_path():
-        theirs = original(*args, **(kwargs or {})) if original else _plain(converted, leaves)
+        theirs = _outputs(original, args, kwargs) if original else _plain(converted, leaves)
     same = identical(books.outputs, theirs)
 
     cotangents = _random_like(books.outputs, seed) if cotangent is None else _like(books.outputs, cotangent)
     pairs = [(v, g) for v, g in zip(books.outputs, cotangents) if g is not None]
     output = sum(dot(g, v) for v, g in pairs)
-    scale = max(abs(output), sum(dot(g.square(), v.square()) for v, g in pairs) ** 0.5) or 1.0
+    scale = max(abs(output), sum(dot(g.abs().square(), v.abs().square()) for v, g in pairs) ** 0.5) or 1.0
     rows, sources = books.close(cotangents, scale)
     inputs = _input_contribution(converted, leaves, cotangents)
 
@@ -158,12 +161,14 @@ def check(
 
 def _random_like(outputs: list[Any], seed: int) -> list[Tensor | None]:
     generator = torch.Generator().manual_seed(seed)
-    return [
-        torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v)
-        if isinstance(v, Tensor) and v.is_floating_point()
-        else None
-        for v in outputs
-    ]
+
+    def draw(v: Any) -> Tensor | None:
+        if not isinstance(v, Tensor) or not (v.is_floating_point() or v.is_complex()):
+            return None
+        dtype = torch.complex128 if v.is_complex() else torch.float64
+        return torch.randn(v.shape, generator=generator, dtype=dtype).to(v)
+
+    return [draw(v) for v in outputs]
 
 
 def _like(outputs: list[Any], cotangent: Any) -> list[Tensor | None]:
@@ -179,6 +184,12 @@ def _plain(converted: ConvertedModule, leaves: list[Any]) -> Any:
     """The outputs of the captured program, without rewritten nodes."""
     program = fx.GraphModule(nn.Module(), converted.classified.captured.graph)
     return program(*converted.state, *leaves)
+
+
+def _outputs(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """What the original model returns, as a program returns it; objects among its inputs stay as they are."""
+    args, kwargs = spared((args, kwargs))
+    return returned(original(*args, **kwargs))
 
 
 def identical(ours: Any, theirs: Any) -> bool:
@@ -211,12 +222,12 @@ def _example_like(converted: ConvertedModule) -> tuple[tuple[Any, ...], dict[str
     """The example inputs, in the module's present dtype and on its present device."""
     like = next((p for p in converted.parameters() if p.is_floating_point()), None)
 
-    def move(leaf: Any) -> Any:
-        if like is None or not isinstance(leaf, Tensor):
+    def move(leaf: Tensor) -> Tensor:
+        if like is None:
             return leaf
         return leaf.to(like.device, like.dtype if leaf.is_floating_point() else leaf.dtype)
 
-    args, kwargs = pytree.tree_map(move, converted.classified.captured.example)
+    args, kwargs = with_tensors(converted.classified.captured.example, move)
     return args, kwargs
 
 

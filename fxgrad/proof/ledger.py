@@ -91,7 +91,11 @@ class Ledger:
         self.offsets = Offsets(converted, self.values)
         self.ours, self.original = Replay(self.program.graph, self.values), self.offsets.original
         with torch.no_grad():
-            self.outputs: list[Any] = list(recorder.run(*converted.state, *leaves))
+            try:
+                self.outputs: list[Any] = list(recorder.run(*converted.state, *leaves))
+            except RuntimeError as error:
+                converted.refuse_other_dtype(leaves, error)
+                raise
 
     @property
     def coarsest(self) -> torch.dtype:

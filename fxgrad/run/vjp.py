@@ -32,7 +32,7 @@ class VJP:
 
 def vjp(
     converted: ConvertedModule,
-    args: tuple[Any, ...],
+    args: tuple[Any, ...] | Tensor,
     cotangents: Any,
     kwargs: Mapping[str, Any] | None = None,
     *,
@@ -69,7 +69,7 @@ def vjp(
     """
     captured = converted.classified.captured
     with torch.no_grad():
-        entries = converted.entries(args, kwargs or {})
+        entries = converted.entries(args, kwargs)
     entries = [v.detach().requires_grad_() if i.attributed else v for i, v in zip(captured.entries, entries)]
     attributed = {i.name: v for i, v in zip(captured.entries, entries) if i.attributed}
     widest = 0

@@ -24,6 +24,7 @@ from fxgrad.graph.places import Place
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.proof.ledger import Ledger, LedgerRow, SourceRow, dot
 from fxgrad.report import Table
+from fxgrad.run.recording import refuse_unbalanced
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Coarsest dtype of a run -> the largest relative completeness error that passes."""
@@ -43,6 +44,7 @@ class CheckReport:
         tolerance: the largest error that passes.
         ledger: one row per live node, the least balanced first.
         sources: one row per source, the largest contribution first.
+        left_out: names of the outputs that cannot be balanced, and so take no part.
     """
 
     forward_identical: bool
@@ -53,6 +55,7 @@ class CheckReport:
     tolerance: float
     ledger: Table[LedgerRow]
     sources: Table[SourceRow]
+    left_out: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -68,6 +71,8 @@ class CheckReport:
             f"output {self.output:.6g} = inputs {self.inputs:.6g} + sources {sources:.6g} "
             f"+ residual {self.output - self.inputs - sources:.2e}",
         ]
+        if self.left_out:
+            lines.append(f"left out, since it cannot be balanced: {', '.join(self.left_out)}")
         wrong = [row for row in self.ledger if not row.error <= self.tolerance]
         if wrong:
             first = wrong[0]
@@ -106,7 +111,8 @@ def check(
         original: the model to compare the forward with, bit for bit under `torch.no_grad()` and without
             MultiheadAttention's fast path; by default the captured program.
         cotangent: v in y = <v, f(x)>, structured and shaped as the outputs, such as a one-hot for one
-            logit; None for an output that takes no part, or that is no tensor. By default random.
+            logit; None for an output that takes no part, or that is no tensor. By default random, for all outputs that
+            can be balanced.
         tolerance: for `passed`; by default that of the coarsest dtype between the inputs and the outputs:
             1e-10 in float64, 1e-4 in float32 (`TOLERANCE`).
         seed: seed of the random cotangent: standard normal, one number per output element.
@@ -117,6 +123,7 @@ def check(
     Raises:
         InputError: the module does not take the inputs; or an input, or a value that a cotangent reaches, has NaN or
             infinities (the message names the node).
+        NotBalanceableError, NoRuleError: a cotangent is given for an output that cannot be balanced.
 
     Example:
         >>> import fxgrad
@@ -136,7 +143,11 @@ def check(
         theirs = original(*args, **(kwargs or {})) if original else _plain(converted, leaves)
     same = identical(books.outputs, theirs)
 
+    refusals = converted.classified.refusals
     cotangents = _random_like(books.outputs, seed) if cotangent is None else _like(books.outputs, cotangent)
+    for refusal in refusals if cotangent is None else ():
+        cotangents[refusal.index] = None
+    refuse_unbalanced(converted, cotangents)
     pairs = [(v, g) for v, g in zip(books.outputs, cotangents) if g is not None]
     output = sum(dot(g, v) for v, g in pairs)
     scale = max(abs(output), sum(dot(g.square(), v.square()) for v, g in pairs) ** 0.5) or 1.0
@@ -153,6 +164,7 @@ def check(
         tolerance=TOLERANCE[books.coarsest] if tolerance is None else tolerance,
         ledger=Table("Ledger, least balanced first", sorted(rows, key=lambda r: _rank(r.error)), shown=10),
         sources=Table("Sources, largest first", sorted(sources, key=lambda s: -abs(s.contribution)), shown=10),
+        left_out=tuple(refusal.output for refusal in refusals),
     )
 
 

@@ -156,6 +156,8 @@ def _written(node: fx.Node, joined: Mapping[fx.Node, _Joined]) -> _Joined | None
     ahead, behind = _range(before, 0, start), _range(before, start + size, whole[dim])
     if ahead is None or behind is None:
         return None
+    if not ahead.parts and not behind.parts:
+        return joined.get(source)  # the whole of it is written, as along the other axes of `z[:, 1:] = x`
     return _Joined(dim, (*ahead.parts, written, *behind.parts))
 
 
@@ -319,7 +321,7 @@ def _applied(graph: fx.Graph, made: fx.Node, step: _Step, last: fx.Node, node: f
         if not isinstance(entry, _SizeOf):
             return entry
         with graph.inserting_after(last):
-            last = graph.call_function(aten.sym_size.int, entry)
+            last = graph.call_function(aten.sym_size.int, tuple(entry))
         last.meta = {**node.meta, "val": tensors_of(entry.node)[0].shape[entry.axis]}
         return last
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fxgrad.classify.decision import Decision
 from fxgrad.classify.idioms import is_sum
 from fxgrad.classify.liveness import stuck_paths
-from fxgrad.classify.refusals import either
+from fxgrad.classify.refusals import listed
 from fxgrad.errors import NotBalanceableError
 from fxgrad.kinds import Kind, Role
 
@@ -93,6 +93,7 @@ class Stuck:
 
 def not_balanceable(
     policy: str,
+    outputs: Sequence[str],
     found: Sequence[Stuck],
     kept: Mapping[str, str],
     native: Callable[[Kind], bool],
@@ -102,6 +103,7 @@ def not_balanceable(
 
     Args:
         policy: the policy's name.
+        outputs: names of the outputs.
         found: these nodes.
         kept: name of each node whose value is an output that can be balanced -> the output's name.
         native: whether another policy, which leaves a kind as PyTorch has it, would get through.
@@ -111,10 +113,10 @@ def not_balanceable(
     lines += [f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     if unruled:
         lines.append(f"({', '.join(unruled)} without a row: that would remain with one.)")
-    outputs = ", ".join(dict.fromkeys(stuck.output for stuck in found))
     return NotBalanceableError(
         f"under {policy}, {len(found)} op(s) can only multiply (their backward passes nothing on), but reach "
-        f"{outputs} otherwise:\n" + "\n".join([*lines, *_advice(policy, found, kept, native, bool(unruled))])
+        f"{listed(outputs, 'and')} otherwise:\n"
+        + "\n".join([*lines, *_advice(policy, found, kept, native, bool(unruled))])
     )
 
 
@@ -127,7 +129,7 @@ def _advice(
     if carrier is not None and carrier.node in kept:
         lines.append(f"Attribute {kept[carrier.node]} instead, of which {first.op} is computed.")
     elif kept:
-        lines.append(f"Attribute {either(list(kept.values()))} instead.")
+        lines.append(f"Attribute {listed(list(kept.values()), 'or')} instead.")
     if any(stuck.apart() for stuck in found):
         lines.append("Let the model return the joined parts as a tuple: then those that carry can be attributed.")
     if carrier is not None and carrier.node not in kept:

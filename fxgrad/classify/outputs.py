@@ -161,6 +161,7 @@ class _Problem:
         decided = self.decided(facts, table)
         paths = stuck_paths([facts.ends[i] for i in indices], decided)
         names = {facts.ends[i]: self.captured.output_names[i] for i in reversed(indices)}
+        named = [self.captured.output_names[i] for i in indices if facts.ends[i] in paths]
         found: dict[str, Stuck] = {}
         for end, here in paths.items():
             for path in here:
@@ -171,4 +172,4 @@ class _Problem:
             other = replace(table, policy={**table.policy, kind: "native"})
             return not stuck_paths(paths, self.decided(facts, other))
 
-        return not_balanceable(table.name, list(found.values()), self.kept, works, unruled)
+        return not_balanceable(table.name, named, list(found.values()), self.kept, works, unruled)

@@ -80,14 +80,15 @@ def no_rule(
     )
     if native:
         text += ' Or pass on_unknown="native" to keep these ops\' own gradients, incomplete as they are.'
-    return NoRuleError(f"{text} Or attribute {either(kept)}, which does without." if kept else text)
+    return NoRuleError(f"{text} Or attribute {listed(kept, 'or')}, which does without." if kept else text)
 
 
-def either(names: Sequence[str]) -> str:
-    """The outputs' names as one of these, at most three of them.
+def listed(names: Sequence[str], word: str) -> str:
+    """Outputs' names as a list with a word between them; of more than three, three and how many more there are.
 
     Example:
-        >>> either(["output[0]", "output[2]"])
+        >>> listed(["output[0]", "output[2]"], "or")
         'output[0] or output[2]'
     """
-    return " or ".join([*names[:3], *([f"another of the {len(names)}"] if len(names) > 3 else [])])
+    left = len(names) - 3
+    return f" {word} ".join([*names[:3], *([f"{left} more"] if left > 0 else [])])

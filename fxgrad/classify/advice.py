@@ -5,7 +5,7 @@ Each advice is given only where following it works.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from fxgrad.classify.decision import Decision
@@ -14,6 +14,7 @@ from fxgrad.classify.liveness import stuck_paths
 from fxgrad.classify.refusals import listed
 from fxgrad.errors import NotBalanceableError
 from fxgrad.kinds import Kind, Role
+from fxgrad.table.loading import presets
 
 SHOWN = 3
 """How many ops a message names, so that it fits on one screen."""
@@ -82,6 +83,17 @@ class Stuck:
             pending += [str(o.value) for o in found.data]
         return None
 
+    def moved_from(self, names: Collection[str]) -> str | None:
+        """Which of some nodes it is computed of, if only moves lie between."""
+        data = self.decision.data
+        while len(data) == 1:
+            name = str(data[0].value)
+            if name in names:
+                return name
+            decision = self.decisions.get(name)
+            data = decision.data if decision is not None and "moves" in decision.options else []
+        return None
+
     def apart(self) -> bool:
         """Whether it is joined with others, and then only moved until it is returned."""
         met = self.meets()
@@ -112,7 +124,7 @@ def not_balanceable(
     lines = [line for stuck in found[:SHOWN] for line in stuck.lines()]
     lines += [f"  and {len(found) - SHOWN} more"] if len(found) > SHOWN else []
     if unruled:
-        lines.append(f"({', '.join(unruled)} without a row: that would remain with one.)")
+        lines.append(f"  ({', '.join(unruled)} without a row: with one, that would remain)")
     return NotBalanceableError(
         f"under {policy}, {len(found)} op(s) can only multiply (their backward passes nothing on), but reach "
         f"{listed(outputs, 'and')} otherwise:\n"
@@ -126,24 +138,31 @@ def _advice(
     first = found[0].decision
     carrier = found[0].carrier()
     lines = []
-    if carrier is not None and carrier.node in kept:
-        lines.append(f"Attribute {kept[carrier.node]} instead, of which {first.op} is computed.")
+    source = found[0].moved_from(kept)
+    if source is not None:
+        lines.append(f"Attribute {kept[source]} instead, of which {first.op} is computed.")
     elif kept:
         lines.append(f"Attribute {listed(list(kept.values()), 'or')} instead.")
     if any(stuck.apart() for stuck in found):
         lines.append("Let the model return the joined parts as a tuple: then those that carry can be attributed.")
-    if carrier is not None and carrier.node not in kept:
+    if carrier is not None and source is None:
         lines.append(
             f"Let the model return {carrier.node} ({carrier.op} at {carrier.place}), of which {first.op} is computed: "
             "that can be attributed."
         )
     if native(first.kind):
-        lines.append(
-            f"For PyTorch's own gradient, incomplete as fxgrad.check shows, write a policy with base = "
-            f'"{policy.partition("+")[0]}" and, under [backward], {first.kind.value} = "native"'
-            + (', and pass on_unknown="native".' if unruled else ".")
-        )
+        lines.append(_native(policy, first.kind) + (', and pass on_unknown="native".' if unruled else "."))
     return lines or ["Attribute another value of the model: nothing upstream of it carries."]
+
+
+def _native(policy: str, kind: Kind) -> str:
+    """How to keep PyTorch's own gradient of one kind."""
+    name = policy.partition("+")[0]
+    base = f'base = "{name}"' if name in presets() else "yours as its base"
+    return (
+        f"For PyTorch's own gradient, incomplete as fxgrad.check shows, write a policy with {base} and, under "
+        f'[backward], {kind.value} = "native"'
+    )
 
 
 def _short(path: Sequence[str]) -> Sequence[str]:

@@ -64,14 +64,16 @@ def settled(captured: Captured, table: RuleTable, walk: Walk) -> tuple[dict[str,
             break
         refused |= {index for index, name in kept.items() if name in stuck}
     live = with_liveness(kept.values(), decided)
-    if not refused and kept:
-        return live, ()
-    names = {kept[i]: captured.output_names[i] for i in reversed(list(kept))}
+    decisions = {name: live.get(name, fact.held()) for name, fact in facts.decisions.items()}
+    if not refused:
+        return decisions, ()
+    names: dict[str, str] = {}
+    for index, name in kept.items():
+        names.setdefault(name, captured.output_names[index])
     problem = _Problem(captured, table, walk, facts, names)
     if not kept:
         raise problem.of(sorted(refused))
-    held = {name: live.get(name, fact.held()) for name, fact in facts.decisions.items()}
-    return held, tuple(problem.refusal(index) for index in sorted(refused))
+    return decisions, tuple(problem.refusal(index) for index in sorted(refused))
 
 
 def _decided(

@@ -86,8 +86,8 @@ class CheckReport:
         return f"<pre>{str(self).split(chr(10) * 2)[0]}</pre>{self.ledger._repr_html_()}{self.sources._repr_html_()}"
 
     def to_json(self) -> str:
-        """The report as one JSON object; the same report gives the same text."""
-        plain = {k: v for k, v in vars(self).items() if not isinstance(v, Table)}
+        """The report as one JSON object, with `left_out` if there is any; the same report gives the same text."""
+        plain = {k: v for k, v in vars(self).items() if not isinstance(v, Table) and v != ()}
         tables = {"ledger": json.loads(self.ledger.to_json()), "sources": json.loads(self.sources.to_json())}
         return json.dumps({"passed": self.passed, **plain, **tables}, indent=1)
 

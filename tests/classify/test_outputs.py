@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -112,6 +113,7 @@ def test_the_others_are_proved_and_the_reports_name_what_is_left_out() -> None:
     libra = fxgrad.convert(model, (x,))
     report = fxgrad.check(libra, (x,), original=model)
     assert report.passed and report.completeness_error < 1e-14 and report.left_out == ("output['other']",)
+    assert json.loads(report.to_json())["left_out"] == ["output['other']"]
     assert "left out, since it cannot be balanced: output['other']" in str(report)
     assert "Without a balanced gradient, report.details() says why: output['other']" in str(libra.report)
     assert "output['other'] has no balanced gradient: under libragrad, 1 op(s) can only" in libra.report.details()
@@ -242,7 +244,7 @@ def test_advice_for_a_loss_alone_skips_the_row_that_would_not_help(tmp_path: Pat
         return F.cross_entropy(self.logits(x), LABELS[: len(x)])
 
     found = Following(ends)
-    assert "aten.nll_loss_forward.default without a row: that would remain with one" in found.message
+    assert "(aten.nll_loss_forward.default without a row: with one, that would remain)" in found.message
     assert "pass on_unknown" in found.message and "nll_loss_forward.default has no row" not in found.message
     found.native(ends, "softmax", tmp_path, on_unknown="native")
     found.returned(Net.logits, "linear_2 (")

@@ -9,11 +9,13 @@ from typing import Any
 from torch import nn
 from torch.export import ExportedProgram
 
-from fxgrad.capture.export import capture
+from fxgrad.capture.export import capture, program_of
+from fxgrad.capture.trace import OnRandom
 from fxgrad.classify.walk import classify
 from fxgrad.errors import CaptureError
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.module.rewrite import rewrite
+from fxgrad.module.verify import verify as verified
 from fxgrad.table.loading import OnUnknown, Rules, load
 
 
@@ -26,6 +28,8 @@ def convert(
     dynamic_shapes: Any = None,
     through_no_grad: bool = False,
     on_unknown: OnUnknown = "error",
+    on_random: OnRandom = "error",
+    verify: bool = True,
 ) -> ConvertedModule:
     """Rewrite a model so that its gradient attributions are FullGrad-complete. The model stays as it is.
 
@@ -40,13 +44,17 @@ def convert(
             frozen backbone. By default their results are constants, as for autograd.
         on_unknown: "error" refuses a model with ops that no rule covers; "native" keeps these ops' own
             gradients, and `fxgrad.check` shows by how much completeness suffers.
+        on_random: "error" refuses a model that draws random numbers; "freeze" draws them once, for the example, and
+            keeps them as constants, with the sizes of the example.
+        verify: run the model and the converted module on the example, and compare them bit for bit.
 
     Returns:
         A drop-in module with the same outputs (bit for bit), output structure and state_dict keys. The gradients of
         its inputs are the policy's.
 
     Raises:
-        CaptureError: the model is not one graph (train mode, control flow on data, wrong examples).
+        CaptureError: the model is not one graph (train mode, control flow, wrong examples), draws random numbers, or
+            computes something else while it is captured.
         NoRuleError: every output depends on ops that have no row in the rule table; all of them are listed.
         NotBalanceableError: a pure gate (softmax weights) reaches every output other than as a multiplier. If only some
             outputs cannot be balanced, a gradient of these raises the error.
@@ -67,7 +75,17 @@ def convert(
         name = model.classified.table.name
         raise CaptureError(f"the model is converted already, with rules={name!r}. Convert the original.")
     table = load(rules, on_unknown)
-    options = {"dynamic_shapes": dynamic_shapes, "through_no_grad": through_no_grad}
-    captured = capture(model, args, kwargs, table=table, **options)
+    if isinstance(model, (str, Path)):
+        model = program_of(model)
+    captured = capture(
+        *(model, args, kwargs),
+        dynamic_shapes=dynamic_shapes,
+        through_no_grad=through_no_grad,
+        on_random=on_random,
+        table=table,
+    )
     classified = classify(captured, table)
-    return ConvertedModule(classified, rewrite(classified))
+    converted = ConvertedModule(classified, rewrite(classified))
+    if verify:
+        verified(converted, model)
+    return converted

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.decisions import Reading
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.errors import InputError
 from fxgrad.graph.copies import moved
@@ -81,6 +82,7 @@ class Captured:
         example: the example inputs.
         program: the captured program before it was tidied and cut.
         through_no_grad: whether parts under the model's own `torch.no_grad()` are attributed.
+        draws: the random numbers that were drawn once, which the graph has as constants; lost where it is saved.
     """
 
     graph: fx.Graph
@@ -97,6 +99,7 @@ class Captured:
     example: Arguments = field(repr=False)
     program: Program = field(repr=False)
     through_no_grad: bool
+    draws: tuple[Reading, ...] = field(default=(), repr=False)
 
     @property
     def entries(self) -> tuple[Input, ...]:

@@ -7,12 +7,10 @@ that runs it owns, moves and copies the state.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,18 +18,20 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of
+from fxgrad.capture.decisions import Reading
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
-from fxgrad.errors import ArtefactError, CaptureError, first_line, one_line
-from fxgrad.graph.copies import copied
+from fxgrad.capture.trace import OnRandom, trace
+from fxgrad.capture.tracing import settings
+from fxgrad.errors import ArtefactError, CaptureError, one_line
+from fxgrad.graph.copies import copied, draws
 from fxgrad.graph.nodes import differentiable, placeholders_of
-from fxgrad.graph.places import raised_at
+from fxgrad.graph.places import place_of
 from fxgrad.pt2.archive import read
 from fxgrad.table.loading import RuleTable, load
 
@@ -43,6 +43,7 @@ def capture(
     *,
     dynamic_shapes: Any = None,
     through_no_grad: bool = False,
+    on_random: OnRandom = "error",
     table: RuleTable | None = None,
 ) -> Captured:
     """Trace a model into a functional graph of ATen ops. The model itself is left untouched.
@@ -56,6 +57,8 @@ def capture(
             dynamic wherever the model's code allows it.
         through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
             frozen backbone. By default their results are constants, as for autograd.
+        on_random: "error" refuses a model that draws random numbers; "freeze" draws them once, for the example, and
+            keeps them as constants, with the sizes of the example.
         table: its rows say which composite ops (those that PyTorch composes of others) are kept whole, and which ops
             hand token ids on. By default all composite ops are kept, and the rows are the shipped ones.
 
@@ -74,8 +77,9 @@ def capture(
     Source: torch.export, https://docs.pytorch.org/docs/stable/export.html
     """
     if isinstance(model, (str, Path)):
-        model = _load(model)
+        model = program_of(model)
     own: nn.Module | None = None
+    drawn: tuple[Reading, ...] = ()
     if isinstance(model, ExportedProgram):
         signature = None
         example = (args, dict(kwargs or {})) if args or kwargs else model.example_inputs
@@ -86,11 +90,30 @@ def capture(
         _refuse_bad_state(model)
         signature = inspect.signature(model.forward)
         example = pytree.tree_map(_detach, canonical(signature, args, kwargs or {}))
-        own, program = model, _export(model, example, dynamic_shapes)
+        own = model
+        program, drawn = trace(model, example, dynamic_shapes, on_random)
         if not through_no_grad:
             detach_without_grad(program.graph)
     functional = _decomposed(program, table.covers if table else lambda op: True)
-    return captured_from(functional, signature, example, table or load(), through_no_grad, own)
+    captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
+    _refuse_draws(captured.graph, on_random)
+    return replace(captured, draws=drawn)
+
+
+def _refuse_draws(graph: fx.Graph, on_random: OnRandom) -> None:
+    """Raise `CaptureError` if random numbers reach an output."""
+    reached = {graph.output_node()}
+    for node in reversed(graph.nodes):
+        if node in reached:
+            reached.update(node.all_input_nodes)
+    drawn = [node for node in graph.nodes if node in reached and draws(node)]
+    if drawn:
+        way = 'Pass on_random="freeze" to convert, which draws them once and keeps them, or m'
+        way = "These cannot be drawn ahead: m" if on_random == "freeze" else way
+        raise CaptureError(
+            f"the model draws random numbers, so that it gives another answer each time ({len(drawn)} draws; first "
+            f"{drawn[0].target} at {place_of(drawn[0])}). {way}ake the model deterministic in eval mode."
+        )
 
 
 def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> ExportedProgram:
@@ -98,7 +121,7 @@ def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> Expor
     pieces: dict[Any, Callable[..., Any]] = {}
     functional: ExportedProgram | None = None
     try:
-        with _export_settings(), torch.no_grad():
+        with settings(), torch.no_grad():
             while True:
                 found = {n.target for n in (functional or program).graph.nodes if _composite(n) and not whole(n.target)}
                 if functional and found <= set(pieces):
@@ -127,7 +150,12 @@ def _composite_kernel(op: Any) -> Callable[..., Any]:
     return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
-def _load(path: str | Path) -> ExportedProgram:
+def program_of(path: str | Path) -> ExportedProgram:
+    """The program of a .pt2 file that `torch.export.save` wrote, read without running anything in it.
+
+    Raises:
+        CaptureError: the file is something else.
+    """
     try:
         return read(path).program()
     except ArtefactError as error:
@@ -153,109 +181,8 @@ def _refuse_bad_state(model: nn.Module) -> None:
             )
 
 
-def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> ExportedProgram:
-    args, kwargs = example
-    if dynamic_shapes is None:
-        args, kwargs = _spread_batch(args, kwargs)
-        # torch.export wants one item per parameter of forward, *args and **kwargs included.
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
-        dynamic_shapes = pytree.tree_map(_auto, bound.arguments)
-    try:
-        # With gradients enabled, so that the parts under the model's own no_grad show.
-        with _export_settings(), _LastStates(), torch.enable_grad():
-            return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
-    except Exception as error:
-        raise CaptureError(_diagnose(model, example, error)) from error
-
-
 def _detach(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
-
-
-def _auto(leaf: Any) -> Any:
-    return {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None
-
-
-def _spread_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """The arguments with a batch of one doubled, since torch.export specializes a size of 1."""
-    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
-    if any(leaf.shape[0] != 1 for leaf in leaves):
-        return args, kwargs
-
-    def double(leaf: Any) -> Any:
-        return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf
-
-    args, kwargs = pytree.tree_map(double, (args, kwargs))
-    return args, kwargs
-
-
-@contextlib.contextmanager
-def without_fast_path() -> Iterator[None]:
-    """Disable MultiheadAttention's fast path, a fused inference kernel that no rule covers.
-
-    Example:
-        >>> with without_fast_path():
-        ...     torch.backends.mha.get_fastpath_enabled()
-        False
-    """
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-@contextlib.contextmanager
-def _export_settings() -> Iterator[None]:
-    """Disable the fast path, and silence the tracer.
-
-    It logs tracebacks before it raises (the error says the same), and warns that an RNN's cached list of weights is
-    rebuilt.
-    """
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        with without_fast_path(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
-            yield
-    finally:
-        logger.disabled = disabled
-
-
-class _LastStates(TorchFunctionMode):
-    """Give an LSTM's last states the shape of its first ones; PyTorch 2.11 traces them with one axis too many."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is not torch.lstm or len(args) < 2 or not isinstance(args[1], (list, tuple)):  # or a packed sequence
-            return result
-        output, *last = result
-        return output, *(s if s.dim() == s0.dim() else s.reshape(s0.shape) for s, s0 in zip(last, args[1]))
-
-
-def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
-    """A message about why the export failed: the example inputs, the model's control flow, or something else."""
-    args, kwargs = example
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    except Exception as own:
-        shapes = ", ".join(
-            str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
-            for leaf in pytree.tree_leaves(example)
-        )
-        return f"the model itself fails on the example inputs ({shapes}): {one_line(own)}"
-    line = raised_at(error)
-    where = f" at {line}" if line else ""
-    if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
-        return (
-            f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by "
-            f"torch.where, or move it out of forward. torch.export says: {first_line(error)}"
-        )
-    return f"torch.export cannot trace the model{where}: {one_line(error)}"
 
 
 def captured_from(
@@ -272,6 +199,8 @@ def captured_from(
         program: in functional ATen ops; not changed.
         signature: the signature of the model's forward, or None if unknown.
         example: the example inputs.
+        on_random: "error" refuses a model that draws random numbers; "freeze" draws them once, for the example, and
+            keeps them as constants, with the sizes of the example.
         table: its rows say which ops hand token ids on.
         through_no_grad: as for `capture`.
         model: the module whose parameters and buffers to take, in its order; by default the program's.

@@ -19,7 +19,7 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from fxgrad.capture.export import without_fast_path
+from fxgrad.capture.tracing import without_fast_path
 from fxgrad.errors import ExportError, FxgradError, one_line
 from fxgrad.explainer.compute import Explanation, identifier
 from fxgrad.explainer.plain import with_plain_ops

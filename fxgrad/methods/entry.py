@@ -7,13 +7,16 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxgrad.errors import InputError
 from fxgrad.methods import attentions, cams, fullgrad, inputs
+from fxgrad.methods.aim import aimed, axis_of, outputs_of
 from fxgrad.methods.attribution import Attribution, joined
 from fxgrad.methods.definition import Method, method_of
+from fxgrad.methods.names import Names
 from fxgrad.methods.parts import Grid
-from fxgrad.methods.problem import Map, Problem
+from fxgrad.methods.problem import Map, Problem, size_of_batch
 from fxgrad.methods.search import Search
 from fxgrad.methods.targets import Target, scored
 from fxgrad.module.converted import ConvertedModule
@@ -61,7 +64,7 @@ def attribute(
     target: Target | list[Target],
     method: str | Callable[..., Map] = "input_x_gradient",
     layer: str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Names | None = None,
     input: str | None = None,
     blocks: Sequence[str] | None = None,
     grid: Grid | None = None,
@@ -81,7 +84,8 @@ def attribute(
             `fxgrad.methods.Map`. The decorator `fxgrad.methods.method` says that it counts constants, or takes a layer.
         layer: module path of the layer for gradcam, gradcam_plus, xgradcam_plus and hirescam, which use its output; by
             default they use the input of the last block.
-        class_names: one per logit, for targets by name.
+        class_names: for targets by name: one per logit, a mapping such as config.id2label or tokenizer.get_vocab(), or
+            the tokenizer.
         input: name of the attributed input, if there are several.
         blocks, grid, prefix, class_token: override what is read from the graph; see `fxgrad.methods.Anatomy`.
         **options: options of the method, such as n_steps of integrated_gradients.
@@ -115,17 +119,20 @@ def attribute(
         entries = converted.entries(args, kwargs or {})
     search = Search(converted.classified, input, entries)
     parts = search.anatomy(blocks, grid, prefix, class_token)
+    batch = size_of_batch(converted.classified, entries, parts)
+    if not batch:
+        raise InputError(f"input {parts.input!r} has no examples: its first axis has size 0.")
     with torch.no_grad():
         outputs = converted.run(entries)
+    leaves, spec = pytree.tree_flatten(outputs)
+    where = outputs_of(converted.classified, parts)
 
     def one(target: Target) -> Attribution:
-        fitted = scored(target, outputs, class_names)
-        output = fitted.score(outputs).detach()
-        problem = Problem(converted, entries, fitted, parts, layer)
-        if problem.batch > 1 and chosen.shares and problem.mixed:
-            single = [problem.only(i) for i in range(problem.batch)]
-            return joined([_solved(chosen, p, y[None], options) for p, y in zip(single, output)])
-        return _solved(chosen, problem, output, options)
+        fitted = scored(target, outputs, class_names, batch=batch, axis=axis_of(leaves, where, batch))
+        problem = Problem(converted, entries, aimed(fitted, leaves, spec, where, batch), parts, layer)
+        if batch > 1 and chosen.shares and problem.mixed:
+            return joined([_solved(chosen, problem.only(i), options) for i in range(batch)])
+        return _solved(chosen, problem, options)
 
     return [one(t) for t in target] if isinstance(target, list) else one(target)
 
@@ -157,19 +164,20 @@ def _chosen(method: str | Callable[..., Map], layer: str | None, options: Mappin
     return chosen
 
 
-def _solved(method: Method, problem: Problem, output: Tensor, options: Mapping[str, Any]) -> Attribution:
+def _solved(method: Method, problem: Problem, options: Mapping[str, Any]) -> Attribution:
     found = method.function(problem, **options)
+    aim, own = problem.aim, slice(problem.example, None if problem.example is None else problem.example + 1)
     map = _checked(method, problem, found)
     return Attribution(
         method.name,
         problem.converted.classified.table.name,
-        problem.target.label,
-        output,
+        aim.target.label,
+        aim.values[own],
         map.detach(),
         None if found.apart is None else found.apart.detach(),
         found.copies,
         problem.anatomy,
-        problem.target.note,
+        aim.target.note,
     )
 
 

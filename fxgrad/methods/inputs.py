@@ -135,6 +135,7 @@ def _captum(name: str) -> Any:
 
 def _forward(problem: Problem) -> tuple[Callable[..., Tensor], tuple[Tensor, ...], tuple[Any, ...]]:
     """For captum: (the target as a function, the main inputs, the other arguments that vary with the batch)."""
+    target = problem.target  # of whole batches: captum takes one step at a time, with all examples
     names = list(problem.inputs)
     places = [names.index(name) for name in problem.main]
     rest = [i for i in range(len(names)) if i not in places]
@@ -143,7 +144,7 @@ def _forward(problem: Problem) -> tuple[Callable[..., Tensor], tuple[Tensor, ...
         entries = dict(zip([*places, *rest], given))
         entries |= {i: entries[i].to(problem.entries[i].dtype) for i in places}  # captum's noise is float32
         outputs = problem.converted.run([entries[i] for i in range(len(names))])
-        return problem.target.score(outputs, *given[len(names) :])
+        return target.score(outputs)
 
     inputs = tuple(problem.entries[i].detach() for i in places)
-    return forward, inputs, (*(problem.entries[i] for i in rest), *problem.target.tensors)
+    return forward, inputs, tuple(problem.entries[i] for i in rest)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -11,9 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxgrad.classify.decision import Classified
 from fxgrad.errors import InputError
+from fxgrad.graph.nodes import descendants
 from fxgrad.graph.places import calls_of
 from fxgrad.graph.sizes import sizes_of
+from fxgrad.methods.aim import Aim
 from fxgrad.methods.parts import Anatomy
 from fxgrad.methods.placing import per_example, per_token, within
 from fxgrad.methods.targets import Scored
@@ -38,6 +41,12 @@ class Map:
     copies: int = 1
 
 
+def size_of_batch(classified: Classified, entries: Sequence[Any], anatomy: Anatomy) -> int:
+    """The number of examples among a program's entries."""
+    names = [entry.name for entry in classified.captured.entries]
+    return int(entries[names.index(anatomy.input)].shape[0])
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """A model, its inputs, a target, and a layer.
@@ -45,16 +54,32 @@ class Problem:
     Attributes:
         converted: the model under some policy.
         entries: its flattened inputs, then its embedded tokens.
-        target: the target, fitted to the model's outputs.
+        aim: the target, its values and its cotangents at the outputs of the whole batch.
         anatomy: the model's anatomy.
         layer: module path for methods of one layer; None: the method's default.
+        example: index of the only example of the batch that these entries hold; None: they hold all.
     """
 
     converted: ConvertedModule
     entries: list[Any]
-    target: Scored
+    aim: Aim
     anatomy: Anatomy
     layer: str | None = None
+    example: int | None = None
+
+    @property
+    def target(self) -> Scored:
+        """The target, fitted to the model's outputs.
+
+        Raises:
+            InputError: this is one example of a batch, and a target sees whole batches only.
+        """
+        if self.example is not None:
+            raise InputError(
+                "this method gets the examples of a batch one by one (shares=True), and a target is a function of the "
+                "whole batch's outputs. Use problem.run(), which has the example's part, or pass one example at a time."
+            )
+        return self.aim.target
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:
@@ -92,10 +117,10 @@ class Problem:
         """Whether some contribution cannot be split by example, so that examples must run one by one.
 
         This is so if a bias's contribution comes from its gradient, which is summed over the batch; if the axis of the
-        examples is not known at a node; or if all examples share an input.
+        examples is not known at a node; or if all examples share an input, or an output that the target reads.
         """
         kept = [d for d in self.converted.classified.decisions.values() if d.keeps]
-        shared = not all(self._varies(name) for name in self.attributed)
+        shared = bool(self.aim.shared) or not all(self._varies(name) for name in self.attributed)
         return shared or any(
             d.backward.sums_the_batch or within(self.nodes[d.node], self.anatomy) is None for d in kept
         )
@@ -103,24 +128,35 @@ class Problem:
     @property
     def batch(self) -> int:
         """The number of examples."""
-        return int(self.entries[list(self.inputs).index(self.anatomy.input)].shape[0])
+        return size_of_batch(self.converted.classified, self.entries, self.anatomy)
 
     def only(self, example: int) -> Problem:
-        """The problem of one example of the batch."""
+        """The problem of one example of the batch.
+
+        Raises:
+            InputError: the program takes batches of this size only.
+        """
+        if isinstance(self.anatomy.examples, int):
+            raise InputError(
+                f"what constants contribute cannot be told apart by the {self.batch} examples of this batch, and the "
+                f"model was captured for {self.anatomy.examples} examples, so they cannot run one by one. Convert it "
+                "with an example of one, and attribute one at a time."
+            )
         one = slice(example, example + 1)
         entries = [
             value[one] if isinstance(value, Tensor) and self._varies(name) else value
             for name, value in zip(self.inputs, self.entries)
         ]
-        target = replace(self.target, tensors=tuple(t[one] for t in self.target.tensors))
-        return replace(self, entries=entries, target=target)
+        return replace(self, entries=entries, example=example)
 
     def run(self, also: Collection[str] = (), sources: bool = False) -> Contributions:
         """One forward and one backward pass of the target; `also` names nodes whose values and cotangents to return."""
-        spec = self.converted.classified.captured.out_spec
-        return contributions(
-            self.converted, self.entries, lambda y: self.target.cotangents(y, spec), also=also, sources=sources
-        )
+        return contributions(self.converted, self.entries, self._cotangents, also=also, sources=sources)
+
+    def _cotangents(self, outputs: list[Any]) -> list[Tensor | None]:
+        if self.example is None:
+            return self.aim.whole(outputs, self.converted.classified.captured.out_spec)
+        return self.aim.only(self.example, outputs)
 
     def values(self, names: Collection[str]) -> dict[str, Any]:
         """Node name -> value, from one forward pass, for methods that do not use the target."""
@@ -205,7 +241,7 @@ class Problem:
         own = {name: nodes for name, nodes in calls.items() if name.partition("@")[0] == path}
         if not own:
             return {n for n, d in decisions.items() if f"{d.place.module_path}.".startswith(f"{path}.")}
-        reached = self._reached()
+        reached = {n.name for n in descendants(self.inputs[self.anatomy.input])}
         fitting = {name: nodes for name, nodes in own.items() if nodes & reached} if len(own) > 1 else own
         if len(fitting) > 1:
             choices = ", ".join(repr(name if "@" in name else f"{name}@0") for name in fitting)
@@ -215,19 +251,14 @@ class Problem:
             )
         return next(iter(fitting.values()), set())
 
-    def _reached(self) -> set[str]:
-        """Names of the nodes that depend on the anatomy's input."""
-        reached = {self.inputs[self.anatomy.input].name}
-        for node in self.nodes.values():
-            if any(n.name in reached for n in node.all_input_nodes):
-                reached.add(node.name)
-        return reached
-
     def row_of(self, matrix: Tensor) -> Tensor:
         """The matrix's row for the token that the output is read from: (batch, rows, columns) to (batch, tokens).
 
         It is the row of the class token, or of the position of a language model's target, or the mean over all rows.
         """
-        row = self.anatomy.class_token if self.target.row is None else self.target.row
+        row = self.anatomy.class_token if self.aim.target.row is None else self.aim.target.row
+        if isinstance(row, Tensor):
+            row = row if self.example is None else row[self.example : self.example + 1]
+            return matrix[torch.arange(len(matrix)), row][:, : self.anatomy.count + self.anatomy.prefix]
         read = matrix.mean(1) if row is None else matrix[:, row]
         return read[:, : self.anatomy.count + self.anatomy.prefix]

@@ -12,6 +12,8 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxgrad.classify.decision import Classified
+from fxgrad.errors import FxgradError, InputError
+from fxgrad.graph.replay import failure
 from fxgrad.module.checkpoint import checkpointed
 from fxgrad.module.rewrite import rewrite
 from fxgrad.module.unflatten import Root, unflatten
@@ -172,9 +174,21 @@ class Core(nn.Module):
             InputError: inputs of another structure, shape or dtype than the captured ones.
         """
         leaves = self.classified.captured.flatten(args, kwargs)
-        return leaves + (list(self.lookup(*self.state, *leaves)) if self.lookup else [])
+        return leaves + (list(self._called(self.lookup, leaves)) if self.lookup else [])
 
     def run(self, entries: list[Any]) -> Any:
         """Run the program on the result of `entries`; returns what the original model returns."""
-        outputs = self.runner(*self.state, *entries)
+        outputs = self._called(self.runner, entries)
         return pytree.tree_unflatten(list(outputs), self.classified.captured.out_spec)
+
+    def _called(self, runner: Any, entries: list[Any]) -> Any:
+        """What a part of the program returns; an error of an op names the op and its place."""
+        if torch.compiler.is_compiling():
+            return runner(*self.state, *entries)
+        try:
+            return runner(*self.state, *entries)
+        except (FxgradError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            part = self.lookup if runner is self.lookup else self.program
+            raise InputError(failure(part, [*self.state, *entries], error)) from error

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
-from fxgrad.capture.export import without_fast_path
+from fxgrad.capture.tracing import without_fast_path
 from fxgrad.errors import InputError
 from fxgrad.graph.places import Place
 from fxgrad.module.converted import ConvertedModule

@@ -96,11 +96,10 @@ def test_train_mode_is_refused() -> None:
     assert model.norm.training
 
 
-def test_data_dependent_control_flow_is_refused_with_its_line() -> None:
-    with pytest.raises(
-        fxgrad.CaptureError, match=r"control flow depends on the data at .*test_capture\.py:\d+: if x\.sum"
-    ):
-        fxgrad.convert(Branches().eval(), (torch.ones(2, 4),))
+def test_the_side_of_a_branch_that_the_example_does_not_take_is_refused_with_its_line() -> None:
+    libra = fxgrad.convert(Branches().eval(), (torch.ones(2, 4),))
+    with pytest.raises(fxgrad.InputError, match=r"reads its data at .*test_capture\.py:\d+: if x\.sum"):
+        libra(-torch.ones(2, 4))
 
 
 def test_wrong_example_inputs_are_named_as_such() -> None:

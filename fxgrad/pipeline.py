@@ -57,8 +57,9 @@ def convert(
         CaptureError: the model is not one graph (train mode, TorchScript, control flow, wrong examples), draws random
             numbers, or computes something else while it is captured.
         InputError: the example does not fit the model's forward, or its dtype the weights.
-        NoRuleError: some ops have no row in the rule table; all of them are listed.
-        NotBalanceableError: a pure gate (softmax weights) reaches the output other than as a multiplier.
+        NoRuleError: every output depends on ops that have no row in the rule table; all of them are listed.
+        NotBalanceableError: a pure gate (softmax weights) reaches every output other than as a multiplier. If only some
+            outputs cannot be balanced, a gradient of these raises the error.
         RuleTableError: a rule file is malformed.
 
     Example:

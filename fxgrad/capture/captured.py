@@ -114,6 +114,13 @@ class Captured:
         return placeholders_of(self.graph)[len(self.state) :]
 
     @property
+    def output_names(self) -> list[str]:
+        """The names of the flattened outputs, such as `output['logits']`; "the output" of a model with only one."""
+        count = self.out_spec.num_leaves
+        paths = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(count)), self.out_spec))[0]
+        return [f"output{pytree.keystr(path)}" if count > 1 else "the output" for path, _ in paths]
+
+    @property
     def persistent(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """(tensors of the state_dict, other tensors), both path -> tensor."""
         kept = {k: v for k, v in self.buffers.items() if k not in self.transient}

@@ -24,6 +24,7 @@ from fxgrad.capture.captured import Captured, Input, canonical, input_names, inp
 from fxgrad.capture.decisions import Reading
 from fxgrad.capture.higher_order import open_programs
 from fxgrad.capture.objects import opened, plainly_called, spared, with_tensors
+from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
@@ -209,6 +210,7 @@ def captured_from(
     state, inputs = _placeholders(program, placeholders, names)
     ids = [p for p, i in zip(placeholders_of(graph)[len(state) :], inputs) if i.dtype is not None and not i.attributed]
     lookup, found = cut_lookups(graph, ids, table)
+    take_apart(graph, table)
     embedded = [input_of(name, placeholder, None) for name, placeholder in found]
     if not any(i.attributed for i in [*inputs, *embedded]):
         raise CaptureError(no_attributed_input(inputs))

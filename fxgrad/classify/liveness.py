@@ -1,13 +1,12 @@
-"""Which nodes a cotangent reaches (live), and which are held."""
+"""Which nodes a cotangent reaches (live), and which are held; and where a cotangent would get stuck."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import networkx as nx
 
 from fxgrad.classify.decision import Decision
-from fxgrad.classify.refusals import not_balanceable
 
 
 def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
@@ -31,19 +30,30 @@ def flow_graph(decisions: Mapping[str, Decision]) -> nx.DiGraph[str]:
     return flow
 
 
-def with_liveness(outputs: list[str], decisions: Mapping[str, Decision], policy: str) -> dict[str, Decision]:
-    """Hold every node that no cotangent reaches; refuse nodes that get a cotangent but hand none on."""
+def stuck_paths(ends: Collection[str], decisions: Mapping[str, Decision]) -> dict[str, list[list[str]]]:
+    """Where cotangents get stuck: at nodes that get one, but hand none on.
+
+    Args:
+        ends: names of nodes at which cotangents start.
+        decisions: one per node.
+
+    Returns:
+        End -> a path from each such node to the end; without the ends from which every cotangent reaches an input.
+    """
     flow = flow_graph(decisions)
-    flow.add_nodes_from(outputs)  # an input may be an output
-    live = set(outputs).union(*(nx.ancestors(flow, name) for name in outputs))
-    stuck = [
-        decision
-        for name, decision in decisions.items()
-        if name in live and not any(w for o, w in zip(decision.operands, decision.weights) if o.data)
-    ]
-    if stuck:
-        ends = [next(o for o in outputs if nx.has_path(flow, d.node, o)) for d in stuck]
-        raise not_balanceable(
-            policy, [(d.op, d.place, nx.shortest_path(flow, d.node, end)) for d, end in zip(stuck, ends)]
-        )
+    flow.add_nodes_from(ends)  # an input may be an output
+    stuck = [n for n, d in decisions.items() if not any(w for o, w in zip(d.operands, d.weights) if o.data)]
+    found: dict[str, list[list[str]]] = {}
+    for end in dict.fromkeys(ends) if stuck else ():
+        reaching = nx.ancestors(flow, end) | {end}
+        if here := [nx.shortest_path(flow, name, end) for name in stuck if name in reaching]:
+            found[end] = here
+    return found
+
+
+def with_liveness(ends: Collection[str], decisions: Mapping[str, Decision]) -> dict[str, Decision]:
+    """Hold every node that no cotangent reaches from the ends."""
+    flow = flow_graph(decisions)
+    flow.add_nodes_from(ends)
+    live = set(ends).union(*(nx.ancestors(flow, name) for name in ends))
     return {name: d if name in live else d.held() for name, d in decisions.items()}

@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
 from fxgrad.capture.tracing import without_fast_path
-from fxgrad.errors import ExportError, one_line
+from fxgrad.errors import ExportError, FxgradError, one_line
 from fxgrad.explainer.compute import Explanation, identifier
 from fxgrad.explainer.plain import with_plain_ops
 from fxgrad.explainer.settings import Settings
@@ -90,7 +90,7 @@ def trace(
         graph = _traced(explain, converted.state, examples, axes, decompositions or {})
         simplify(graph.graph)
         program, places = _exported(graph, converted, examples, axes)
-    except ExportError:
+    except FxgradError:
         raise
     except Exception as error:
         said = r"(?:You marked|Not all values of) (\w+) (?:as dynamic but your code specialized|=)"

@@ -62,7 +62,7 @@ def hirescam(problem: Problem) -> Map:
     value, cotangent = _met(problem, found, name)
     tokens, lost = per_token(value * cotangent, problem.nodes[name], problem.anatomy, problem.batch)
     behind = problem.behind(name)
-    return Map(tokens=tokens, apart=lost + problem.kept(found, behind) + problem.beside(found, behind))
+    return Map(tokens=tokens, apart=lost + problem.kept(found, behind), maps=problem.beside(found, behind))
 
 
 def _layer(problem: Problem, method: str) -> str:
@@ -93,7 +93,7 @@ def _cam(problem: Problem, method: str, score: Score) -> Map:
             f"{tuple(value.shape)} has no axis of tokens. Pick another layer."
         )
     h, g = where.rows(value), where.rows(cotangent)
-    inside = slice(where.ahead, where.ahead + problem.anatomy.count) if len(where.tokens) == 1 else slice(None)
+    inside = slice(None) if where.map else slice(where.ahead, where.ahead + problem.anatomy.count)
     scores = torch.zeros_like(h[:, :, 0])
     scores[:, inside] = score(h[:, inside], g[:, inside])
     return Map(tokens=where.put(scores, problem.anatomy))

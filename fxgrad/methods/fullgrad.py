@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.methods.definition import method
@@ -23,8 +24,9 @@ def fullgrad(problem: Problem) -> Map:
     found = problem.run(sources=True)
     everywhere = problem.behind()
     tokens, apart = problem.placed(found, everywhere)
-    own = on_tokens(problem, products(problem, found))
-    return Map(tokens=own + tokens, apart=apart + problem.beside(found, everywhere))
+    maps = products(problem, found)
+    own = on_tokens(problem, torch.stack([maps[name] for name in problem.main]).sum(0), "fullgrad")
+    return Map(tokens=own + tokens, apart=apart, maps=problem.beside(found, everywhere))
 
 
 @method(shares=True)
@@ -39,6 +41,7 @@ def fullgrad_plus(problem: Problem) -> Map:
     blocks = problem.anatomy.of_blocks("fullgrad_plus")
     found = problem.run([block.entry for block in blocks], sources=True)
     tokens, apart = [], []
+    maps: dict[str, Tensor] = {}
     for block in blocks:
         cotangent = found.cotangents[block.entry]
         if cotangent is None:
@@ -51,5 +54,7 @@ def fullgrad_plus(problem: Problem) -> Map:
         behind = problem.behind(block.entry)
         sources, rest = problem.placed(found, behind)
         tokens.append(own + sources)
-        apart.append(lost + rest + problem.beside(found, behind))
-    return Map(tokens=torch.stack(tokens).sum(0), apart=torch.stack(apart).sum(0), copies=len(blocks))
+        apart.append(lost + rest)
+        for name, map in problem.beside(found, behind).items():
+            maps[name] = maps.get(name, torch.zeros_like(map)) + map
+    return Map(tokens=torch.stack(tokens).sum(0), apart=torch.stack(apart).sum(0), copies=len(blocks), maps=maps)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from fxgrad.errors import InputError
 from fxgrad.graph.axes import Within, where
 from fxgrad.graph.sizes import known, same, sizes_of
 from fxgrad.methods.maps import is_map, spatial_axes
@@ -27,14 +28,16 @@ class Layout:
     Attributes:
         shape: the value's shape, with merged axes split.
         batch: the axis of the examples; None if it is not found and there is only one example.
-        tokens: the axis of the tokens, or the two axes of rows and columns.
+        tokens: the axis of the tokens, or the axes of a map's rows and columns.
         ahead: number of prefix tokens among these tokens.
+        map: whether they are a map's.
     """
 
     shape: tuple[int, ...]
     batch: int | None
     tokens: tuple[int, ...]
     ahead: int
+    map: bool = False
 
     def rows(self, value: Tensor) -> Tensor:
         """A value as (batch, tokens, channels); all axes except batch and tokens are channels."""
@@ -45,7 +48,7 @@ class Layout:
 
     def put(self, scores: Tensor, anatomy: Anatomy) -> Tensor:
         """Move scores of these tokens, (batch, tokens), to the model's tokens: (batch, prefix tokens and patches)."""
-        if len(self.tokens) == 2:
+        if self.map:
             maps = scores.reshape(-1, *(self.shape[axis] for axis in self.tokens))
             assert anatomy.grid is not None
             return F.pad(resample(maps, anatomy.grid).flatten(1), (anatomy.prefix, 0))
@@ -62,9 +65,9 @@ def layout(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout
         return None
     if anatomy.tokens is not None and not is_map(node):
         return _sequence(value, node, anatomy, batch)
-    if anatomy.grid is not None and value.dim() == 4 and examples == (0, 1, 1):
-        return Layout(tuple(value.shape), 0, spatial_axes(node), 0)
-    return None
+    if anatomy.grid is None or value.dim() != len(anatomy.grid) + 2 or (examples != (0, 1, 1) and len(value) != 1):
+        return None
+    return Layout(tuple(value.shape), 0, spatial_axes(node), 0, map=True)
 
 
 def _sequence(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout | None:
@@ -117,14 +120,14 @@ def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tupl
     scores = place.rows(part).sum(2)
     tokens = place.put(scores, anatomy)
     # Tokens after the patches are not on the map.
-    return tokens, scores[:, place.ahead + anatomy.count :].sum(1) if len(place.tokens) == 1 else part.new_zeros(batch)
+    return tokens, part.new_zeros(batch) if place.map else scores[:, place.ahead + anatomy.count :].sum(1)
 
 
 def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Tensor:
     """Sums of a tensor's elements per example, (batch,).
 
     Raises:
-        ValueError: its examples cannot be told apart (see `Problem.mixed`).
+        InputError: its examples cannot be told apart (see `Problem.mixed`).
     """
     if batch == 1:
         return part.sum()[None]
@@ -134,7 +137,10 @@ def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Te
         or part.dim() != len(sizes_of(node))
         or part.shape[place.axis] != place.ahead * batch * place.behind
     ):
-        raise ValueError(f"{node.name}: no axis of {tuple(part.shape)} is that of {batch} examples")
+        raise InputError(
+            f"no axis of the value {node.name!r} of shape {tuple(part.shape)} is known to be that of the {batch} examples. "
+            "Attribute one example at a time, or pick another layer."
+        )
     return place.sums(part, batch)
 
 
@@ -151,7 +157,7 @@ def resample(maps: Tensor, grid: Grid) -> Tensor:
     """Maps on another grid: a new cell gets from each old cell the share that it overlaps; the total stays the same.
 
     Args:
-        maps: (batch, rows, columns), any floating dtype.
+        maps: (batch, rows, columns), any floating dtype; or with another number of axes behind the batch's.
         grid: the new (rows, columns).
 
     Example:
@@ -160,8 +166,11 @@ def resample(maps: Tensor, grid: Grid) -> Tensor:
     """
     if tuple(maps.shape[1:]) == tuple(grid):
         return maps
-    rows, columns = (_overlap(new, old).to(maps) for new, old in zip(grid, maps.shape[1:]))
-    return rows @ maps @ columns.mT
+    found = maps
+    for axis, new in enumerate(grid, start=1):
+        share = _overlap(new, maps.shape[axis]).to(maps)
+        found = torch.tensordot(found, share, ([axis], [1])).movedim(-1, axis)
+    return found
 
 
 def _overlap(new: int, old: int) -> Tensor:

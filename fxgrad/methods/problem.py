@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor, fx
 from fxgrad.errors import InputError
 from fxgrad.graph.places import calls_of
 from fxgrad.graph.sizes import sizes_of
+from fxgrad.graph.sums import sums_of
 from fxgrad.methods.parts import Anatomy
 from fxgrad.methods.placing import per_example, per_token, within
 from fxgrad.methods.targets import Scored
@@ -26,16 +27,19 @@ class Map:
     """The result of a method: a map of the input's pixels, or of the tokens.
 
     Attributes:
-        pixels: (batch, height, width); None if the map is of tokens.
+        pixels: (batch, height, width), or as many axes as the input's map has; None if the map is of tokens.
         tokens: (batch, prefix tokens and patches); None if the map is of pixels.
-        apart: contributions that belong to no part of the map, (batch,); None if the numbers are no shares.
+        apart: contributions that belong to no part of any map, (batch,); None if the numbers are no shares.
         copies: all shares add up to this multiple of the target's value.
+        maps: name of an attributed input -> its map, `Problem.reduced`; for shares, those of all inputs that are not in
+            `pixels` or `tokens`. If it has the problem's own input, `pixels` and `tokens` are left out.
     """
 
     pixels: Tensor | None = None
     tokens: Tensor | None = None
     apart: Tensor | None = None
     copies: int = 1
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +52,7 @@ class Problem:
         target: the target, fitted to the model's outputs.
         anatomy: the model's anatomy.
         layer: module path for methods of one layer; None: the method's default.
+        rows: how many values the target has.
     """
 
     converted: ConvertedModule
@@ -55,6 +60,7 @@ class Problem:
     target: Scored
     anatomy: Anatomy
     layer: str | None = None
+    rows: int = 1
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:
@@ -70,22 +76,27 @@ class Problem:
 
     @cached_property
     def main(self) -> list[str]:
-        """Names of the attributed inputs on the map: the anatomy's input, and those with the same tokens."""
-        own = sizes_of(self.inputs[self.anatomy.input])
-        return [name for name in self.attributed if name == self.anatomy.input or self._alike(name, own)]
+        """Names of the attributed inputs on the map: the anatomy's input, and other embeddings of the same tokens."""
+        own = self.inputs[self.anatomy.input]
+        embedded = {declared.name for declared in self.converted.classified.captured.embedded}
+        if self.anatomy.input not in embedded:
+            return [self.anatomy.input]
+        sums = {node for node in sums_of(own) if sizes_of(node) == sizes_of(own)}
+        return [
+            n
+            for n in self.attributed
+            if n in embedded and (sums & set(sums_of(self.inputs[n])) or n == self.anatomy.input)
+        ]
 
     @cached_property
     def attributed(self) -> list[str]:
         """Names of the attributed inputs."""
         return [entry.name for entry in self.converted.classified.captured.entries if entry.attributed]
 
-    def _alike(self, name: str, own: tuple[Any, ...]) -> bool:
-        return len(own) == 3 and sizes_of(self.inputs[name]) == own and self._varies(name)
-
-    def _varies(self, name: str) -> bool:
-        """Whether an input has one row per example."""
-        place = within(self.inputs[name], self.anatomy)
-        return place is not None and place.axis == 0
+    @cached_property
+    def shared(self) -> list[str]:
+        """Names of the attributed inputs that all examples share."""
+        return [name for name in self.attributed if name not in self.anatomy.inputs]
 
     @cached_property
     def mixed(self) -> bool:
@@ -95,25 +106,64 @@ class Problem:
         examples is not known at a node; or if all examples share an input.
         """
         kept = [d for d in self.converted.classified.decisions.values() if d.keeps]
-        shared = not all(self._varies(name) for name in self.attributed)
-        return shared or any(
+        return bool(self.shared) or any(
             d.backward.sums_the_batch or within(self.nodes[d.node], self.anatomy) is None for d in kept
         )
 
     @property
     def batch(self) -> int:
-        """The number of examples."""
-        return int(self.entries[list(self.inputs).index(self.anatomy.input)].shape[0])
+        """The number of examples: of the inputs, or of the rows of the target's values if inputs have none."""
+        for name, value in zip(self.inputs, self.entries):
+            if name in self.anatomy.inputs:
+                return int(value.shape[self.anatomy.inputs[name]])
+        return self.rows
 
     def only(self, example: int) -> Problem:
-        """The problem of one example of the batch."""
-        one = slice(example, example + 1)
+        """The problem of one example of the batch; all inputs stay as they are if none has an axis of examples.
+
+        Raises:
+            InputError: the program takes batches of this size only.
+        """
+        one, axes = slice(example, example + 1), self.anatomy.inputs
+        if not axes:
+            return replace(self, target=self.target.one_of(example), rows=1)
+        if isinstance(self.anatomy.examples, int):
+            raise InputError(
+                f"what constants contribute cannot be told apart by the {self.batch} examples of this batch, and the "
+                f"model was captured for {self.anatomy.examples} examples, so they cannot run one by one. Convert it "
+                "with an example of one, and attribute one at a time."
+            )
         entries = [
-            value[one] if isinstance(value, Tensor) and self._varies(name) else value
+            value.narrow(axes[name], example, 1) if isinstance(value, Tensor) and name in axes else value
             for name, value in zip(self.inputs, self.entries)
         ]
         target = replace(self.target, tensors=tuple(t[one] for t in self.target.tensors))
         return replace(self, entries=entries, target=target)
+
+    @property
+    def single(self) -> bool:
+        """Whether the attributed input has one example for each of the target's, as methods of its tokens need.
+
+        If the examples share it, it must be one itself.
+        """
+        shape = sizes_of(self.inputs[self.anatomy.input])
+        return self.anatomy.input in self.anatomy.inputs or len(shape) < 3 or shape[0] == 1
+
+    def reduced(self, name: str, values: Tensor, over: Callable[[Tensor, list[int]], Tensor] = torch.sum) -> Tensor:
+        """Values of an input's elements as its map: (batch, *the input's own axes without its channels).
+
+        Args:
+            name: the input's name.
+            values: shaped as the input.
+            over: reduces some axes of a tensor.
+        """
+        examples = self.anatomy.inputs.get(name)
+        gone = self.anatomy.channels.get(name, ())
+        if examples is None:  # one example, which has all of it
+            examples, gone, values = 0, tuple(axis + 1 for axis in gone), values[None]
+        found = values.movedim(examples, 0)
+        order = [examples, *(axis for axis in range(values.dim()) if axis != examples)]
+        return over(found, [order.index(axis) for axis in gone]) if gone else found
 
     def run(self, also: Collection[str] = (), sources: bool = False) -> Contributions:
         """One forward and one backward pass of the target; `also` names nodes whose values and cotangents to return."""
@@ -121,6 +171,16 @@ class Problem:
         return contributions(
             self.converted, self.entries, lambda y: self.target.cotangents(y, spec), also=also, sources=sources
         )
+
+    def at(self, inputs: Mapping[str, Tensor]) -> Problem:
+        """The same problem at other values of some inputs."""
+        entries = [inputs.get(name, value) for name, value in zip(self.inputs, self.entries)]
+        return replace(self, entries=entries)
+
+    def values_of_target(self) -> Tensor:
+        """The target's value per example, (batch,)."""
+        with torch.no_grad():
+            return self.target.score(self.converted.run(self.entries)).detach()
 
     def values(self, names: Collection[str]) -> dict[str, Any]:
         """Node name -> value, from one forward pass, for methods that do not use the target."""
@@ -146,12 +206,10 @@ class Problem:
         shares = (per_example(part, self.nodes[name], self.anatomy, self.batch) for part, name in each)
         return sum(shares, self._nothing(found))
 
-    def beside(self, found: Contributions, nodes: set[str]) -> Tensor:
-        """The contributions of attributed inputs among `nodes` that are not main, (batch,)."""
-        others = {n: self.inputs[n] for n in self.attributed if n not in self.main and self.inputs[n].name in nodes}
-        products = ((found.inputs[name] * found.gradients[name], node) for name, node in others.items())
-        shares = (per_example(product, node, self.anatomy, self.batch) for product, node in products)
-        return sum(shares, self._nothing(found))
+    def beside(self, found: Contributions, nodes: set[str]) -> dict[str, Tensor]:
+        """The maps of the contributions of attributed inputs among `nodes` that are not main."""
+        others = [n for n in self.attributed if n not in self.main and self.inputs[n].name in nodes]
+        return {name: self.reduced(name, found.inputs[name] * found.gradients[name]) for name in others}
 
     def placed(self, found: Contributions, nodes: set[str]) -> tuple[Tensor, Tensor]:
         """The contributions of the constants of some nodes: (per token, the rest).

@@ -7,7 +7,7 @@ the outputs. A list of targets gives one attribution each.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Union
 
 import torch
@@ -93,6 +93,10 @@ class Scored:
     def score(self, outputs: Any, *tensors: Tensor) -> Tensor:
         """The target's value per example, (batch,)."""
         return self.of(outputs, *(tensors or self.tensors))
+
+    def one_of(self, example: int) -> Scored:
+        """The target's value for one example, as a target of the same outputs."""
+        return replace(self, of=lambda y, *t: self.of(y, *t)[example : example + 1])
 
     def cotangents(self, outputs: list[Any], spec: pytree.TreeSpec) -> list[Tensor | None]:
         """The target's gradient with respect to the flattened outputs; None for outputs that take no part."""

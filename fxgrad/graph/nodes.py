@@ -30,6 +30,22 @@ def differentiable(node: fx.Node) -> bool:
     return any(v.is_floating_point() or v.is_complex() for v in tensors_of(node))
 
 
+def descendants(node: fx.Node) -> set[fx.Node]:
+    """The node, and all nodes that depend on it.
+
+    Example:
+        >>> graph = fx.symbolic_trace(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Tanh())).graph
+        >>> sorted(node.name for node in descendants(list(graph.nodes)[1]))
+        ['_0', '_1', 'output']
+    """
+    found, pending = {node}, [node]
+    while pending:
+        new = [user for user in pending.pop().users if user not in found]
+        found.update(new)
+        pending += new
+    return found
+
+
 def op_name(node: fx.Node) -> str:
     """The name of a node's op, without namespace and overload; "" if the node calls no op of PyTorch.
 

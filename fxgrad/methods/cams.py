@@ -60,7 +60,7 @@ def hirescam(problem: Problem) -> Map:
     name = _layer(problem, "hirescam")
     found = problem.run([name], sources=True)
     value, cotangent = _met(problem, found, name)
-    tokens, lost = per_token(value * cotangent, problem.nodes[name], problem.anatomy, problem.batch)
+    tokens, lost = per_token(value * cotangent, problem.nodes[name], problem.anatomy, problem.batch, problem.example)
     behind = problem.behind(name)
     return Map(tokens=tokens, apart=lost + problem.kept(found, behind), maps=problem.beside(found, behind))
 

@@ -7,14 +7,17 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxgrad.errors import InputError
 from fxgrad.methods import attentions, cams, fullgrad, inputs
+from fxgrad.methods.aim import aimed, outputs_of
 from fxgrad.methods.attribution import Attribution, joined
 from fxgrad.methods.definition import Method, method_of
 from fxgrad.methods.maps import Channels
+from fxgrad.methods.names import Names
 from fxgrad.methods.parts import Grid
-from fxgrad.methods.problem import Map, Problem
+from fxgrad.methods.problem import Map, Problem, size_of_batch
 from fxgrad.methods.search import GRAPH, Search
 from fxgrad.methods.targets import Target, scored
 from fxgrad.module.converted import ConvertedModule
@@ -64,7 +67,7 @@ def attribute(
     target: Target | list[Target],
     method: str | Callable[..., Map] = "input_x_gradient",
     layer: str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Names | None = None,
     input: str | None = None,
     blocks: Sequence[str] | None = None,
     grid: Grid | None = None,
@@ -85,7 +88,8 @@ def attribute(
             `fxgrad.methods.Map`. The decorator `fxgrad.methods.method` says that it counts constants, or takes a layer.
         layer: module path of the layer for gradcam, gradcam_plus, xgradcam_plus and hirescam, which use its output; by
             default they use the input of the last block.
-        class_names: one per logit, for targets by name.
+        class_names: for targets by name: one per logit, a mapping such as config.id2label or tokenizer.get_vocab(), or
+            the tokenizer.
         input: name of the attributed input, if there are several: `.map` and methods that look at blocks are of this
             one, by default the first. An embedding of token ids has the name of its module.
         channels: for methods of the inputs, the axis of the input that its map sums over: a number, None to map every
@@ -126,21 +130,23 @@ def attribute(
     parts = search.anatomy(blocks, grid, prefix, class_token, channels)
     with torch.no_grad():
         outputs = converted.run(entries)
+    leaves, spec = pytree.tree_flatten(outputs)
+    known = outputs_of(converted.classified, parts)
+    batch = size_of_batch(converted.classified, entries, parts, leaves)
 
     def one(target: Target) -> Attribution:
-        fitted = scored(target, outputs, class_names)
-        output = fitted.score(outputs).detach()
-        problem = Problem(converted, entries, fitted, parts, layer, len(output))
-        if method in METHODS and not chosen.of_inputs and not problem.single:
-            shape = tuple(entries[list(problem.inputs).index(parts.input)].shape)
-            raise InputError(
-                f"{chosen.name} looks at the tokens of one example, and input {parts.input!r} of shape {shape} has "
-                f"{shape[0]} that all examples share. Pass one, or use input_x_gradient, whose .maps have them all."
-            )
-        if problem.batch > 1 and ((chosen.shares and problem.mixed) or (chosen.takes_gradient and problem.shared)):
-            single = [problem.only(i) for i in range(problem.batch)]
-            return joined([_solved(chosen, p, y[None], options) for p, y in zip(single, output)])
-        return _solved(chosen, problem, output, options)
+        def axis(logits: Tensor) -> int:
+            at = next((i for i, v in enumerate(leaves) if v is logits), None)
+            return 0 if at is None else next((p.axis for p in known[at].found(logits, batch)), 0)
+
+        fitted = scored(target, outputs, class_names, batch=batch, axis=axis)
+        problem = Problem(converted, entries, aimed(fitted, leaves, spec, known, batch), parts, layer)
+        if not chosen.of_inputs:
+            problem.refuse_several(chosen.name)
+        each = (chosen.shares and problem.mixed) or (chosen.takes_gradient and problem.shared)
+        if batch > 1 and each:
+            return joined([_solved(chosen, problem.only(i, whole=not chosen.shares), options) for i in range(batch)])
+        return _solved(chosen, problem, options)
 
     return [one(t) for t in target] if isinstance(target, list) else one(target)
 
@@ -177,22 +183,22 @@ def _chosen(
     return chosen
 
 
-def _solved(method: Method, problem: Problem, output: Tensor, options: Mapping[str, Any]) -> Attribution:
+def _solved(method: Method, problem: Problem, options: Mapping[str, Any]) -> Attribution:
     found = method.function(problem, **options)
     map = _checked(method, problem, found)
-    own = found.maps if problem.anatomy.input in found.maps else {problem.anatomy.input: map, **found.maps}
+    maps = found.maps if problem.anatomy.input in found.maps else {problem.anatomy.input: map, **found.maps}
     return Attribution(
         method.name,
         problem.converted.classified.table.name,
-        problem.target.label,
-        output,
-        map.detach(),
-        {name: values.detach() for name, values in own.items()},
-        None if found.apart is None else found.apart.detach(),
+        problem.aim.target.label,
+        problem.row(problem.aim.values, always=True),
+        problem.row(map.detach()),
+        {name: problem.row(values.detach()) for name, values in maps.items()},
+        None if found.apart is None else problem.row(found.apart.detach()),
         found.copies,
         problem.anatomy,
         problem.anatomy.size is not None and found.tokens is None,
-        problem.target.note,
+        problem.aim.target.note,
     )
 
 

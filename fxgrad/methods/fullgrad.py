@@ -50,7 +50,7 @@ def fullgrad_plus(problem: Problem) -> Map:
                 "the module paths of others."
             )
         product = found.values[block.entry] * cotangent
-        own, lost = per_token(product, problem.nodes[block.entry], problem.anatomy, problem.batch)
+        own, lost = per_token(product, problem.nodes[block.entry], problem.anatomy, problem.batch, problem.example)
         behind = problem.behind(block.entry)
         sources, rest = problem.placed(found, behind)
         tokens.append(own + sources)

@@ -92,7 +92,9 @@ def _sequence(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Lay
     )
 
 
-def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tuple[Tensor, Tensor]:
+def per_token(
+    part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int, only: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Sums of a value's elements, token by token.
 
     Args:
@@ -100,6 +102,7 @@ def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tupl
         node: a node of the captured graph.
         anatomy: the model's anatomy.
         batch: number of examples.
+        only: the example whose contributions they are, if it is one.
 
     Returns:
         (sums of the tokens, (batch, prefix tokens and patches); the rest, which belongs to no token, (batch,)).
@@ -116,15 +119,15 @@ def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tupl
     """
     place = layout(part, node, anatomy, batch)
     if place is None:
-        return part.new_zeros(batch, anatomy.prefix + anatomy.count), per_example(part, node, anatomy, batch)
+        return part.new_zeros(batch, anatomy.prefix + anatomy.count), per_example(part, node, anatomy, batch, only)
     scores = place.rows(part).sum(2)
     tokens = place.put(scores, anatomy)
     # Tokens after the patches are not on the map.
     return tokens, part.new_zeros(batch) if place.map else scores[:, place.ahead + anatomy.count :].sum(1)
 
 
-def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Tensor:
-    """Sums of a tensor's elements per example, (batch,).
+def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int, only: int | None = None) -> Tensor:
+    """Sums of a tensor's elements per example, (batch,); see `per_token`.
 
     Raises:
         InputError: its examples cannot be told apart (see `Problem.mixed`).
@@ -137,9 +140,11 @@ def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Te
         or part.dim() != len(sizes_of(node))
         or part.shape[place.axis] != place.ahead * batch * place.behind
     ):
+        if only is not None:
+            return torch.stack([part.sum() if i == only else part.new_zeros(()) for i in range(batch)])
         raise InputError(
-            f"no axis of the value {node.name!r} of shape {tuple(part.shape)} is known to be that of the {batch} examples. "
-            "Attribute one example at a time, or pick another layer."
+            f"no axis of the value {node.name!r} of shape {tuple(part.shape)} is known to be that of the {batch} "
+            "examples. Attribute one example at a time, or pick another layer."
         )
     return place.sums(part, batch)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -11,10 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
+from fxgrad.classify.decision import Classified
 from fxgrad.errors import InputError
+from fxgrad.graph.nodes import descendants
 from fxgrad.graph.places import calls_of
 from fxgrad.graph.sizes import sizes_of
 from fxgrad.graph.sums import sums_of
+from fxgrad.methods.aim import Aim
+from fxgrad.methods.outputs import differentiable
 from fxgrad.methods.parts import Anatomy
 from fxgrad.methods.placing import per_example, per_token, within
 from fxgrad.methods.targets import Scored
@@ -42,6 +46,14 @@ class Map:
     maps: Mapping[str, Tensor] = field(default_factory=dict)
 
 
+def size_of_batch(classified: Classified, entries: Sequence[Any], anatomy: Anatomy, outputs: Sequence[Any]) -> int:
+    """The number of examples among a program's entries; of the first output's rows if the inputs have no examples."""
+    for declared, value in zip(classified.captured.entries, entries):
+        if declared.name in anatomy.inputs:
+            return int(value.shape[anatomy.inputs[declared.name]])
+    return next((len(v) for v in outputs if differentiable(v) and v.dim()), 1)
+
+
 @dataclass(frozen=True, eq=False)
 class Problem:
     """A model, its inputs, a target, and a layer.
@@ -49,18 +61,34 @@ class Problem:
     Attributes:
         converted: the model under some policy.
         entries: its flattened inputs, then its embedded tokens.
-        target: the target, fitted to the model's outputs.
+        aim: the target, its values and its cotangents at the outputs of the whole batch.
         anatomy: the model's anatomy.
         layer: module path for methods of one layer; None: the method's default.
-        rows: how many values the target has.
+        example: index of the only example of the batch that is looked at; None: all are.
+        whole: whether the entries hold the other examples, too, whose cotangents are then 0.
     """
 
     converted: ConvertedModule
     entries: list[Any]
-    target: Scored
+    aim: Aim
     anatomy: Anatomy
     layer: str | None = None
-    rows: int = 1
+    example: int | None = None
+    whole: bool = False
+
+    @property
+    def target(self) -> Scored:
+        """The target, fitted to the model's outputs.
+
+        Raises:
+            InputError: this is one example of a batch, and a target sees whole batches only.
+        """
+        if self.example is not None and not self.whole:
+            raise InputError(
+                "this method gets the examples of a batch one by one (shares=True), and a target is a function of the "
+                "whole batch's outputs. Use problem.run(), which has the example's part, or pass one example at a time."
+            )
+        return self.aim.target
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:
@@ -103,51 +131,61 @@ class Problem:
         """Whether some contribution cannot be split by example, so that examples must run one by one.
 
         This is so if a bias's contribution comes from its gradient, which is summed over the batch; if the axis of the
-        examples is not known at a node; or if all examples share an input.
+        examples is not known at a node; or if all examples share an input, or an output that the target reads.
         """
         kept = [d for d in self.converted.classified.decisions.values() if d.keeps]
-        return bool(self.shared) or any(
+        return bool(self.shared or self.aim.shared) or any(
             d.backward.sums_the_batch or within(self.nodes[d.node], self.anatomy) is None for d in kept
         )
 
     @property
     def batch(self) -> int:
-        """The number of examples: of the inputs, or of the rows of the target's values if inputs have none."""
-        for name, value in zip(self.inputs, self.entries):
-            if name in self.anatomy.inputs:
-                return int(value.shape[self.anatomy.inputs[name]])
-        return self.rows
+        """The number of examples in a method's results; without an axis of examples, each goes by itself."""
+        if self.example is not None and not self.anatomy.inputs:
+            return 1
+        return size_of_batch(self.converted.classified, self.entries, self.anatomy, self.aim.outputs)
 
-    def only(self, example: int) -> Problem:
-        """The problem of one example of the batch; all inputs stay as they are if none has an axis of examples.
+    def only(self, example: int, whole: bool = False) -> Problem:
+        """The problem of one example of the batch.
 
-        Raises:
-            InputError: the program takes batches of this size only.
+        Args:
+            example: its index.
+            whole: whether to run all examples, with cotangents of this one. It is so anyway if the program takes
+                batches of this size only, or the inputs have no examples.
         """
-        one, axes = slice(example, example + 1), self.anatomy.inputs
-        if not axes:
-            return replace(self, target=self.target.one_of(example), rows=1)
-        if isinstance(self.anatomy.examples, int):
-            raise InputError(
-                f"what constants contribute cannot be told apart by the {self.batch} examples of this batch, and the "
-                f"model was captured for {self.anatomy.examples} examples, so they cannot run one by one. Convert it "
-                "with an example of one, and attribute one at a time."
-            )
+        axes = self.anatomy.inputs
+        if whole or not axes or isinstance(self.anatomy.examples, int):
+            return replace(self, example=example, whole=True)
         entries = [
             value.narrow(axes[name], example, 1) if isinstance(value, Tensor) and name in axes else value
             for name, value in zip(self.inputs, self.entries)
         ]
-        target = replace(self.target, tensors=tuple(t[one] for t in self.target.tensors))
-        return replace(self, entries=entries, target=target)
+        return replace(self, entries=entries, example=example)
 
-    @property
-    def single(self) -> bool:
-        """Whether the attributed input has one example for each of the target's, as methods of its tokens need.
+    def row(self, values: Tensor, always: bool = False) -> Tensor:
+        """The row of the only example, if the values have one for every example; else the values.
 
-        If the examples share it, it must be one itself.
+        Args:
+            values: (batch, ...).
+            always: whether they have one for every example of the whole batch, whatever the entries hold.
         """
-        shape = sizes_of(self.inputs[self.anatomy.input])
-        return self.anatomy.input in self.anatomy.inputs or len(shape) < 3 or shape[0] == 1
+        if self.example is None or not (always or (self.whole and len(values) > 1)):
+            return values
+        return values[self.example : self.example + 1]
+
+    def refuse_several(self, method: str) -> None:
+        """Refuse an input with an axis like that of examples, if all examples share it, for methods of its tokens.
+
+        Raises:
+            InputError: it is one.
+        """
+        name, parts = self.anatomy.input, self.anatomy
+        shape = tuple(self.entries[list(self.inputs).index(name)].shape)
+        if name not in parts.inputs and len(shape) > 2 and shape[0] > 1 and (parts.tokens or parts.grid):
+            raise InputError(
+                f"{method} looks at the tokens of one example, and input {name!r} of shape {shape} has {shape[0]} that "
+                "all examples share. Pass one, or use input_x_gradient, whose .maps have them all."
+            )
 
     def reduced(self, name: str, values: Tensor, over: Callable[[Tensor, list[int]], Tensor] = torch.sum) -> Tensor:
         """Values of an input's elements as its map: (batch, *the input's own axes without its channels).
@@ -167,10 +205,15 @@ class Problem:
 
     def run(self, also: Collection[str] = (), sources: bool = False) -> Contributions:
         """One forward and one backward pass of the target; `also` names nodes whose values and cotangents to return."""
+        return contributions(self.converted, self.entries, self._cotangents, also=also, sources=sources)
+
+    def _cotangents(self, outputs: list[Any]) -> list[Tensor | None]:
         spec = self.converted.classified.captured.out_spec
-        return contributions(
-            self.converted, self.entries, lambda y: self.target.cotangents(y, spec), also=also, sources=sources
-        )
+        if self.example is None:
+            return self.aim.whole(outputs, spec)
+        if self.whole:
+            return self.aim.alone(self.example, outputs, spec)
+        return self.aim.only(self.example, outputs)
 
     def at(self, inputs: Mapping[str, Tensor]) -> Problem:
         """The same problem at other values of some inputs."""
@@ -180,7 +223,7 @@ class Problem:
     def values_of_target(self) -> Tensor:
         """The target's value per example, (batch,)."""
         with torch.no_grad():
-            return self.target.score(self.converted.run(self.entries)).detach()
+            return self.row(self.target.score(self.converted.run(self.entries)).detach(), always=True)
 
     def values(self, names: Collection[str]) -> dict[str, Any]:
         """Node name -> value, from one forward pass, for methods that do not use the target."""
@@ -203,7 +246,7 @@ class Problem:
     def kept(self, found: Contributions, nodes: set[str]) -> Tensor:
         """The contributions of the constants of some nodes, (batch,)."""
         each = [(part, name) for name, parts in found.sources.items() if name in nodes for part in parts]
-        shares = (per_example(part, self.nodes[name], self.anatomy, self.batch) for part, name in each)
+        shares = (per_example(part, self.nodes[name], self.anatomy, self.batch, self.example) for part, name in each)
         return sum(shares, self._nothing(found))
 
     def beside(self, found: Contributions, nodes: set[str]) -> dict[str, Tensor]:
@@ -221,7 +264,7 @@ class Problem:
         for name, parts in found.sources.items():
             if name in nodes:
                 for part in parts:
-                    on, off = per_token(part, self.nodes[name], self.anatomy, self.batch)
+                    on, off = per_token(part, self.nodes[name], self.anatomy, self.batch, self.example)
                     tokens, apart = tokens + on, apart + off
         if self.anatomy.class_token is not None and self.anatomy.class_token < tokens.shape[1]:
             tokens[:, self.anatomy.class_token] += apart
@@ -263,7 +306,7 @@ class Problem:
         own = {name: nodes for name, nodes in calls.items() if name.partition("@")[0] == path}
         if not own:
             return {n for n, d in decisions.items() if f"{d.place.module_path}.".startswith(f"{path}.")}
-        reached = self._reached()
+        reached = {n.name for n in descendants(self.inputs[self.anatomy.input])}
         fitting = {name: nodes for name, nodes in own.items() if nodes & reached} if len(own) > 1 else own
         if len(fitting) > 1:
             choices = ", ".join(repr(name if "@" in name else f"{name}@0") for name in fitting)
@@ -273,19 +316,14 @@ class Problem:
             )
         return next(iter(fitting.values()), set())
 
-    def _reached(self) -> set[str]:
-        """Names of the nodes that depend on the anatomy's input."""
-        reached = {self.inputs[self.anatomy.input].name}
-        for node in self.nodes.values():
-            if any(n.name in reached for n in node.all_input_nodes):
-                reached.add(node.name)
-        return reached
-
     def row_of(self, matrix: Tensor) -> Tensor:
         """The matrix's row for the token that the output is read from: (batch, rows, columns) to (batch, tokens).
 
         It is the row of the class token, or of the position of a language model's target, or the mean over all rows.
         """
-        row = self.anatomy.class_token if self.target.row is None else self.target.row
+        row = self.anatomy.class_token if self.aim.target.row is None else self.aim.target.row
+        if isinstance(row, Tensor):
+            row = row if len(row) == len(matrix) else self.row(row, always=True)
+            return matrix[torch.arange(len(matrix)), row][:, : self.anatomy.count + self.anatomy.prefix]
         read = matrix.mean(1) if row is None else matrix[:, row]
         return read[:, : self.anatomy.count + self.anatomy.prefix]

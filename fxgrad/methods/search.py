@@ -229,7 +229,8 @@ class Search:
         inside = [n for n in self.nodes if f"{self.decisions[n.name].place.module_path}.".startswith(f"{label}.")]
         attentions = [a for n in inside if (a := attention_of(n, self.decisions[n.name], self.decisions))]
         named = {n.name: n for n in self.reached}
-        whole = [a for a in attentions if self.rows(named[a.node]) == tokens == self.rows(named[a.value])]
+        reading = [a for a in attentions if a.value in named]  # else from one input to another
+        whole = [a for a in reading if self.rows(named[a.node]) == tokens == self.rows(named[a.value])]
         shape = self.sizes(named[block.entry])
         sums = [n for n in inside if n.target.__name__ == "add.Tensor" and self.sizes(n) == shape]  # type: ignore[union-attr]
         residuals = []

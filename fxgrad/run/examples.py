@@ -79,8 +79,10 @@ def examples_of(classified: Classified, found: Mapping[fx.Node, Axes], source: f
         >>> found.inputs, [[atom.origin for atom in axes[0]] for axes in found.places.values()]
         ({'x': 0}, [['batch'], ['x'], ['x', 'batch'], ['x', 'batch'], ['x']])
     """
-    entries = [n for n in classified.captured.entry_nodes if sizes_of(n)]
-    outputs = tensors_among(classified.captured.graph.output_node().all_input_nodes)
+    captured = classified.captured
+    entries = [n for n in captured.entry_nodes if sizes_of(n)]
+    attributed = {n for n, declared in zip(captured.entry_nodes, captured.entries) if declared.attributed}
+    outputs = tensors_among(captured.graph.output_node().all_input_nodes)
     # The last axis of several is that of classes or features.
     own = [(output, i, size) for output in outputs for i, size in enumerate(sizes_of(output)[:-1] or sizes_of(output))]
     sound: list[tuple[dict[fx.Node, int], set[Atom], Size]] = []
@@ -88,8 +90,10 @@ def examples_of(classified: Classified, found: Mapping[fx.Node, Axes], source: f
         axes = found.get(output, ())
         lead = axes[i] if i < len(axes) else ()
         members = _members(entries, found, lead, size, axes, first=i == 0)
+        if not attributed & set(members):
+            continue
         atoms = {axis[0] for axis in (lead, *(found[n][i] for n, i in members.items())) if len(axis) == 1}
-        if members and not _mixed(classified, found, output, atoms):
+        if not _mixed(classified, found, output, atoms):
             sound.append((members, atoms, size))
             if source in members:
                 break

@@ -70,8 +70,6 @@ def test_columns_of_a_table() -> None:
     assert all(torch.allclose(one.maps[name], found.maps[name][4:5], atol=1e-12) for name in wanted)
     chosen = fxgrad.attribute(libra, inputs, target=target, input="tables.1")
     assert torch.equal(chosen.map, found.maps["tables.1"]) and chosen.tokens.shape == (6, 1)
-    blocks = fxgrad.attribute(libra.under("gradient"), inputs, target=target, method="integrated_gradients")
-    assert blocks.completeness_error is not None and blocks.completeness_error < 0.05
     with pytest.raises(
         fxgrad.InputError, match=r"fullgrad puts .* map of input 'tables.0' is \(6,\)\. Use input_x_grad"
     ):

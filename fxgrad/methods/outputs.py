@@ -1,0 +1,73 @@
+"""What a model returns: which tensor has the logits, and how a function of the outputs is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fxgrad.errors import InputError
+
+
+def logits_of(outputs: Any) -> Tensor:
+    """The logits among a model's outputs: the one named logits, or the only tensor of floating dtype.
+
+    Raises:
+        InputError: there are several outputs, none of them named logits.
+    """
+    if isinstance(outputs, Tensor):
+        return outputs
+    named = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
+    if isinstance(named, Tensor):
+        return named
+    found = [v for v in pytree.tree_leaves(outputs) if differentiable(v)]
+    if len(found) == 1:
+        only: Tensor = found[0]
+        return only
+    shapes = ", ".join(str(tuple(v.shape)) for v in found)
+    rows = [v for v in found if v.dim()]
+    advice = f", such as {as_function(rows[0], path_of(outputs, rows[0]))}" if rows else ""
+    raise InputError(
+        f"the model returns {len(found)} tensors ({shapes}), none of them called logits. Pass a function of the output "
+        f"as the target{advice}."
+    )
+
+
+def instead(logits: Tensor, path: str) -> str:
+    """What to pass as the target where the output is not (batch, classes)."""
+    token = "Token(position, id) for a language model, or " if logits.dim() == 3 else ""
+    function = "a function of the output that returns one number per example"
+    if not path or not logits.dim():
+        return token + function
+    if logits.dim() < 4:
+        return f"{token}{function}, such as {as_function(logits, path)}"
+    return f"{function}; for class 0, where it is the likeliest: {as_function(logits, path)}"
+
+
+def as_function(tensor: Tensor, path: str) -> str:
+    """A function that is a target for an output of this shape, as a user would write it."""
+    if tensor.dim() < 4:
+        return f"lambda output: {path}{('', '[:, 0]', '[:, -1, 0]')[tensor.dim() - 1]}"
+    rest = ", ".join(map(str, range(1, tensor.dim() - 1)))
+    return f"lambda output: ({path}[:, 0] * ({path}.argmax(1) == 0)).sum(({rest}))"
+
+
+def path_of(outputs: Any, leaf: Tensor) -> str:
+    """The expression for one of the outputs in a function of them."""
+    try:
+        leaves = pytree.tree_flatten_with_path(outputs)[0]
+    except ValueError:  # a structure that names no keys
+        return "output"
+    found = next((path for path, value in leaves if value is leaf), None)
+    return "output" if found is None else f"output{pytree.keystr(found)}"
+
+
+def differentiable(value: Any) -> bool:
+    """Whether an output can have a gradient.
+
+    Example:
+        >>> differentiable(torch.zeros(2)), differentiable(torch.zeros(2, dtype=torch.int64)), differentiable(None)
+        (True, False, False)
+    """
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())

@@ -69,9 +69,12 @@ def attcat(problem: Problem) -> Map:
     Source: Qiang et al., AttCAT, NeurIPS 2022, section 3.
     """
     problem.anatomy.of_attentions("attcat")
-    blocks = [block for block in problem.anatomy.blocks if block.attentions]
-    entries = {block.path: block.entry for block in problem.anatomy.blocks}
-    following = dict(zip(entries, [*list(entries.values())[1:], problem.anatomy.blocks[-1].exit]))
+    reached = problem.blocks("attcat")
+    if not any(block.attentions for block in reached):
+        reached = list(problem.anatomy.blocks)
+    blocks = [block for block in reached if block.attentions]
+    entries = {block.path: block.entry for block in reached}
+    following = dict(zip(entries, [*list(entries.values())[1:], reached[-1].exit]))
     found = problem.run(_reads([b.attentions for b in blocks]) | {following[b.path] for b in blocks})
     terms = []
     for block in blocks:

@@ -1,4 +1,4 @@
-"""Methods of one layer: h is its value, g its cotangent; by default it is the input of the last block."""
+"""Methods of one layer: h is its value, g its cotangent; by default it is the input of the last block with one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
+from fxgrad.graph.sizes import sizes_of
 from fxgrad.methods.definition import method
+from fxgrad.methods.parts import TOKENS
 from fxgrad.methods.placing import layout, per_token
 from fxgrad.methods.problem import Map, Problem
 from fxgrad.run.recording import Contributions
@@ -57,7 +59,7 @@ def hirescam(problem: Problem) -> Map:
 
     Source: Draelos, Carin, Use HiResCAM instead of Grad-CAM, arXiv:2011.08891.
     """
-    name = _layer(problem, "hirescam")
+    name = _layer(problem, "hirescam", complete=True)
     found = problem.run([name], sources=True)
     value, cotangent = _met(problem, found, name)
     tokens, lost = per_token(value * cotangent, problem.nodes[name], problem.anatomy, problem.batch, problem.example)
@@ -65,10 +67,18 @@ def hirescam(problem: Problem) -> Map:
     return Map(tokens=tokens, apart=lost + problem.kept(found, behind), maps=problem.beside(found, behind))
 
 
-def _layer(problem: Problem, method: str) -> str:
+def _layer(problem: Problem, method: str, complete: bool = False) -> str:
     if problem.layer is not None:
         return problem.layer_node("")
-    return problem.anatomy.of_blocks(method)[-1].entry
+    found = problem.blocks(method, complete)
+    return next((b.entry for b in reversed(found) if _lies(problem, b.entry)), found[-1].entry)
+
+
+def _lies(problem: Problem, name: str) -> bool:
+    """Whether a value has the tokens of the map, as far as its shape tells."""
+    anatomy, rank = problem.anatomy, len(sizes_of(problem.nodes[name]))
+    tokens = any(atom.origin == TOKENS for axis in anatomy.places.get(name, ()) for atom in axis)
+    return tokens or (anatomy.grid is not None and rank == len(anatomy.grid) + 2)
 
 
 def _met(problem: Problem, found: Contributions, name: str) -> tuple[Tensor, Tensor]:

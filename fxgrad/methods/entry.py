@@ -87,7 +87,7 @@ def attribute(
         method: a name in `fxgrad.methods.METHODS`, or a function of your own from a `fxgrad.methods.Problem` to a
             `fxgrad.methods.Map`. The decorator `fxgrad.methods.method` says that it counts constants, or takes a layer.
         layer: module path of the layer for gradcam, gradcam_plus, xgradcam_plus and hirescam, which use its output; by
-            default they use the input of the last block.
+            default they use the input of the last block that the target's gradient reaches.
         class_names: for targets by name: one per logit, a mapping such as config.id2label or tokenizer.get_vocab(), or
             the tokenizer.
         input: name of the attributed input, if there are several: `.map` and methods that look at blocks are of this

@@ -34,11 +34,12 @@ def fullgrad_plus(problem: Problem) -> Map:
     """sum over blocks l of (sum_c h_l * g_l plus the sources from block l on), h_l the block's input.
 
     If the policy balances, each term alone adds up to the target's value, so the whole adds up to that times the number
-    of blocks. A source is "from block l on" if the block's input does not depend on its node.
+    of blocks. Blocks that something passes by on its way to the target do not count. A source is "from block l on" if
+    the block's input does not depend on its node.
 
     Source: Mehri et al., SkipPLUS, CVPR 2024 workshops; LibraGrad, arXiv:2411.16760 (FullGrad+).
     """
-    blocks = problem.anatomy.of_blocks("fullgrad_plus")
+    blocks = problem.blocks("fullgrad_plus", complete=True)
     found = problem.run([block.entry for block in blocks], sources=True)
     tokens, apart = [], []
     maps: dict[str, Tensor] = {}

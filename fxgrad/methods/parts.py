@@ -35,7 +35,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Block:
-    """One numbered part of the model.
+    """One repeated part of the model.
 
     Attributes:
         path: the module's path.
@@ -70,6 +70,7 @@ class Anatomy:
         free: free size -> its value, if the inputs are known.
         inputs: name of an input -> its axis of examples. The examples share all other inputs.
         channels: name of an attributed input -> its axes of channels, which its map sums over.
+        given: whether the blocks were named by the user.
     """
 
     input: str
@@ -85,6 +86,7 @@ class Anatomy:
     free: Mapping[Any, int] = field(default_factory=dict, repr=False)
     inputs: Mapping[str, int] = field(default_factory=dict, repr=False)
     channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    given: bool = field(default=False, repr=False)
 
     @property
     def axes(self) -> dict[str, int]:
@@ -121,8 +123,9 @@ class Anatomy:
         """
         if not self.blocks:
             raise InputError(
-                f"{method} needs blocks, and no module path with a number in it (as blocks.0, layers.1) has nodes that "
-                f"depend on {self.input!r} and take tokens or a map of features. Pass blocks=[...], module paths."
+                f"{method} needs blocks, and no module path with a number in it (as blocks.0, layers.1, layer_1) has "
+                f"nodes that depend on {self.input!r} and take tokens or a map of features. Pass blocks=[...], module "
+                "paths."
             )
         return self.blocks
 

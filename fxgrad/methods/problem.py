@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.classify.decision import Classified
+from fxgrad.classify.liveness import handed_on, passed_by
 from fxgrad.errors import InputError
 from fxgrad.graph.nodes import descendants
 from fxgrad.graph.places import calls_of
@@ -19,7 +20,7 @@ from fxgrad.graph.sizes import sizes_of
 from fxgrad.graph.sums import sums_of
 from fxgrad.methods.aim import Aim
 from fxgrad.methods.outputs import differentiable
-from fxgrad.methods.parts import Anatomy
+from fxgrad.methods.parts import Anatomy, Block
 from fxgrad.methods.placing import per_example, per_token, within
 from fxgrad.methods.targets import Scored
 from fxgrad.module.converted import ConvertedModule
@@ -231,6 +232,42 @@ class Problem:
         with torch.no_grad():
             recorder.run(*self.converted.state, *self.entries)
         return recorder.values
+
+    @cached_property
+    def reached(self) -> set[str]:
+        """Names of the nodes and inputs that a cotangent of the target reaches."""
+        return passed_by(self.ends, (), self._before)
+
+    @cached_property
+    def ends(self) -> list[str]:
+        """Names of the output's nodes that the target has a cotangent for."""
+        outputs: Any = self.converted.classified.captured.graph.output_node().args[0]
+        return [n.name for n, g in zip(outputs, self.aim.cotangents) if g is not None and isinstance(n, fx.Node)]
+
+    @cached_property
+    def _before(self) -> dict[str, list[str]]:
+        return handed_on(self.converted.classified.decisions)
+
+    def blocks(self, method: str, complete: bool = False) -> list[Block]:
+        """The blocks that a cotangent reaches; those that the user named, as they are.
+
+        Args:
+            method: the method's name.
+            complete: whether to leave out blocks that some of what reaches the target passes by, if there are others.
+
+        Raises:
+            InputError: there are none.
+        """
+        found = list(self.anatomy.of_blocks(method))
+        if self.anatomy.given:
+            return found
+        reached = [block for block in found if block.entry in self.reached]
+        whole = [block for block in reached if self._separates(block.entry)] if complete else []
+        return whole or reached or found
+
+    def _separates(self, name: str) -> bool:
+        """Whether all that comes before a node reaches the target through it only."""
+        return not passed_by(self.ends, {name}, self._before) - self.behind(name)
 
     def behind(self, name: str | None = None) -> set[str]:
         """Names of all nodes that are not ancestors of `name`; of all nodes for None."""

@@ -1,6 +1,6 @@
 """Find the blocks, attentions, tokens and patches of a model in its classified graph.
 
-Nothing here knows any model by name. Blocks are numbered module paths, attentions are nodes of that kind, the grid of
+Nothing here knows any model by name. Blocks are repeated modules, attentions are nodes of that kind, the grid of
 patches is the shape of the feature map that becomes tokens, and prefix tokens come from a `cat`.
 """
 
@@ -13,12 +13,13 @@ from typing import Any
 from torch import fx
 
 from fxgrad.classify.decision import Classified, Decision
+from fxgrad.classify.liveness import handed_on, passed_by
 from fxgrad.classify.moves import word_of
 from fxgrad.errors import InputError
 from fxgrad.graph.axes import Atom, Axis
 from fxgrad.graph.follow import follow
 from fxgrad.graph.nodes import arguments_of, op_name
-from fxgrad.graph.places import block_of
+from fxgrad.graph.siblings import Siblings
 from fxgrad.graph.sizes import free_sizes, known, sizes_of
 from fxgrad.kinds import Kind, Role
 from fxgrad.methods.maps import channels_given, channels_read, is_map, spatial_axes
@@ -44,7 +45,8 @@ def anatomy(
     Args:
         classified: what `fxgrad.classify.classify` returned; an attribute of converted modules.
         input: name of the attributed input to follow; by default the first.
-        blocks: module paths of the blocks; by default all paths up to their first number.
+        blocks: module paths of the blocks; by default items of lists of modules, and modules of one type that their
+            parent numbers, such as layer_0 and layer_1; the outermost of these.
         grid, prefix, class_token: override what is found in the graph; see `Anatomy`.
 
     Returns:
@@ -132,7 +134,7 @@ class Search:
             class_token = self.read_from(found[-1], tokens)
         return Anatomy(
             *(self.name, str(examples.size), size, tuple(found), tokens, ahead, grid, class_token),
-            *(examples.places, examples.size, self.free, axes, chosen),
+            *(examples.places, examples.size, self.free, axes, chosen, paths is not None),
         )
 
     def tokens(self, stream: fx.Node | None) -> int | None:
@@ -189,15 +191,7 @@ class Search:
 
     def blocks(self, paths: Sequence[str] | None) -> Iterable[Block]:
         """The blocks that take tokens or a feature map."""
-        members: dict[str, list[fx.Node]] = {path: [] for path in paths or ()}
-        for node in self.nodes:
-            path = self.decisions[node.name].place.module_path
-            if paths is None:
-                label = block_of(path)
-            else:
-                label = next((p for p in paths if path == p or path.startswith(p + ".")), "")
-            if label:
-                members.setdefault(label, []).append(node)
+        members = self.repeated() if paths is None else self.below(paths)
         empty = [path for path, nodes in members.items() if not nodes]
         if empty:
             raise InputError(f"no node of the program that depends on {self.name!r} is in the block {empty[0]!r}.")
@@ -209,6 +203,33 @@ class Search:
             exits += [n for n in nodes if any(user.op == "output" for user in n.users)]
             if entries and exits:
                 yield Block(path, entries[0].name, exits[-1].name, (), ())
+
+    def below(self, paths: Sequence[str]) -> dict[str, list[fx.Node]]:
+        """Module path -> its nodes."""
+        members: dict[str, list[fx.Node]] = {path: [] for path in paths}
+        for node in self.nodes:
+            path = self.decisions[node.name].place.module_path
+            if label := next((p for p in paths if path == p or path.startswith(p + ".")), ""):
+                members[label].append(node)
+        return members
+
+    def repeated(self) -> dict[str, list[fx.Node]]:
+        """Path of a repeated module -> its nodes; where only its name is numbered, all data must pass through it."""
+        siblings, refused = Siblings(self.nodes), set[str]()
+        while True:
+            members: dict[str, list[fx.Node]] = {}
+            for node in self.nodes:
+                if label := siblings.of(self.decisions[node.name].place.module_path, refused):
+                    members.setdefault(label, []).append(node)
+            passed = {path for path in siblings.named(members) if self.bypassed(members[path])}
+            if not passed:
+                return members
+            refused |= passed
+
+    def bypassed(self, nodes: Sequence[fx.Node]) -> bool:
+        """Whether an output gets data of the input that does not pass through some nodes."""
+        outputs = [n.name for n in self.classified.captured.graph.output_node().all_input_nodes]
+        return self.source.name in passed_by(outputs, {n.name for n in nodes}, handed_on(self.decisions))
 
     def carries(self, node: fx.Node) -> bool:
         decision = self.decisions.get(node.name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
@@ -60,15 +61,17 @@ def resolve(target: int | str, count: int, names: Sequence[str] | None = None) -
         >>> resolve("Ounce", 2, ["tench, Tinca tinca", "snow leopard, ounce"])
         1
     """
-    if isinstance(target, bool) or not (isinstance(target, str) or hasattr(target, "__index__")):
+    number = int(target) if isinstance(target, str) and target.strip().lstrip("-").isdecimal() else whole(target)
+    if number is None and not isinstance(target, str):
         raise InputError(
             f"{target!r} is no target: a class's number or name, a Contrast, a Token, a function of the outputs, or "
             "an int64 tensor with one class per example. A list of them gives one attribution each."
         )
-    if not isinstance(target, str) or target.strip().lstrip("-").isdecimal():
-        if 0 <= int(target) < count:
-            return int(target)
+    if number is not None:
+        if 0 <= number < count:
+            return number
         raise InputError(f"there is no class {target}: the model has {count}, numbered 0 to {count - 1}.")
+    assert isinstance(target, str)
     if names is None:
         raise InputError(f"{target!r}: the model's classes have no names. Give a number from 0 to {count - 1}.")
     wanted = target.strip().lower()
@@ -82,6 +85,19 @@ def resolve(target: int | str, count: int, names: Sequence[str] | None = None) -
     if matches:
         raise InputError(f"{target!r} names the classes {', '.join(map(str, matches))}. Give the number of one.")
     raise InputError(f"no class {target!r}. Close to it: {_close(wanted, known)}. Numbers go from 0 to {count - 1}.")
+
+
+def whole(value: Any) -> int | None:
+    """A whole number of any kind, NumPy's included, as an int; None for anything else, truth values included.
+
+    Example:
+        >>> whole(3), whole(True), whole(3.0)
+        (3, None, None)
+    """
+    try:
+        return None if isinstance(value, bool) else operator.index(value)
+    except TypeError:
+        return None
 
 
 def token_id(token: str, count: int, names: Sequence[str] | None) -> int:

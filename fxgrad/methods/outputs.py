@@ -34,23 +34,29 @@ def logits_of(outputs: Any) -> Tensor:
     )
 
 
-def instead(logits: Tensor, path: str) -> str:
+def instead(logits: Tensor, path: str, index: int = 0) -> str:
     """What to pass as the target where the output is not (batch, classes)."""
     token = "Token(position, id) for a language model, or " if logits.dim() == 3 else ""
     function = "a function of the output that returns one number per example"
-    if not path or not logits.dim():
+    if not path:
         return token + function
     if logits.dim() < 4:
-        return f"{token}{function}, such as {as_function(logits, path)}"
-    return f"{function}; for class 0, where it is the likeliest: {as_function(logits, path)}"
+        return f"{token}{function}, such as {as_function(logits, path, index)}"
+    return f"{function}; for class {index} wherever it is the likeliest: {as_function(logits, path, index)}"
 
 
-def as_function(tensor: Tensor, path: str) -> str:
-    """A function that is a target for an output of this shape, as a user would write it."""
+def as_function(tensor: Tensor, path: str, index: int = 0) -> str:
+    """A function that is a target for an output of this shape, as a user would write it.
+
+    Example:
+        >>> import torch
+        >>> as_function(torch.zeros(2, 5), "output.scores", 3)
+        'lambda output: output.scores[:, 3]'
+    """
     if tensor.dim() < 4:
-        return f"lambda output: {path}{('', '[:, 0]', '[:, -1, 0]')[tensor.dim() - 1]}"
+        return f"lambda output: {path}{('', '', f'[:, {index}]', f'[:, -1, {index}]')[tensor.dim()]}"
     rest = ", ".join(map(str, range(1, tensor.dim() - 1)))
-    return f"lambda output: ({path}[:, 0] * ({path}.argmax(1) == 0)).sum(({rest}))"
+    return f"lambda output: ({path}[:, {index}] * ({path}.argmax(1) == {index})).sum(({rest}))"
 
 
 def path_of(outputs: Any, leaf: Tensor) -> str:

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from fxgrad.errors import FxgradError, InputError, first_line
-from fxgrad.methods.names import Names, listed, resolve, token_id
+from fxgrad.errors import FxgradError, InputError, first_line, one_line
+from fxgrad.methods.names import Names, listed, resolve, token_id, whole
 from fxgrad.methods.outputs import differentiable, instead, logits_of, path_of
 
 
@@ -169,11 +169,7 @@ def scored(
     def rows(outputs: Any) -> Tensor:
         return logits_of(outputs).movedim(along, 0) if along else logits_of(outputs)
 
-    if batch not in (None, *rows(outputs).shape[:1]):
-        raise InputError(
-            f"the output {tuple(logits.shape)} has no row for each of the {batch} examples of the attributed input. "
-            f"Pass a function of the output as the target, which returns ({batch},)."
-        )
+    _fits(logits, rows(outputs), batch, path_of(outputs, logits))
     names = listed(class_names)
     if isinstance(target, Token):
         return _token(target, rows(outputs), rows, names)
@@ -205,9 +201,11 @@ def class_of(target: Any, logits: Tensor, names: Sequence[str] | None, path: str
         InputError: there is no such class, or these are no logits.
     """
     if logits.dim() != 2:
+        asked = whole(target)
+        classes = logits.shape[-1 if logits.dim() == 3 else 1] if logits.dim() > 2 else 1
+        advice = instead(logits, path, asked if asked is not None and 0 <= asked < classes else 0)
         raise InputError(
-            f"a class as the target needs logits (batch, classes); the output is {tuple(logits.shape)}. "
-            f"Pass {instead(logits, path)}."
+            f"a class as the target needs logits (batch, classes); the output is {tuple(logits.shape)}. Pass {advice}."
         )
     count = logits.shape[1]
     if isinstance(target, Tensor):
@@ -241,12 +239,28 @@ def _function(target: Callable[[Any], Tensor], outputs: Any, batch: int | None) 
         except Exception as error:
             shapes = ", ".join(str(tuple(v.shape)) for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor))
             raise InputError(
-                f"the target function ({label}) ended in {type(error).__name__}: {first_line(error)}. It gets what the "
+                f"the target function ({label}) ended in {one_line(error).rstrip('.')}. It gets what the "
                 f"model returns for the whole batch, here {type(outputs).__name__} with {shapes}."
             ) from error
         return _one_each(value, count)
 
     return Scored(label, of, function=True)
+
+
+def _fits(logits: Tensor, rows: Tensor, batch: int | None, path: str) -> None:
+    """Check that an output has real numbers, with a row for each example."""
+    if logits.is_complex():
+        raise InputError(
+            "the output is complex, and a target is real. Pass a function of the output, such as lambda output: "
+            f"{path}.abs(){'[:, 0]' * (logits.dim() == 2)}."
+        )
+    if batch is not None and batch > 1 and not logits.dim():
+        raise InputError(f"the model returns one number for all {batch} examples. Attribute one example at a time.")
+    if batch is not None and logits.dim() and len(rows) != batch:
+        raise InputError(
+            f"the output {tuple(logits.shape)} has no row for each of the {batch} examples of the attributed input. "
+            f"Pass a function of the output as the target, which returns ({batch},)."
+        )
 
 
 def _token(target: Token, logits: Tensor, rows: Callable[[Any], Tensor], names: list[str] | None) -> Scored:
@@ -305,13 +319,13 @@ def _pick(values: Tensor, index: Tensor) -> Tensor:
 def _each(value: Any, batch: int, what: str) -> Tensor:
     """A number, or a tensor with one per example, as int64 (batch,)."""
     if isinstance(value, Tensor):
-        whole = not (value.is_floating_point() or value.is_complex() or value.dtype is torch.bool)
-        if not whole or value.shape not in ((), (batch,)):
+        if differentiable(value) or value.dtype is torch.bool or value.shape not in ((), (batch,)):
             raise InputError(f"{what}, int64 ({batch},); this one is {value.dtype} {tuple(value.shape)}.")
         return value.to(torch.int64).expand(batch)
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    number = whole(value)
+    if number is None:
         raise InputError(f"{what}, int64 ({batch},); this one is {value!r}.")
-    return torch.full((batch,), int(value))
+    return torch.full((batch,), number)
 
 
 def _one_each(value: Any, batch: int) -> Tensor:

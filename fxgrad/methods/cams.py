@@ -15,17 +15,19 @@ from fxgrad.methods.placing import layout, per_token
 from fxgrad.methods.problem import Map, Problem
 from fxgrad.run.recording import Contributions
 
-Score = Callable[[Tensor, Tensor], Tensor]
-"""h and g, (batch, tokens, channels) -> (batch, tokens), without prefix tokens."""
+Mean = Callable[[Tensor], Tensor]
+"""(batch, tokens, channels) -> (batch, channels): the mean over the tokens that count."""
+Score = Callable[[Tensor, Tensor, Mean], Tensor]
+"""h and g, (batch, tokens, channels), without prefix tokens, and the mean -> (batch, tokens)."""
 
 
 @method(layered=True)
 def gradcam(problem: Problem) -> Map:
-    """relu(sum_c h * mean_t(g)), the mean over the patches.
+    """relu(sum_c h * mean_t(g)), the mean over the patches; padding does not count.
 
     Source: Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391, eqs. 1 and 2.
     """
-    return _cam(problem, "gradcam", lambda h, g: (h * g.mean(1, keepdim=True)).sum(2).relu())
+    return _cam(problem, "gradcam", lambda h, g, mean: (h * mean(g)[:, None]).sum(2).relu())
 
 
 @method(layered=True)
@@ -34,7 +36,7 @@ def gradcam_plus(problem: Problem) -> Map:
 
     Source: Mehri et al., SkipPLUS, CVPR 2024 workshops; LibraGrad, arXiv:2411.16760.
     """
-    return _cam(problem, "gradcam_plus", lambda h, g: (h * g.mean(1, keepdim=True)).sum(2))
+    return _cam(problem, "gradcam_plus", lambda h, g, mean: (h * mean(g)[:, None]).sum(2))
 
 
 @method(layered=True)
@@ -45,10 +47,9 @@ def xgradcam_plus(problem: Problem) -> Map:
     workshops, for |h| and no ReLU.
     """
 
-    def score(h: Tensor, g: Tensor) -> Tensor:
-        strength = h.abs().sum(1, keepdim=True)
-        weights = (g * h.abs()).sum(1, keepdim=True) / strength.clamp(min=torch.finfo(h.dtype).tiny)
-        return (h * weights).sum(2)
+    def score(h: Tensor, g: Tensor, mean: Mean) -> Tensor:
+        weights = mean(g * h.abs()) / mean(h.abs()).clamp(min=torch.finfo(h.dtype).tiny)
+        return (h * weights[:, None]).sum(2)
 
     return _cam(problem, "xgradcam_plus", score)
 
@@ -105,5 +106,7 @@ def _cam(problem: Problem, method: str, score: Score) -> Map:
     h, g = where.rows(value), where.rows(cotangent)
     inside = slice(None) if where.map else slice(where.ahead, where.ahead + problem.anatomy.count)
     scores = torch.zeros_like(h[:, :, 0])
-    scores[:, inside] = score(h[:, inside], g[:, inside])
+    scores[:, inside] = score(h[:, inside], g[:, inside], problem.mean)
+    if not where.map and problem.counted is not None and problem.counted.shape == scores.shape:
+        scores = scores * problem.counted  # padding may have a value, but the target does not depend on it
     return Map(tokens=where.put(scores, problem.anatomy))

@@ -21,7 +21,7 @@ from fxgrad.graph.sums import sums_of
 from fxgrad.methods.aim import Aim
 from fxgrad.methods.outputs import differentiable
 from fxgrad.methods.parts import Anatomy, Block
-from fxgrad.methods.placing import per_example, per_token, within
+from fxgrad.methods.placing import layout, per_example, per_token, within
 from fxgrad.methods.targets import Scored
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.recording import Contributions, Recorder, contributions
@@ -353,14 +353,40 @@ class Problem:
             )
         return next(iter(fitting.values()), set())
 
+    @cached_property
+    def counted(self) -> Tensor | None:
+        """Which tokens the target depends on at all, (batch, tokens), by the first block's input; None for all.
+
+        The others are padding, or come after the position that a language model's target is read from. Models without
+        integer inputs have none.
+        """
+        inputs = self.converted.classified.captured.inputs
+        if not any(i.dtype is not None and not i.attributed for i in inputs) or not self.anatomy.tokens:
+            return None
+        name = next((block.entry for block in self.anatomy.blocks if block.entry in self.reached), None)
+        g = None if name is None else self.run([name]).cotangents[name]
+        place = None if g is None or name is None else layout(g, self.nodes[name], self.anatomy, self.batch)
+        if g is None or place is None or place.map:
+            return None
+        found = (place.rows(g) != 0).any(2)
+        return found | ~found.any(1, keepdim=True)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over axis 1, of tokens: over those that the target depends on."""
+        if self.counted is None or self.counted.shape != values.shape[:2]:
+            return values.mean(1)
+        share = self.counted.to(values) / self.counted.sum(1, keepdim=True).to(values)
+        return (values * share.reshape(*share.shape, *[1] * (values.dim() - 2))).sum(1)
+
     def row_of(self, matrix: Tensor) -> Tensor:
         """The matrix's row for the token that the output is read from: (batch, rows, columns) to (batch, tokens).
 
-        It is the row of the class token, or of the position of a language model's target, or the mean over all rows.
+        It is the row of the class token, or of the position of a language model's target, or the mean over all rows of
+        tokens that the target depends on.
         """
         row = self.anatomy.class_token if self.aim.target.row is None else self.aim.target.row
         if isinstance(row, Tensor):
             row = row if len(row) == len(matrix) else self.row(row, always=True)
             return matrix[torch.arange(len(matrix)), row][:, : self.anatomy.count + self.anatomy.prefix]
-        read = matrix.mean(1) if row is None else matrix[:, row]
+        read = self.mean(matrix) if row is None else matrix[:, row]
         return read[:, : self.anatomy.count + self.anatomy.prefix]

@@ -90,6 +90,23 @@ def test_functions_in_one_run_and_one_by_one(name: str, monkeypatch: pytest.Monk
         assert alone.note == "" and alone.label == whole.label
 
 
+@pytest.mark.parametrize("batch", [3, 5])
+def test_a_token_is_read_from_logits_with_tokens_first(batch: int) -> None:
+    libra, _ = converted(lambda: Tokens(""))
+    x, here = torch.randn(batch, 5, 8).double(), torch.arange(batch)
+    position, ids = torch.arange(batch) % 5 - 5, torch.arange(batch) % 4
+    leaf = x.clone().requires_grad_()
+    value = libra(leaf)[position, here, ids]
+    (g,) = torch.autograd.grad(value.sum(), leaf)
+    found = fxgrad.attribute(libra, (x,), target=Token(position, ids))
+    assert torch.equal(found.output, value)
+    assert torch.allclose(found.map, (x * g).sum(2), rtol=1e-10, atol=1e-12)
+    likeliest = fxgrad.attribute(libra, (x,), target=Token())
+    assert (
+        torch.equal(likeliest.output, libra(x)[-1].amax(1)) and likeliest.label == "the likeliest token at position 4"
+    )
+
+
 class Pairs(nn.Module):
     """As CLIP: (pictures, texts) similarities, with constants on both sides."""
 

@@ -7,7 +7,7 @@ alone gets its part of them; the target itself never sees less than the batch.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -78,6 +78,16 @@ def outputs_of(classified: Classified, anatomy: Anatomy) -> list[Output]:
         certain = tuple(p for p in places if p.ahead > 0 and p.behind > 0)
         found.append(Output(name, certain, node in reached))
     return found
+
+
+def axis_of(outputs: list[Any], known: Sequence[Output], batch: int) -> Callable[[Tensor], int]:
+    """The axis of the examples in one of the flattened outputs; the first, where it is unknown."""
+
+    def axis(output: Tensor) -> int:
+        places = next((o.found(v, batch) for o, v in zip(known, outputs) if v is output), ())
+        return places[0].axis if places else 0
+
+    return axis
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.errors import InputError
 from fxgrad.methods import attentions, cams, fullgrad, inputs
-from fxgrad.methods.aim import aimed, outputs_of
+from fxgrad.methods.aim import aimed, axis_of, outputs_of
 from fxgrad.methods.attribution import Attribution, joined
 from fxgrad.methods.definition import Method, method_of
 from fxgrad.methods.maps import Channels
@@ -131,16 +131,14 @@ def attribute(
     with torch.no_grad():
         outputs = converted.run(entries)
     leaves, spec = pytree.tree_flatten(outputs)
-    known = outputs_of(converted.classified, parts)
     batch = size_of_batch(converted.classified, entries, parts, leaves)
+    if not batch:
+        raise InputError(f"input {parts.input!r} has no examples: its first axis has size 0.")
+    where = outputs_of(converted.classified, parts)
 
     def one(target: Target) -> Attribution:
-        def axis(logits: Tensor) -> int:
-            at = next((i for i, v in enumerate(leaves) if v is logits), None)
-            return 0 if at is None else next((p.axis for p in known[at].found(logits, batch)), 0)
-
-        fitted = scored(target, outputs, class_names, batch=batch, axis=axis)
-        problem = Problem(converted, entries, aimed(fitted, leaves, spec, known, batch), parts, layer)
+        fitted = scored(target, outputs, class_names, batch=batch, axis=axis_of(leaves, where, batch))
+        problem = Problem(converted, entries, aimed(fitted, leaves, spec, where, batch), parts, layer)
         if not chosen.of_inputs:
             problem.refuse_several(chosen.name)
         each = (chosen.shares and problem.mixed) or (chosen.takes_gradient and problem.shared)

@@ -73,6 +73,7 @@ def differentiable(value: Any) -> bool:
     """Whether an output can have a gradient.
 
     Example:
+        >>> import torch
         >>> differentiable(torch.zeros(2)), differentiable(torch.zeros(2, dtype=torch.int64)), differentiable(None)
         (True, False, False)
     """

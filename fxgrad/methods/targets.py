@@ -201,9 +201,9 @@ def class_of(target: Any, logits: Tensor, names: Sequence[str] | None, path: str
         InputError: there is no such class, or these are no logits.
     """
     if logits.dim() != 2:
+        known = logits.shape[-1 if logits.dim() == 3 else 1] if logits.dim() > 2 else 1
         asked = whole(target)
-        classes = logits.shape[-1 if logits.dim() == 3 else 1] if logits.dim() > 2 else 1
-        advice = instead(logits, path, asked if asked is not None and 0 <= asked < classes else 0)
+        advice = instead(logits, path, asked if asked is not None and 0 <= asked < known else 0)
         raise InputError(
             f"a class as the target needs logits (batch, classes); the output is {tuple(logits.shape)}. Pass {advice}."
         )

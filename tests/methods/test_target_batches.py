@@ -90,6 +90,23 @@ def test_functions_in_one_run_and_one_by_one(name: str, monkeypatch: pytest.Monk
         assert alone.note == "" and alone.label == whole.label
 
 
+@pytest.mark.parametrize("batch", [3, 5])
+def test_a_token_is_read_from_logits_with_tokens_first(batch: int) -> None:
+    libra, _ = converted(lambda: Tokens(""))
+    x, here = torch.randn(batch, 5, 8).double(), torch.arange(batch)
+    position, ids = torch.arange(batch) % 5 - 5, torch.arange(batch) % 4
+    leaf = x.clone().requires_grad_()
+    value = libra(leaf)[position, here, ids]
+    (g,) = torch.autograd.grad(value.sum(), leaf)
+    found = fxgrad.attribute(libra, (x,), target=Token(position, ids))
+    assert torch.equal(found.output, value)
+    assert torch.allclose(found.map, (x * g).sum(2), rtol=1e-10, atol=1e-12)
+    likeliest = fxgrad.attribute(libra, (x,), target=Token())
+    assert (
+        torch.equal(likeliest.output, libra(x)[-1].amax(1)) and likeliest.label == "the likeliest token at position 4"
+    )
+
+
 class Pairs(nn.Module):
     """As CLIP: (pictures, texts) similarities, with constants on both sides."""
 
@@ -411,3 +428,58 @@ def test_outputs_that_all_examples_share(name: str) -> None:
     assert whole.apart is not None and torch.allclose(whole.apart, torch.cat(aparts), rtol=1e-10, atol=1e-12)
     # By degree 2 in the outputs, the shares are twice the value; the note says so.
     assert torch.allclose(whole.total, 2 * whole.output) and "is no sum of contributions" in whole.note
+
+
+def test_a_batch_without_examples() -> None:
+    libra, x = converted(encoder)
+    with pytest.raises(fxgrad.InputError, match="input 'input' has no examples: its first axis has size 0"):
+        fxgrad.attribute(libra, (x[:0],), target=1)
+
+
+class Recurrent(nn.Module):
+    """A bias's contribution of recurrent layers is summed over the batch, so examples really run alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.head = nn.GRU(8, 6, batch_first=True), nn.Linear(6, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.f(x)[0][:, -1])
+
+
+class Prompted(nn.Module):
+    """All examples share an attributed input, and an output that depends on it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.f, self.head = nn.Linear(8, 8), nn.Linear(8, 4)
+
+    def forward(self, x: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(F.gelu(self.f(x)).mean(1)), self.head(prompt)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_examples_that_really_run_alone(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = (Prompted() if shared else Recurrent()).double().eval()
+    inputs = (torch.randn(3, 5, 8).double(), torch.randn(4, 8).double())[: 1 + shared]
+    libra = fxgrad.convert(model, inputs)
+
+    def target(y: Any, labels: Tensor = LABELS, weights: Tensor = WEIGHTS) -> Tensor:
+        logits, prompts = y if shared else (y, None)
+        value = logits[torch.arange(len(labels)), labels] + (weights * logits[:, 2:]).sum(1)
+        return value if prompts is None else value + prompts[labels, labels]
+
+    calls: list[int] = []
+    only = Problem.only
+    monkeypatch.setattr(Problem, "only", lambda self, k: [calls.append(k), only(self, k)][1])
+    found = fxgrad.attribute(libra, inputs, target=target)
+    assert calls == [0, 1, 2]
+    assert found.completeness_error is not None and found.completeness_error < 1e-10 and found.note == ""
+    for k in range(3):
+        own = slice(k, k + 1)
+        alone = fxgrad.attribute(
+            libra, (inputs[0][own], *inputs[1:]), target=lambda y, own=own: target(y, LABELS[own], WEIGHTS[own])
+        )
+        assert torch.allclose(found.map[own], alone.map, rtol=1e-10, atol=1e-12)
+        assert found.apart is not None and torch.allclose(found.apart[own], alone.apart, rtol=1e-10, atol=1e-12)

@@ -11,7 +11,7 @@ from fxgrad.errors import InputError
 from fxgrad.graph.sizes import sizes_of
 from fxgrad.methods.definition import method
 from fxgrad.methods.parts import TOKENS
-from fxgrad.methods.placing import layout, per_token
+from fxgrad.methods.placing import Layout, layout, per_token
 from fxgrad.methods.problem import Map, Problem
 from fxgrad.run.recording import Contributions
 
@@ -63,6 +63,8 @@ def hirescam(problem: Problem) -> Map:
     name = _layer(problem, "hirescam", complete=True)
     found = problem.run([name], sources=True)
     value, cotangent = _met(problem, found, name)
+    if problem.layer is not None:
+        _laid(problem, "hirescam", name, value)
     tokens, lost = per_token(value * cotangent, problem.nodes[name], problem.anatomy, problem.batch, problem.example)
     behind = problem.behind(name)
     return Map(tokens=tokens, apart=lost + problem.kept(found, behind), maps=problem.beside(found, behind))
@@ -97,12 +99,7 @@ def _cam(problem: Problem, method: str, score: Score) -> Map:
     """The map of a score of the layer's tokens."""
     name = _layer(problem, method)
     value, cotangent = _met(problem, problem.run([name]), name)
-    where = layout(value, problem.nodes[name], problem.anatomy, problem.batch)
-    if where is None:
-        raise InputError(
-            f"{method} looks at a layer's tokens or map of features, and {problem.layer or name!r} of shape "
-            f"{tuple(value.shape)} has no axis of tokens. Pick another layer."
-        )
+    where = _laid(problem, method, name, value)
     h, g = where.rows(value), where.rows(cotangent)
     inside = slice(None) if where.map else slice(where.ahead, where.ahead + problem.anatomy.count)
     scores = torch.zeros_like(h[:, :, 0])
@@ -110,3 +107,14 @@ def _cam(problem: Problem, method: str, score: Score) -> Map:
     if not where.map and problem.counted is not None and problem.counted.shape == scores.shape:
         scores = scores * problem.counted  # padding may have a value, but the target does not depend on it
     return Map(tokens=where.put(scores, problem.anatomy))
+
+
+def _laid(problem: Problem, method: str, name: str, value: Tensor) -> Layout:
+    """How the tokens lie in a layer's value."""
+    where = layout(value, problem.nodes[name], problem.anatomy, problem.batch)
+    if where is None:
+        raise InputError(
+            f"{method} looks at a layer's tokens or map of features, and {problem.layer or name!r} of shape "
+            f"{tuple(value.shape)} has no axis of tokens. Pick another layer."
+        )
+    return where

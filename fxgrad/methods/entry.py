@@ -19,7 +19,7 @@ from fxgrad.methods.names import Names
 from fxgrad.methods.parts import Grid
 from fxgrad.methods.problem import Map, Problem, size_of_batch
 from fxgrad.methods.search import GRAPH, Search
-from fxgrad.methods.targets import Target, scored
+from fxgrad.methods.targets import Contrast, Target, scored
 from fxgrad.module.converted import ConvertedModule
 
 METHODS: dict[str, Callable[..., Map]] = {
@@ -137,13 +137,14 @@ def attribute(
     where = outputs_of(converted.classified, parts)
 
     def one(target: Target) -> Attribution:
-        fitted = scored(target, outputs, class_names, batch=batch, axis=axis_of(leaves, where, batch))
-        problem = Problem(converted, entries, aimed(fitted, leaves, spec, where, batch), parts, layer)
+        count = batch if parts.inputs else _count(target, outputs, batch)
+        fitted = scored(target, outputs, class_names, batch=count, axis=axis_of(leaves, where, count))
+        problem = Problem(converted, entries, aimed(fitted, leaves, spec, where, count), parts, layer).on_layer()
         if not chosen.of_inputs:
             problem.refuse_several(chosen.name)
         each = (chosen.shares and problem.mixed) or (chosen.takes_gradient and problem.shared)
-        if batch > 1 and each:
-            return joined([_solved(chosen, problem.only(i, whole=not chosen.shares), options) for i in range(batch)])
+        if count > 1 and each:
+            return joined([_solved(chosen, problem.only(i, whole=not chosen.shares), options) for i in range(count)])
         return _solved(chosen, problem, options)
 
     return [one(t) for t in target] if isinstance(target, list) else one(target)
@@ -179,6 +180,17 @@ def _chosen(
         others = ", ".join(name for name, function in METHODS.items() if method_of(function).of_inputs)
         raise InputError(f"{chosen.name} maps tokens, not elements. Leave out channels={channels!r}; {others} take it.")
     return chosen
+
+
+def _count(target: Target, outputs: Any, rows: int) -> int:
+    """How many values a target has where the inputs have no examples: one for each row, unless it is a function."""
+    if isinstance(target, Contrast):
+        return _count(target.a, outputs, rows)
+    if not callable(target) or isinstance(target, Tensor):
+        return rows
+    with torch.no_grad():
+        value: Any = target(outputs)
+    return (len(value) if value.dim() else 1) if isinstance(value, Tensor) else rows
 
 
 def _solved(method: Method, problem: Problem, options: Mapping[str, Any]) -> Attribution:

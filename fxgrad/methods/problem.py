@@ -14,13 +14,15 @@ from torch import Tensor, fx
 from fxgrad.classify.decision import Classified
 from fxgrad.classify.liveness import handed_on, passed_by
 from fxgrad.errors import InputError
+from fxgrad.graph.axes import Atom
 from fxgrad.graph.nodes import descendants
 from fxgrad.graph.places import calls_of
-from fxgrad.graph.sizes import sizes_of
+from fxgrad.graph.sizes import known, sizes_of
 from fxgrad.graph.sums import sums_of
 from fxgrad.methods.aim import Aim
+from fxgrad.methods.maps import is_map, spatial_axes
 from fxgrad.methods.outputs import differentiable
-from fxgrad.methods.parts import Anatomy, Block
+from fxgrad.methods.parts import TOKENS, Anatomy, Block
 from fxgrad.methods.placing import layout, per_example, per_token, within
 from fxgrad.methods.targets import Scored
 from fxgrad.module.converted import ConvertedModule
@@ -142,8 +144,8 @@ class Problem:
     @property
     def batch(self) -> int:
         """The number of examples in a method's results; without an axis of examples, each goes by itself."""
-        if self.example is not None and not self.anatomy.inputs:
-            return 1
+        if not self.anatomy.inputs:
+            return self.aim.batch if self.example is None else 1
         return size_of_batch(self.converted.classified, self.entries, self.anatomy, self.aim.outputs)
 
     def only(self, example: int, whole: bool = False) -> Problem:
@@ -162,6 +164,24 @@ class Problem:
             for name, value in zip(self.inputs, self.entries)
         ]
         return replace(self, entries=entries, example=example)
+
+    def on_layer(self) -> Problem:
+        """The problem with the layer's map of features, or its tokens, as those of a model that has none in blocks."""
+        parts = self.anatomy
+        if self.layer is None or parts.grid is not None or parts.tokens is not None:
+            return self
+        node = self.nodes[self.layer_node("")]
+        shape = [known(size, parts.free) for size in sizes_of(node)]
+        if is_map(node) or len(shape) > 3:
+            return replace(self, anatomy=replace(parts, grid=tuple(shape[axis] for axis in spatial_axes(node))))
+        place = within(node, parts)
+        if len(shape) != 3 or (place is not None and place.axis == 2):
+            return self
+        axis = 1 if place is None or place.axis == 0 else 0
+        axes = list(parts.places.get(node.name, ((), (), ())))
+        axes[axis] = (Atom(TOKENS, 0, shape[axis]),)
+        places = {**parts.places, node.name: tuple(axes)}
+        return replace(self, anatomy=replace(parts, tokens=shape[axis], places=places))
 
     def row(self, values: Tensor, always: bool = False) -> Tensor:
         """The row of the only example, if the values have one for every example; else the values.
@@ -182,7 +202,9 @@ class Problem:
         """
         name, parts = self.anatomy.input, self.anatomy
         shape = tuple(self.entries[list(self.inputs).index(name)].shape)
-        if name not in parts.inputs and len(shape) > 2 and shape[0] > 1 and (parts.tokens or parts.grid):
+        own = len(shape) - len(parts.channels.get(name, ()))
+        several = own > (1 if parts.size is None else len(parts.size)) and shape[0] > 1
+        if name not in parts.inputs and several and (parts.tokens or parts.grid):
             raise InputError(
                 f"{method} looks at the tokens of one example, and input {name!r} of shape {shape} has {shape[0]} that "
                 "all examples share. Pass one, or use input_x_gradient, whose .maps have them all."

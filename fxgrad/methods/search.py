@@ -89,6 +89,7 @@ class Search:
         self.order = {n: i for i, n in enumerate(captured.graph.nodes)}
         self.classified, self.decisions = classified, classified.decisions
         self.free = free_sizes(placeholders, values)
+        self.first = 0
         self.nodes = self.after(self.source)
         self.reached = {self.source, *self.nodes}
 
@@ -114,6 +115,9 @@ class Search:
         tracks = tracked(self.classified, self.seeds(found, self.tokens(stream)))
         examples = examples_of(self.classified, tracks, self.source)
         axes = {name: examples.inputs[n.name] for name, n in self.named.items() if n.name in examples.inputs}
+        if axes.get(self.name, self.first) != self.first:  # the axis of tokens depends on that of the examples
+            self.first = axes[self.name]
+            return self.anatomy(paths, grid, prefix, class_token, channels)
         chosen = self.channels(axes, channels)
         size = self.extent(axes.get(self.name), chosen[self.name])
         tokens, ahead = self.tokens(stream), 0
@@ -162,6 +166,8 @@ class Search:
     def extent(self, examples: int | None, channels: tuple[int, ...]) -> Grid | None:
         """The sizes of the input as a picture, a signal or a volume; None if it is a sequence or a row of numbers."""
         shape = self.sizes(self.source)
+        if self.name in {declared.name for declared in self.classified.captured.embedded}:
+            return None
         found = tuple(size for i, size in enumerate(shape) if i != examples and i not in channels)
         return found if channels and (len(found) > 1 or (len(found) == 1 and is_map(self.source))) else None
 
@@ -171,9 +177,9 @@ class Search:
 
     def sequence_axis(self, node: fx.Node) -> int:
         """The axis of the tokens in a value with three axes: right after the axis of the examples, or before it."""
-        batch = sizes_of(self.source)[0]
+        batch = sizes_of(self.source)[self.first]
         first, second, _ = sizes_of(node)
-        return 0 if not isinstance(batch, int) and second == batch != first else 1
+        return 0 if (self.first or not isinstance(batch, int)) and second == batch != first else 1
 
     def seeds(self, blocks: list[Block], tokens: int | None) -> dict[fx.Node, list[Axis | None]]:
         """The known axes of tokens: in input sequences, feature maps, and blocks' inputs."""

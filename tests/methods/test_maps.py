@@ -177,6 +177,15 @@ def test_the_nodes_of_a_graph_are_no_examples(pooled: bool) -> None:
         fxgrad.attribute(libra, inputs, target=target, method="fullgrad")
 
 
+def test_one_node_is_asked_about() -> None:
+    torch.manual_seed(0)
+    inputs = graph(7, 12)
+    libra = converted(Graph(), *inputs)
+    found = fxgrad.attribute(libra, inputs, target=lambda y: y[3, 2])
+    each = fxgrad.attribute(libra, inputs, target=2)
+    assert found.map.shape == (1, 7) and torch.allclose(found.map[0], each.map[3], rtol=1e-10, atol=1e-12)
+
+
 class Pairs(nn.Module):
     """Similarities of pictures with texts."""
 
@@ -205,6 +214,12 @@ def test_three_texts_with_one_picture() -> None:
         for i in range(pictures):
             one = fxgrad.attribute(libra, (inputs[0][i : i + 1], inputs[1]), target=1)
             assert all(torch.allclose(one.maps[n], found.maps[n][i : i + 1], atol=1e-11) for n in found.maps)
+        with pytest.raises(fxgrad.InputError, match=r"genatt looks at .* 'words' of shape \(3, 5, 8\) has 3 that all"):
+            fxgrad.attribute(libra, inputs, target=1, method="genatt", input="words")
+        text = inputs[1][:1]
+        for method in ("genatt", "fullgrad_plus", "hirescam"):
+            shared = fxgrad.attribute(libra, (inputs[0], text), target=0, method=method, input="words")
+            assert shared.map.shape == (pictures, 5), method
 
 
 class Reads(nn.Module):

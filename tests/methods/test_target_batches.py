@@ -124,6 +124,14 @@ class Pairs(nn.Module):
         return self.tower(self.a(i)) @ self.tower(self.b(t)).T
 
 
+class Both(Pairs):
+    """Similarities both ways."""
+
+    def forward(self, i: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        y = super().forward(i, t)
+        return y, y.T
+
+
 @pytest.mark.parametrize("tokens_first", [False, True])
 def test_pairs_of_two_inputs(tokens_first: bool) -> None:
     torch.manual_seed(0)
@@ -151,6 +159,10 @@ def test_pairs_of_two_inputs(tokens_first: bool) -> None:
     # The classes of a text are the pictures.
     first = fxgrad.attribute(libra, (i, t), target=0, input="t")
     assert torch.allclose(first.output, libra(i, t)[0])
+    both = fxgrad.convert(Both(tokens_first).double().eval(), (i, t))
+    for name, advice in (("i", r"output\[0\]\[:, 0\]"), ("t", r"output\[1\]\[:, 0\]")):
+        with pytest.raises(fxgrad.InputError, match=rf"none of them called logits.* lambda output: {advice}\."):
+            fxgrad.attribute(both, (i, t), target=None, input=name)
     with pytest.raises(fxgrad.InputError, match=r"mixes the examples .*: value 1 depends on output of example 0"):
         fxgrad.attribute(libra, (i, t), target=lambda y: y[torch.arange(3), order], input="t")
 

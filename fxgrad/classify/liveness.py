@@ -57,3 +57,41 @@ def with_liveness(ends: Collection[str], decisions: Mapping[str, Decision]) -> d
     flow.add_nodes_from(ends)
     live = set(ends).union(*(nx.ancestors(flow, name) for name in ends))
     return {name: d if name in live else d.held() for name, d in decisions.items()}
+
+
+def handed_on(decisions: Mapping[str, Decision]) -> dict[str, list[str]]:
+    """Node -> the operands that it hands a cotangent on to.
+
+    Example:
+        >>> import fxgrad, torch
+        >>> decisions = fxgrad.convert(torch.nn.SiLU().eval(), (torch.zeros(2, 3),)).classified.decisions
+        >>> handed_on(decisions)
+        {'silu': ['input_1']}
+    """
+    found = {}
+    for name, decision in decisions.items():
+        pairs = zip(decision.operands, decision.weights)
+        found[name] = [str(operand.value) for operand, weight in pairs if operand.data and weight != 0]
+    return found
+
+
+def passed_by(start: Collection[str], through: Collection[str], before: Mapping[str, Collection[str]]) -> set[str]:
+    """What is met on the way back from some nodes, without going through others.
+
+    Args:
+        start: the nodes to start from.
+        through: the nodes that end the way.
+        before: node -> the nodes before it.
+
+    Example:
+        >>> sorted(passed_by({"y"}, {"b"}, {"y": {"b", "c"}, "b": {"x"}, "c": {"x"}}))
+        ['c', 'x', 'y']
+    """
+    seen = set(start) - set(through)
+    pending = list(seen)
+    while pending:
+        for name in before.get(pending.pop(), ()):
+            if name not in seen and name not in through:
+                seen.add(name)
+                pending.append(name)
+    return seen

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of
 from fxgrad.capture.program import Arguments, Program
+from fxgrad.capture.quantised import in_parts, quantising, readable, refuse_integers, refuse_untraceable
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.errors import ArtefactError, CaptureError, first_line, one_line
@@ -140,16 +141,7 @@ def _refuse_bad_state(model: nn.Module) -> None:
             f"the model is in train mode ({training[0]}; modules in all: {len(training)}), where dropout and batch "
             "statistics make attributions meaningless. Call model.eval() first."
         )
-    for path, module in model.named_modules():
-        if ".quantized" in type(module).__module__:
-            what = f"{path or 'the model'} is a quantised {type(module).__name__}"
-            raise CaptureError(f"{what}, and quantised weights have no gradient. Convert the float model.")
-    for path, parameter in model.named_parameters():
-        if not parameter.is_floating_point() or parameter.is_quantized:
-            raise CaptureError(
-                f"parameter {path} has dtype {parameter.dtype}: integer and quantised weights have no gradient. "
-                "Convert the float model."
-            )
+    refuse_untraceable(model)
 
 
 def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> ExportedProgram:
@@ -161,7 +153,7 @@ def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> Export
         dynamic_shapes = pytree.tree_map(_auto, bound.arguments)
     try:
         # With gradients enabled, so that the parts under the model's own no_grad show.
-        with _export_settings(), _LastStates(), torch.enable_grad():
+        with _export_settings(), readable(model, args, kwargs), _LastStates(), torch.enable_grad():
             return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
     except Exception as error:
         raise CaptureError(_diagnose(model, example, error)) from error
@@ -254,7 +246,7 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
             f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by "
             f"torch.where, or move it out of forward. torch.export says: {first_line(error)}"
         )
-    return f"torch.export cannot trace the model{where}: {one_line(error)}"
+    return f"torch.export cannot trace the model{where}: {quantising(error) or one_line(error)}"
 
 
 def captured_from(
@@ -302,6 +294,9 @@ def captured_from(
             f"no input is a floating-point tensor, nor token ids that an embedding looks up ({', '.join(names)}), so "
             "there is nothing to attribute to. Convert the part of the model that follows such an input."
         )
+    if table.on_unknown == "error":
+        attributed = zip(placeholders_of(graph)[len(state) :], [*inputs, *embedded])
+        refuse_integers(graph, [node for node, entry in attributed if entry.attributed])
     parameters, buffers, transient = _tensors(program, model)
     return Captured(
         graph,
@@ -346,8 +341,7 @@ def _tensors(
     constants = {k: v for k, v in program.constants.items() if isinstance(v, Tensor)}
     persistent = set(program.state_dict)
     if model is not None:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        buffers |= dict(model.named_buffers(remove_duplicate=False))
-        persistent = set(model.state_dict())
+        parameters = in_parts(model.named_parameters(remove_duplicate=False), program.state_dict)
+        buffers |= in_parts(model.named_buffers(remove_duplicate=False), program.state_dict)
     buffers = constants | buffers
     return parameters, buffers, frozenset(set(buffers) - persistent)

@@ -62,8 +62,8 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
     if not outputs:
         raise CaptureError(
             "no output depends on a floating-point input, so there is nothing to attribute. "
-            "What the model computes under its own torch.no_grad() counts as a constant: through_no_grad=True would "
-            "attribute through it."
+            "What the model rounds (round, floor, sign) counts as a constant. So does what it computes under its own "
+            "torch.no_grad(): through_no_grad=True would attribute through that."
         )
     decided = with_averages({name: fact.under(table.backwards) for name, fact in facts.items()})
     live = with_liveness(outputs, decided, table.name)

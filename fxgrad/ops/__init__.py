@@ -10,7 +10,7 @@ from fxgrad.ops.normalization import Layout, hold_scale
 from fxgrad.ops.rows import Rows, rows_of
 from fxgrad.ops.secants import Taylor, reference, rescale, root_of, secant, taylor, through
 from fxgrad.ops.twins import Twin
-from fxgrad.ops.weights import relaid, weighted
+from fxgrad.ops.weights import packed, relaid, weighted
 
 __all__ = [
     "TWINS",
@@ -19,6 +19,7 @@ __all__ = [
     "Taylor",
     "Twin",
     "hold_scale",
+    "packed",
     "reference",
     "relaid",
     "rescale",

@@ -135,13 +135,13 @@ def _load(path: str | Path) -> ExportedProgram:
 
 
 def _refuse_bad_state(model: nn.Module) -> None:
+    refuse_untraceable(model)
     training = [path or "the model itself" for path, module in model.named_modules() if module.training]
     if training:
         raise CaptureError(
             f"the model is in train mode ({training[0]}; modules in all: {len(training)}), where dropout and batch "
             "statistics make attributions meaningless. Call model.eval() first."
         )
-    refuse_untraceable(model)
 
 
 def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> ExportedProgram:

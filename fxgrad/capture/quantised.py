@@ -46,7 +46,7 @@ def refuse_untraceable(model: nn.Module) -> None:
             raise CaptureError(
                 f"{path or 'the model'} is a {kind}, which rounds as a quantised model would. Rounding has no "
                 "gradient, and the one that training pretends is not complete. Convert the float model that it was "
-                "prepared from, or put torch.nn.Identity() in the place of each of these modules."
+                "prepared from, or put torch.nn.Identity().eval() in the place of each such module."
             )
     for path, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if tensor.is_quantized:

@@ -25,7 +25,14 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of
 from fxgrad.capture.program import Arguments, Program
-from fxgrad.capture.quantised import in_parts, quantising, readable, refuse_integers, refuse_untraceable
+from fxgrad.capture.quantised import (
+    in_parts,
+    quantising,
+    readable,
+    refuse_integers,
+    refuse_untraceable,
+    without_gradients,
+)
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.errors import ArtefactError, CaptureError, first_line, one_line
@@ -63,7 +70,7 @@ def capture(
         The captured model.
 
     Raises:
-        CaptureError: train mode, integer or quantised weights, example inputs that the model does
+        CaptureError: train mode, activations that are quantised, example inputs that the model does
             not take, control flow that depends on data, or anything else that torch.export refuses.
 
     Example:
@@ -87,6 +94,7 @@ def capture(
         signature = inspect.signature(model.forward)
         example = pytree.tree_map(_detach, canonical(signature, args, kwargs or {}))
         own, program = model, _export(model, example, dynamic_shapes)
+        without_gradients(program.state_dict)
         if not through_no_grad:
             detach_without_grad(program.graph)
     functional = _decomposed(program, table.covers if table else lambda op: True)

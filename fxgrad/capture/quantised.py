@@ -125,6 +125,17 @@ def readable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         hook.remove()
 
 
+def without_gradients(state: dict[str, Any]) -> None:
+    """In the state of an exported program, let no tensor of a tensor class require a gradient; its integers cannot.
+
+    Example:
+        >>> without_gradients({"weight": torch.ones(2)})
+    """
+    for path, tensor in state.items():
+        if hasattr(tensor, "__tensor_flatten__") and tensor.requires_grad:
+            state[path] = nn.Parameter(tensor.detach(), requires_grad=False)
+
+
 def in_parts(named: Iterable[tuple[str, Tensor]], traced: Mapping[str, Any]) -> dict[str, Any]:
     """Path -> tensor; in the place of one of a tensor class, such as torchao's, the plain tensors that it is made of.
 
@@ -170,14 +181,14 @@ def refuse_integers(graph: fx.Graph, entries: Iterable[fx.Node]) -> None:
     used, computed = _used(graph), set(entries)
     found: dict[str, fx.Node] = {}
     for node in graph.nodes:
-        operands = [n for n in node.all_input_nodes if n in computed and tensors_of(n)]
+        operands = [v for n in node.all_input_nodes if n in computed for v in tensors_of(n)[:1]]
         result = next(iter(tensors_of(node)), None)
         if node.op != "call_function" or node not in used or not operands or result is None:
             continue
-        if _quantises(node, result, [tensors_of(n)[0] for n in operands]):
+        if _quantises(node, result, operands):
             found.setdefault(place_of(node).module_path, node)
-        else:
-            computed.add(node)
+        elif result.is_floating_point() or op_name(node) == "_to_copy" or not _floats(operands):
+            computed.add(node)  # other integers that are made of floats are positions, such as those of argmax
     if not found:
         return
     lines = [f"  {node.target} at {place_of(node)}" for node in list(found.values())[:3]]
@@ -196,8 +207,12 @@ def _quantises(node: fx.Node, result: Tensor, operands: list[Tensor]) -> bool:
     if op_name(node).startswith(("fake_quantize", "_fake_quantize", "fused_moving_avg_obs_fake_quant")):
         return True
     if result.dtype in SMALL:
-        return any(v.is_floating_point() and v.dtype not in SMALL for v in operands)
+        return _floats(operands)
     return not result.is_floating_point() and op_name(node) in MULTIPLIES
+
+
+def _floats(tensors: list[Tensor]) -> bool:
+    return any(v.is_floating_point() and v.dtype not in SMALL for v in tensors)
 
 
 def _used(graph: fx.Graph) -> set[fx.Node]:

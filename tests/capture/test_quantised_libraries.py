@@ -77,6 +77,21 @@ def test_weights_of_torchao(name: str, tmp_path: Path) -> None:
     assert torch.allclose(gradient(libra, X), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("name", ["qint8", "qint4", "qfloat8"])
+def test_weights_of_quanto(name: str, tmp_path: Path) -> None:
+    """A tensor class whose weight of integers says that it requires a gradient, and a kernel without a derivative."""
+    quanto = pytest.importorskip("optimum.quanto")
+    model = net()
+    quanto.quantize(model, weights=getattr(quanto, name))
+    quanto.freeze(model)
+    libra = assert_proved(model.eval(), tmp_path)
+    plain = net()
+    for i in (0, 3):
+        plain[i].weight.data = model[i].weight.dequantize().detach()
+    wanted = gradient(fxgrad.convert(plain, (X,)), X)
+    assert torch.allclose(gradient(libra, X), wanted, rtol=1e-4, atol=1e-5)
+
+
 def test_a_tied_weight_of_torchao(tmp_path: Path) -> None:
     quantization = pytest.importorskip("torchao.quantization")
     model = net()

@@ -104,7 +104,8 @@ def readable(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any])
         >>> program.module()(torch.ones(1, 2))
         tensor([[1., 1.]])
     """
-    own = [path for path, p in model.named_parameters() if type(p) is not nn.Parameter and vars(p)]
+    named = dict(model.named_parameters())
+    own = [k for k, p in named.items() if vars(p) and not (type(p) is nn.Parameter and p.is_floating_point())]
     if not own:
         yield
         return

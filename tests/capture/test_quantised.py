@@ -112,6 +112,17 @@ def test_weights_that_forward_dequantises_are_constants(weight: str, parameters:
         assert torch.equal(twin(X), libra(X)) and torch.equal(gradient(twin, X), gradient(libra, X))
 
 
+def test_a_scale_that_hangs_on_the_parameter() -> None:
+    first = First(lambda m: m.codes * m.codes.scale, True, codes=CODES)
+    first.codes.scale = SCALE
+    model = followed(first)
+    libra = fxgrad.convert(model, (X,))
+    assert fxgrad.check(libra, (X,), original=model).passed
+    assert not model._forward_pre_hooks
+    same = fxgrad.convert(followed(First(*WEIGHTS["int8"][:1], **WEIGHTS["int8"][1])), (X,))
+    assert torch.allclose(gradient(libra, X), gradient(same, X), rtol=0, atol=1e-10)
+
+
 def test_a_scale_after_the_product_and_a_constant_under_no_grad() -> None:
     class After(nn.Module):
         def __init__(self) -> None:

@@ -26,6 +26,7 @@ from fxgrad.capture.higher_order import open_programs
 from fxgrad.capture.objects import opened, plainly_called, spared, with_tensors
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
+from fxgrad.capture.quantised import in_parts, without_gradients
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.capture.trace import OnRandom, trace
@@ -68,7 +69,7 @@ def capture(
         The captured model.
 
     Raises:
-        CaptureError: train mode, TorchScript, integer or quantised weights, example inputs that the model does
+        CaptureError: train mode, TorchScript, quantised activations, example inputs that the model does
             not take, control flow that depends on data, or anything else that torch.export refuses.
         InputError: the example does not fit the model's forward, or its dtype the weights.
 
@@ -96,6 +97,7 @@ def capture(
         example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
         own = model
         program, drawn = trace(plainly_called(model, example), opened(example), dynamic_shapes, on_random)
+        without_gradients(program.state_dict)
         if not through_no_grad:
             detach_without_grad(program.graph)
     functional = _decomposed(program, table.covers if table else lambda op: True)
@@ -258,8 +260,7 @@ def _tensors(
     constants = {k: v for k, v in program.constants.items() if isinstance(v, Tensor)}
     persistent = set(program.state_dict)
     if model is not None:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        buffers |= dict(model.named_buffers(remove_duplicate=False))
-        persistent = set(model.state_dict())
+        parameters = in_parts(model.named_parameters(remove_duplicate=False), program.state_dict)
+        buffers |= in_parts(model.named_buffers(remove_duplicate=False), program.state_dict)
     buffers = constants | buffers
     return parameters, buffers, frozenset(set(buffers) - persistent)

@@ -20,6 +20,7 @@ from fxgrad.capture.captured import input_names
 from fxgrad.capture.decisions import Decisions, Reading
 from fxgrad.capture.higher_order import AsWithoutGrad
 from fxgrad.capture.program import Arguments
+from fxgrad.capture.quantised import quantising, readable
 from fxgrad.capture.tracing import LastStates, OwnGradMode, StoppedError, settings, under
 from fxgrad.errors import CaptureError, first_line, one_line
 from fxgrad.graph.places import raised_at
@@ -113,7 +114,7 @@ def _exported(
         # torch.export wants one item per parameter of forward, *args and **kwargs included.
         bound = inspect.signature(model.forward).bind(*args, **kwargs)
         dynamic_shapes = pytree.tree_map(_auto, bound.arguments)
-    with settings(), torch.enable_grad():
+    with settings(), readable(model, args, kwargs), torch.enable_grad():
         traced = under(model, LastStates(), OwnGradMode(), AsWithoutGrad(), *modes)
         return torch.export.export(traced, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
 
@@ -163,4 +164,4 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
             f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by "
             f"torch.where, or move it out of forward. torch.export says: {first_line(error)}"
         )
-    return f"torch.export cannot trace the model{where}: {one_line(error)}"
+    return f"torch.export cannot trace the model{where}: {quantising(error) or one_line(error)}"

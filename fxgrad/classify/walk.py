@@ -69,8 +69,8 @@ def _facts(captured: Captured, table: RuleTable) -> Facts:
     if not ends:
         raise CaptureError(
             "no output depends on a floating-point input, so there is nothing to attribute. "
-            "What the model computes under its own torch.no_grad() counts as a constant: through_no_grad=True would "
-            "attribute through it."
+            "What the model rounds (round, floor, sign) counts as a constant. So does what it computes under its own "
+            "torch.no_grad(): through_no_grad=True would attribute through that."
         )
     return Facts(walk.decisions, walk.unruled, ends)
 

@@ -12,7 +12,7 @@ from fxgrad.ops.refused import refuse
 from fxgrad.ops.rows import Rows, rows_of
 from fxgrad.ops.secants import Taylor, reference, rescale, root_of, secant, taylor, through
 from fxgrad.ops.twins import Twin
-from fxgrad.ops.weights import relaid, weighted
+from fxgrad.ops.weights import packed, relaid, weighted
 
 __all__ = [
     "TWINS",
@@ -21,6 +21,7 @@ __all__ = [
     "Taylor",
     "Twin",
     "hold_scale",
+    "packed",
     "piece",
     "reference",
     "refuse",

@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.checks import Check
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.errors import InputError
 from fxgrad.graph.copies import moved
@@ -27,12 +28,14 @@ class Input:
         shape: sizes, None where dynamic; None for an input that is not a tensor.
         dtype: the example's dtype; None for an input that is not a tensor.
         constant: the captured value of an input that is not a tensor.
+        fixed: axis that could not be left free -> what fixed it: a line of the model's code, or "" if unknown.
     """
 
     name: str
     shape: tuple[int | None, ...] | None
     dtype: torch.dtype | None
     constant: Any = None
+    fixed: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def attributed(self) -> bool:
@@ -55,12 +58,22 @@ class Input:
             want is None or size == want for size, want in zip(value.shape, self.shape)
         )
         if not fits:
-            raise InputError(
-                f"input {self.name!r} has shape {tuple(value.shape)}, but the model was captured for ({wanted}). "
-                "Convert it again with an example of that shape, or pass dynamic_shapes to fxgrad.convert."
-            )
+            raise InputError(self._other_shape(tuple(value.shape), wanted))
         if value.is_floating_point() != self.dtype.is_floating_point:
             raise InputError(f"input {self.name!r} is {value.dtype}, but the model was captured for {self.dtype}.")
+
+    def _other_shape(self, shape: tuple[int, ...], wanted: str) -> str:
+        what = f"input {self.name!r} has shape {shape}, but the model was captured for ({wanted})."
+        own = self.shape or ()
+        differ = [axis for axis, (size, want) in enumerate(zip(shape, own)) if want is not None and size != want]
+        known = len(shape) == len(own) and all(axis in self.fixed for axis in differ)
+        why = (
+            [f"Axis {axis} is fixed at {own[axis]} by {self.fixed[axis] or 'torch.export'}." for axis in differ]
+            if known
+            else []
+        )
+        also = "" if known else ", or pass dynamic_shapes to fxgrad.convert"
+        return " ".join([what, *why, f"If the model takes that shape, convert it again with an example of it{also}."])
 
 
 @dataclass(frozen=True)
@@ -81,6 +94,7 @@ class Captured:
         example: the example inputs.
         program: the captured program before it was tidied and cut.
         through_no_grad: whether parts under the model's own `torch.no_grad()` are attributed.
+        checks: what must hold of the inputs' free sizes.
     """
 
     graph: fx.Graph
@@ -97,6 +111,7 @@ class Captured:
     example: Arguments = field(repr=False)
     program: Program = field(repr=False)
     through_no_grad: bool
+    checks: tuple[Check, ...] = ()
 
     @property
     def entries(self) -> tuple[Input, ...]:
@@ -140,7 +155,22 @@ class Captured:
             )
         for declared, value in zip(self.inputs, leaves):
             declared.check(value)
+        self._check_sizes(leaves)
         return leaves
+
+    def _check_sizes(self, leaves: list[Any]) -> None:
+        shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else () for leaf in leaves]
+        for check in self.checks:
+            if not check.fits(shapes):
+                names = [i.name for i in self.inputs]
+                given = ", ".join(
+                    f"{names[at]} {shapes[at]}" for at in dict.fromkeys(at for at, _ in check.sizes.values())
+                )
+                because = f", because of {check.line}" if check.line else ""
+                raise InputError(
+                    f"the captured program holds only where {check.text(names)}{because}. These inputs do not fit: "
+                    f"{given}. If the model takes these sizes, convert it again with an example of them."
+                )
 
 
 def canonical(signature: inspect.Signature | None, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:

@@ -25,6 +25,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of
 from fxgrad.capture.program import Arguments, Program
+from fxgrad.capture.shapes import Watch, choices, first_that_exports, sizes_in
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.errors import ArtefactError, CaptureError, first_line, one_line
@@ -75,6 +76,7 @@ def capture(
     if isinstance(model, (str, Path)):
         model = _load(model)
     own: nn.Module | None = None
+    watch = Watch()
     if isinstance(model, ExportedProgram):
         signature = None
         example = (args, dict(kwargs or {})) if args or kwargs else model.example_inputs
@@ -85,11 +87,12 @@ def capture(
         _refuse_bad_state(model)
         signature = inspect.signature(model.forward)
         example = pytree.tree_map(_detach, canonical(signature, args, kwargs or {}))
-        own, program = model, _export(model, example, dynamic_shapes)
+        own, program = model, _export(model, example, dynamic_shapes, watch)
         if not through_no_grad:
             detach_without_grad(program.graph)
     functional = _decomposed(program, table.covers if table else lambda op: True)
-    return captured_from(functional, signature, example, table or load(), through_no_grad, own)
+    captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
+    return sizes_in(functional, watch).of(captured)
 
 
 def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> ExportedProgram:
@@ -152,27 +155,26 @@ def _refuse_bad_state(model: nn.Module) -> None:
             )
 
 
-def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> ExportedProgram:
+def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any, watch: Watch) -> ExportedProgram:
     args, kwargs = example
+    shapes = [dynamic_shapes]
     if dynamic_shapes is None:
         args, kwargs = _spread_batch(args, kwargs)
-        # torch.export wants one item per parameter of forward, *args and **kwargs included.
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
-        dynamic_shapes = pytree.tree_map(_auto, bound.arguments)
+        shapes = choices(model, args, kwargs)
+
+    def export(dynamic_shapes: Any) -> ExportedProgram:
+        return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+
     try:
         # With gradients enabled, so that the parts under the model's own no_grad show.
-        with _export_settings(), _LastStates(), torch.enable_grad():
-            return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+        with _export_settings(), watch, _LastStates(), torch.enable_grad():
+            return first_that_exports(shapes, export)
     except Exception as error:
         raise CaptureError(_diagnose(model, example, error)) from error
 
 
 def _detach(leaf: Any) -> Any:
     return leaf.detach() if isinstance(leaf, Tensor) else leaf
-
-
-def _auto(leaf: Any) -> Any:
-    return {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None
 
 
 def _spread_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:

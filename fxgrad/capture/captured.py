@@ -155,11 +155,12 @@ class Captured:
             )
         for declared, value in zip(self.inputs, leaves):
             declared.check(value)
-        self._check_sizes(leaves)
+        self.check_sizes(leaves)
         return leaves
 
-    def _check_sizes(self, leaves: list[Any]) -> None:
-        shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else () for leaf in leaves]
+    def check_sizes(self, leaves: list[Any]) -> None:
+        """Raise `InputError` if the flattened inputs have sizes for which the program does not hold."""
+        shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else () for leaf in leaves] if self.checks else []
         for check in self.checks:
             if not check.fits(shapes):
                 names = [i.name for i in self.inputs]

@@ -17,6 +17,8 @@ from typing import Any
 import sympy
 
 Test = Callable[[Mapping[str, int]], Any]
+HIGHEST = 4
+"""Power of a size."""
 LONGEST = 2000
 """Of a condition's text, which may come from a file."""
 
@@ -116,7 +118,11 @@ def _compiled(node: ast.expr, names: set[str]) -> Test:
         inner, unary = _compiled(node.operand, names), operator.neg if isinstance(node.op, ast.USub) else operator.not_
         return lambda values: unary(inner(values))
     binary: tuple[ast.expr, Any, ast.expr] | None = None
-    if isinstance(node, ast.BinOp):
+    if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
+        base, power = _compiled(node.left, names), getattr(node.right, "value", None)
+        if isinstance(power, (int, float)) and 0 < power <= HIGHEST:
+            return lambda values: base(values) ** power
+    elif isinstance(node, ast.BinOp):
         binary = node.left, node.op, node.right
     elif isinstance(node, ast.Compare) and len(node.ops) == 1:
         binary = node.left, node.ops[0], node.comparators[0]
@@ -141,6 +147,7 @@ _RELATIONS = {
 _BETWEEN = {"FloorDiv": "//", "CleanDiv": "//", "Mod": "%", "PythonMod": "%", "IntTrueDiv": "/", "FloatTrueDiv": "/"}
 _CALLS = {"Max": "max", "Min": "min", "CeilToInt": "ceil", "FloorToInt": "floor", "TruncToInt": "trunc"}
 _CALLS |= {"ceiling": "ceil", "floor": "floor"}
+_ROOTS = {"OpaqueUnaryFn_sqrt": 0.5}
 
 
 def text_of(expression: Any, names: Mapping[Any, str]) -> str:
@@ -168,6 +175,11 @@ def text_of(expression: Any, names: Mapping[Any, str]) -> str:
         text = text_of(part, names)
         return text if re.fullmatch(r"[\w.]+|\w*\([^()]*\)", text) else f"({text})"
 
+    if kind == "Equality":
+        for least, other in (arguments, arguments[::-1]):
+            if type(least).__name__ == "Min" and len(least.args) == 2 and other in least.args:
+                (bound,) = (part for part in least.args if part != other)
+                return f"{text_of(other, names)} <= {text_of(bound, names)}"
     if kind in _RELATIONS:
         return f"{text_of(arguments[0], names)} {_RELATIONS[kind]} {text_of(arguments[1], names)}"
     if kind in _BETWEEN:
@@ -180,10 +192,13 @@ def text_of(expression: Any, names: Mapping[Any, str]) -> str:
         return f" {sign} ".join(text_of(p, names) if kind == "Add" and p.is_Mul else inner(p) for p in parts)
     if kind == "Not":
         return f"not {inner(arguments[0])}"
+    if kind in _ROOTS:
+        return f"{inner(arguments[0])} ** {_ROOTS[kind]}"
     if kind in ("ToFloat", "Identity"):
         return text_of(arguments[0], names)
-    if kind in ("Pow", "PowByNatural") and arguments[1].is_Integer and 0 < arguments[1] <= 4:
-        return " * ".join([inner(arguments[0])] * int(arguments[1]))
+    if kind in ("Pow", "PowByNatural", "FloatPow") and arguments[1].is_number and 0 < arguments[1] <= HIGHEST:
+        power = arguments[1] if arguments[1].is_Integer else sympy.Float(arguments[1])
+        return f"{inner(arguments[0])} ** {_number(power)}"
     raise NotSupportedError(f"{expression} is no arithmetic of sizes.")
 
 

@@ -23,12 +23,14 @@ from torch.export.graph_signature import InputKind, OutputKind
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.alone import for_one
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of
+from fxgrad.capture.checks import NotSupportedError
 from fxgrad.capture.program import Arguments, Program
-from fxgrad.capture.shapes import Watch, choices, first_that_exports, sizes_in
+from fxgrad.capture.shapes import Watch, choices, first_that_exports, oblivious, sizes_in
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
-from fxgrad.errors import ArtefactError, CaptureError, first_line, one_line
+from fxgrad.errors import ArtefactError, CaptureError, InputError, first_line, one_line
 from fxgrad.graph.copies import copied
 from fxgrad.graph.nodes import differentiable, placeholders_of
 from fxgrad.graph.places import raised_at
@@ -92,7 +94,22 @@ def capture(
             detach_without_grad(program.graph)
     functional = _decomposed(program, table.covers if table else lambda op: True)
     captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
-    return sizes_in(functional, watch).of(captured)
+    try:
+        captured = sizes_in(functional, watch).of(captured)
+    except NotSupportedError as error:
+        raise CaptureError(
+            f"a branch of the model depends on sizes in a way that cannot be checked: {error}"
+        ) from error
+    if own is None:
+        return captured
+    with without_fast_path():
+        captured = for_one(captured, own)
+    try:
+        captured.check_sizes(pytree.tree_leaves(example))
+    except InputError:  # the model treats a batch of one, which was doubled, in another way
+        fixed = choices(own, *example)[0]
+        return capture(own, *example, dynamic_shapes=fixed, through_no_grad=through_no_grad, table=table)
+    return captured
 
 
 def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> ExportedProgram:
@@ -100,7 +117,7 @@ def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> Expor
     pieces: dict[Any, Callable[..., Any]] = {}
     functional: ExportedProgram | None = None
     try:
-        with _export_settings(), torch.no_grad():
+        with _export_settings(), oblivious(), torch.no_grad():
             while True:
                 found = {n.target for n in (functional or program).graph.nodes if _composite(n) and not whole(n.target)}
                 if functional and found <= set(pieces):
@@ -168,7 +185,7 @@ def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any, watch: Wa
     try:
         # With gradients enabled, so that the parts under the model's own no_grad show.
         with _export_settings(), watch, _LastStates(), torch.enable_grad():
-            return first_that_exports(shapes, export)
+            return first_that_exports(shapes, export, watch)
     except Exception as error:
         raise CaptureError(_diagnose(model, example, error)) from error
 

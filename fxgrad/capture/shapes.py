@@ -8,16 +8,16 @@ shapes; the rest is kept as checks here, for the graph says nothing of it.
 from __future__ import annotations
 
 import inspect
-import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import sympy
 import torch
+import torch.fx.experimental as symbolic_config
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
@@ -27,11 +27,18 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured
 from fxgrad.capture.checks import Check, NotSupportedError, text_of
+from fxgrad.errors import one_line
 from fxgrad.graph.nodes import placeholders_of
-from fxgrad.graph.places import called_from, line_of
+from fxgrad.graph.places import called_from, line_of, of_library
 from fxgrad.graph.sizes import size_of
 
 TORCH = os.path.dirname(torch.__file__)
+INSIDE = (*(os.path.join(TORCH, start) for start in ("_", "fx/")), os.path.join(TORCH, "nn", "modules", "module.py"))
+"""Files in which torch computes shapes and strides."""
+STRIDES = r"contiguous|channels_last|strides|view_helper|should_swap|^ge$"
+"""Functions of torch in which sizes decide about strides."""
+CLEAR = 120
+"""The longest condition of torch's own that is kept. Longer ones are of strides, and the op itself checks them."""
 ONE = "the example, whose size of 1 torch.export takes for a constant"
 """What fixed an axis of size 1."""
 MORE = "torch.export, which takes every other size to be more than 1"
@@ -67,21 +74,44 @@ def choices(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return found
 
 
-def first_that_exports(options: Sequence[Any], export: Callable[[Any], ExportedProgram]) -> ExportedProgram:
+def first_that_exports(
+    options: Sequence[Any], export: Callable[[Any], ExportedProgram], watch: Watch
+) -> ExportedProgram:
     """The program for the best of these `dynamic_shapes` that can be exported and checked.
+
+    Args:
+        options: `dynamic_shapes`, best first.
+        export: exports with one of them.
+        watch: is told why the first one is not the one.
 
     Raises:
         Exception: what exporting for the last one raised.
     """
     for choice in options[:-1]:
         try:
-            program = export(choice)
-        except Exception:  # with fewer free sizes it may work, and else the last error says why
-            continue
-        with suppress(NotSupportedError):
+            with oblivious() if choice is options[0] else nullcontext():
+                program = export(choice)
             sizes_in(program)
             return program
+        except Exception as error:  # with fewer free sizes it may work, and else the last error says why
+            watch.refused = watch.refused or f"torch.export, which cannot leave it free ({one_line(error)})"
     return export(options[-1])
+
+
+def oblivious() -> AbstractContextManager[Any]:
+    """Have torch trace as if sizes of 1 were not special, so that only the model's own code tells them apart.
+
+    torch.onnx traces like this. It also makes fewer guards.
+
+    Example:
+        >>> with oblivious():
+        ...     program = torch.export.export(nn.ReLU(), (torch.ones(1),), dynamic_shapes=({0: Dim.AUTO},))
+        >>> [str(s) for s in next(iter(program.graph.nodes)).meta["val"].shape][0].startswith("s")
+        True
+    """
+    config = getattr(symbolic_config, "_config", None)
+    known = hasattr(config, "backed_size_oblivious") and hasattr(config, "patch")
+    return config.patch(backed_size_oblivious=True) if config is not None and known else nullcontext()
 
 
 class Watch(TorchFunctionMode):
@@ -89,12 +119,14 @@ class Watch(TorchFunctionMode):
 
     Attributes:
         lines: index of a guard -> `file:line: code`.
+        refused: why not all sizes were left free, or "".
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._guards: Sequence[Any] | None = None
         self.lines: dict[int, str] = {}
+        self.refused = ""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -187,9 +219,9 @@ class _Reading:
 
     def sizes(self) -> Sizes:
         ties = list(self.ties())
-        branches = list({check.holds: check for check in self.branches()}.values())
-        ranges = [check for check in self.ranges() if not self.implied(check, branches)]
-        return Sizes((*ties, *branches, *ranges), self.fixed())
+        branches, layout = ({check.holds: check for check in self.branches(of_layout)} for of_layout in (False, True))
+        ranges = self.ranges([*branches.values(), *layout.values()])
+        return Sizes((*ties, *branches.values(), *ranges), self.fixed())
 
     def check(self, holds: str, line: str = "") -> Check:
         return Check(holds, {name: place for name, place in self.places.items() if name in _words(holds)}, line)
@@ -224,40 +256,50 @@ class _Reading:
         if factor != 1:
             yield self.check(f"{over} % {factor} == 0")
 
-    def branches(self) -> Iterator[Check]:
-        """The guards that the shapes do not show."""
-        for at, guard in enumerate(self.guards):
-            condition = self.now(guard.expr)
+    def branches(self, of_layout: bool) -> Iterator[Check]:
+        """The guards that the shapes do not show: those of values, or those of memory layouts."""
+        for at, guard, condition in self.conditions():
             if condition in (sympy.true, True) or not condition.free_symbols <= set(self.names):
                 continue
             inside = _inside(guard)
-            if inside and _of_layout(condition):
+            if (inside and _of_layout(guard, condition)) is not of_layout:
                 continue
             try:
-                yield self.check(text_of(condition, self.names), self.watch.line(self.guards, at))
+                text = text_of(condition, self.names)
             except NotSupportedError:
                 if not inside:
                     raise
+            else:
+                if not inside or len(text) <= CLEAR:
+                    yield self.check(text, self.watch.line(self.guards, at))
 
-    def ranges(self) -> Iterator[Check]:
-        first = {place for place in self.places.values() if place[1] == 0}
+    def conditions(self) -> Iterator[tuple[int, Any, Any]]:
+        """(index, guard, condition) for each condition of a guard, with the replacements that tracing found."""
+        for at, guard in enumerate(self.guards):
+            condition = self.now(guard.expr)
+            for part in condition.args if type(condition).__name__ == "And" else (condition,):
+                yield at, guard, part
+
+    def ranges(self, others: Sequence[Check]) -> Iterator[Check]:
+        """The ranges of free sizes, but for bounds that other checks imply."""
+        batches = {size_of(size) for _, axis, size in self.dims if axis == 0}
         for symbol, found in self.program.range_constraints.items():
             name = self.names.get(symbol)
             if name is None:
                 continue
-            batch = any(size_of(size) == symbol for at, axis, size in self.dims if (at, axis) in first)
-            if found.lower.is_Integer and found.lower >= (3 if batch else 2):
-                yield self.check(f"{name} >= {found.lower}", MORE if found.lower == 2 else "")
-            if found.upper.is_Integer and found.upper < math.inf:
-                yield self.check(f"{name} <= {found.upper}")
+            low, high = (int(bound) if bound.is_Integer else None for bound in (found.lower, found.upper))
+            if low is not None and low > 2 and not self.implied(name, low - 1, others):
+                yield self.check(f"{name} >= {low}")
+            elif low is not None and low > 1 and symbol not in batches:
+                yield self.check(f"{name} >= 2", MORE)
+            if high is not None and not self.implied(name, high + 1, others):
+                yield self.check(f"{name} <= {high}")
 
-    def implied(self, bound: Check, others: Sequence[Check]) -> bool:
-        """Whether a check of the same size alone refuses what is just outside of a bound."""
-        number = int(bound.holds.split()[-1])
-        outside = number + 1 if "<=" in bound.holds else number - 1
-        (place,) = bound.sizes.values()
-        shapes = [[outside] * (place[1] + 1)] * (place[0] + 1)
-        return any(list(c.sizes.values()) == [place] and not c.fits(shapes) for c in others)
+    def implied(self, name: str, size: int, others: Sequence[Check]) -> bool:
+        """Whether a check of this free size alone refuses a size."""
+        place = self.places.get(name)
+        shapes = [[size] * (place[1] + 1)] * (place[0] + 1) if place else []
+        return any(list(check.sizes.values()) == [place] and not check.fits(shapes) for check in others)
 
     def fixed(self) -> dict[tuple[int, int], str]:
         found = {}
@@ -266,8 +308,8 @@ class _Reading:
                 symbol = getattr(getattr(size, "node", None), "_expr", None)
                 if isinstance(symbol, sympy.Symbol):
                     found[at, axis] = self.line_for(symbol)
-                elif int(size) == 1:
-                    found[at, axis] = ONE
+                elif int(size) == 1 or self.watch.refused:
+                    found[at, axis] = ONE if int(size) == 1 else self.watch.refused
         return found
 
     def line_for(self, size: Any) -> str:
@@ -309,16 +351,19 @@ def _origin(guard: Any) -> tuple[str, int]:
 
 
 def _inside(guard: Any) -> bool:
-    """Whether torch's own computation of shapes and strides made a guard, not a branch of a model or a layer."""
-    return _origin(guard)[0].startswith((os.path.join(TORCH, "_"), os.path.join(TORCH, "fx", "")))
+    """Whether a computation of shapes and strides made a guard, in torch or here, not a branch of a model or layer."""
+    file = _origin(guard)[0]
+    return file.startswith(INSIDE) or (of_library(file) and not file.startswith(TORCH))
 
 
-def _of_layout(condition: Any) -> bool:
-    """Whether a condition tells sizes of 1 or unequal sizes apart, which decides about strides, not about values."""
+def _of_layout(guard: Any, condition: Any) -> bool:
+    """Whether a condition decides about strides only, not about values: it was met where torch compares strides.
+
+    Or it tells sizes of 1, or unequal sizes, apart; "a == 1 or a == b" is followed by "a == b" where it matters.
+    """
+    location = getattr(getattr(guard, "sloc", None), "framework_loc", None)
     kind = type(condition).__name__
-    if kind in ("And", "Or"):
-        return all(map(_of_layout, condition.args))
-    if kind == "Unequality":
+    if re.search(STRIDES, getattr(location, "name", "")) or kind in ("Unequality", "Or"):
         return True
     numbers = [part for part in condition.args if part.is_Integer]
     return bool(numbers) and (

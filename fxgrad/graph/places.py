@@ -14,6 +14,7 @@ import torch
 from torch import fx
 
 _EXPORT, _LAYERS = (os.path.join(os.path.dirname(torch.__file__), folder, "") for folder in ("export", "nn"))
+_CALLER = os.path.join(_LAYERS, "modules", "module.py")
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 
@@ -43,7 +44,7 @@ def place_of(node: fx.Node) -> Place:
     path = next(reversed([path for path, _ in stack.values()]), "")
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     for where, code in reversed(list(zip(lines, [*lines[1:], ""]))):
-        if where.startswith('File "') and not _of_library(where.split('"')[1]):
+        if where.startswith('File "') and not of_library(where.split('"')[1]):
             file, line = where.split('"')[1], where.split("line ")[1].split(",")[0]
             known = code and not code.startswith('File "')  # else the source text is not at hand
             return Place(path, f"{_short(file)}:{line}{': ' + code if known else ''}")
@@ -57,7 +58,7 @@ def raised_at(error: BaseException) -> str:
         chain.append(cause)
     for link in reversed(chain):
         for frame in reversed(traceback.extract_tb(link.__traceback__)):
-            if os.path.exists(frame.filename) and not _of_library(frame.filename):
+            if os.path.exists(frame.filename) and not of_library(frame.filename):
                 return f"{_short(frame.filename)}:{frame.lineno}: {frame.line}"
     return ""
 
@@ -75,8 +76,8 @@ def called_from() -> str:
     own, layers = None, None
     while frame is not None and not frame.f_code.co_filename.startswith(_EXPORT):
         file = frame.f_code.co_filename
-        own = own or (None if _of_library(file) else frame)
-        layers = layers or (frame if file.startswith(_LAYERS) else None)
+        own = own or (None if of_library(file) else frame)
+        layers = layers or (frame if file.startswith(_LAYERS) and file != _CALLER else None)
         frame = frame.f_back
     found = None if frame is None else own or layers
     return line_of(found.f_code.co_filename, found.f_lineno) if found else ""
@@ -93,7 +94,7 @@ def line_of(file: str, number: int | None) -> str:
     return f"{_short(file)}:{number}{': ' + code if code else ''}"
 
 
-def _of_library(file: str) -> bool:
+def of_library(file: str) -> bool:
     """Whether a file belongs to torch (generated ones too) or to fxgrad, except for its demo, which is user code."""
     own = file.startswith(_PACKAGE) and not file.startswith(os.path.join(_PACKAGE, "demo", ""))
     return own or file.startswith(("<", os.path.join(os.path.dirname(torch.__file__), "")))

@@ -89,7 +89,15 @@ class SummaryRow:
 
 
 class Report(Table[ReportRow]):
-    """One row per node that depends on the attributed inputs; `str` groups them by op and rule."""
+    """One row per node that depends on the attributed inputs; `str` groups them by op and rule.
+
+    Attributes:
+        sizes: sentences about the inputs' sizes: which are free, which line of the model fixed or bounds the others.
+    """
+
+    def __init__(self, title: str, rows: Sequence[ReportRow], sizes: Sequence[str] = ()) -> None:
+        super().__init__(title, rows)
+        self.sizes = tuple(sizes)
 
     def summary(self) -> Table[SummaryRow]:
         """The rows, counted by op, kind and rule, most frequent first."""
@@ -100,10 +108,11 @@ class Report(Table[ReportRow]):
 
     def details(self) -> str:
         """Every row, as text."""
-        return "\n".join([self.title, *_columns(self.rows)])
+        return "\n".join([self.title, *_columns(self.rows), *self.sizes])
 
     def __str__(self) -> str:
-        return f"{self.summary()}\nEvery node: report.details(), report.rows or report.to_json()"
+        last = "Every node: report.details(), report.rows or report.to_json()"
+        return "\n".join([str(self.summary()), *self.sizes, last])
 
 
 def report(classified: Classified) -> Report:
@@ -134,7 +143,8 @@ def report(classified: Classified) -> Report:
         )
         for d in classified.decisions.values()
     ]
-    return Report(f"{classified.table.name}: {len(rows)} nodes depend on the attributed inputs", rows)
+    title = f"{classified.table.name}: {len(rows)} nodes depend on the attributed inputs"
+    return Report(title, rows, classified.captured.about_sizes())
 
 
 def markdown(head: Sequence[object], rows: Iterable[Sequence[object]], sides: str = "") -> list[str]:

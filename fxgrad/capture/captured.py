@@ -42,6 +42,11 @@ class Input:
         """Whether it gets an attribution: true for tensors of floating dtype."""
         return self.dtype is not None and self.dtype.is_floating_point
 
+    @property
+    def sizes(self) -> str:
+        """The shape as text, with "any" for a free size."""
+        return ", ".join("any" if size is None else str(size) for size in self.shape or ())
+
     def check(self, value: Any) -> None:
         """Raise `InputError` if `value` cannot stand for this input."""
         if self.dtype is None or self.shape is None:
@@ -51,7 +56,7 @@ class Input:
                 f"input {self.name!r} was captured as the constant {self.constant!r} and cannot become "
                 f"{value!r}. Convert the model again with that value among the example inputs."
             )
-        wanted = ", ".join("any" if size is None else str(size) for size in self.shape)
+        wanted = self.sizes
         if not isinstance(value, Tensor):
             raise InputError(f"input {self.name!r} must be a tensor of shape ({wanted}), not {type(value).__name__}.")
         fits = len(value.shape) == len(self.shape) and all(
@@ -62,18 +67,18 @@ class Input:
         if value.is_floating_point() != self.dtype.is_floating_point:
             raise InputError(f"input {self.name!r} is {value.dtype}, but the model was captured for {self.dtype}.")
 
+    def why_fixed(self, axis: int) -> str:
+        """A sentence that says what fixed an axis that could not be left free."""
+        return f"Axis {axis} is fixed at {(self.shape or ())[axis]} by {self.fixed[axis] or 'torch.export'}."
+
     def _other_shape(self, shape: tuple[int, ...], wanted: str) -> str:
         what = f"input {self.name!r} has shape {shape}, but the model was captured for ({wanted})."
         own = self.shape or ()
         differ = [axis for axis, (size, want) in enumerate(zip(shape, own)) if want is not None and size != want]
         known = len(shape) == len(own) and all(axis in self.fixed for axis in differ)
-        why = (
-            [f"Axis {axis} is fixed at {own[axis]} by {self.fixed[axis] or 'torch.export'}." for axis in differ]
-            if known
-            else []
-        )
+        why = [self.why_fixed(axis) for axis in differ] if known else []
         also = "" if known else ", or pass dynamic_shapes to fxgrad.convert"
-        return " ".join([what, *why, f"If the model takes that shape, convert it again with an example of it{also}."])
+        return " ".join([what, *why, f"Convert it again with an example of that shape{also}, if the model takes it."])
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,14 @@ class Captured:
         self.check_sizes(leaves)
         return leaves
 
+    def about_sizes(self) -> list[str]:
+        """Sentences about the inputs' sizes: the shapes, what fixed a size, and what must hold of the others."""
+        tensors = [i for i in self.inputs if i.shape is not None]
+        lines = [" ".join([f"{i.name}: ({i.sizes}).", *map(i.why_fixed, i.fixed)]) for i in tensors]
+        names = [i.name for i in self.inputs]
+        lines += [f"Only where {c.text(names)}{f', because of {c.line}' if c.line else ''}." for c in self.checks]
+        return lines
+
     def check_sizes(self, leaves: list[Any]) -> None:
         """Raise `InputError` if the flattened inputs have sizes for which the program does not hold."""
         shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else () for leaf in leaves] if self.checks else []
@@ -170,7 +183,7 @@ class Captured:
                 because = f", because of {check.line}" if check.line else ""
                 raise InputError(
                     f"the captured program holds only where {check.text(names)}{because}. These inputs do not fit: "
-                    f"{given}. If the model takes these sizes, convert it again with an example of them."
+                    f"{given}. Convert the model again with an example of these sizes, if it takes them."
                 )
 
 

@@ -132,9 +132,8 @@ class Watch(TorchFunctionMode):
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         if self._guards is None and args and isinstance(args[0], Tensor):
-            environments = (
-                getattr(size.node, "shape_env", None) for size in args[0].shape if not is_concrete_int(size)
-            )
+            shape: Any = args[0].shape
+            environments = (getattr(size.node, "shape_env", None) for size in shape if not is_concrete_int(size))
             self._guards = getattr(next(environments, None), "guards", None)
         before = len(self._guards or ())
         result = func(*args, **(kwargs or {}))
@@ -171,6 +170,38 @@ class Sizes:
             for at, i in enumerate(captured.inputs)
         )
         return replace(captured, inputs=inputs, checks=self.checks)
+
+    @classmethod
+    def within(cls, captured: Captured) -> Sizes:
+        """What a captured model knows of its sizes."""
+        fixed = {(at, axis): line for at, i in enumerate(captured.inputs) for axis, line in i.fixed.items()}
+        return cls(captured.checks, fixed)
+
+    def to_data(self) -> dict[str, Any]:
+        """As JSON values."""
+        checks = [
+            {"holds": c.holds, "sizes": {n: list(p) for n, p in c.sizes.items()}, "line": c.line} for c in self.checks
+        ]
+        return {"checks": checks, "fixed": [[*place, line] for place, line in self.fixed.items()]}
+
+    @classmethod
+    def from_data(cls, data: Any, ranks: Sequence[int]) -> Sizes:
+        """From JSON values; `ranks` are the inputs' numbers of axes.
+
+        Raises:
+            ValueError: the data have another form, or name other axes.
+        """
+
+        def place(at: Any, axis: Any) -> tuple[int, int]:
+            if not (type(at) is type(axis) is int and 0 <= at < len(ranks) and 0 <= axis < ranks[at]):
+                raise ValueError(f"there is no axis {axis} of input {at}.")
+            return at, axis
+
+        checks = [
+            Check(str(c["holds"]), {str(name): place(*own) for name, own in c["sizes"].items()}, str(c["line"]))
+            for c in data["checks"]
+        ]
+        return cls(tuple(checks), {place(at, axis): str(line) for at, axis, line in data["fixed"]})
 
 
 def sizes_in(program: ExportedProgram, watch: Watch | None = None) -> Sizes:
@@ -290,7 +321,7 @@ class _Reading:
             low, high = (int(bound) if bound.is_Integer else None for bound in (found.lower, found.upper))
             if low is not None and low > 2 and not self.implied(name, low - 1, others):
                 yield self.check(f"{name} >= {low}")
-            elif low is not None and low > 1 and symbol not in batches:
+            elif low is not None and low > 1 and symbol not in batches and not self.implied(name, 1, others):
                 yield self.check(f"{name} >= 2", MORE)
             if high is not None and not self.implied(name, high + 1, others):
                 yield self.check(f"{name} <= {high}")

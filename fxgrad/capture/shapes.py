@@ -390,14 +390,11 @@ def _inside(guard: Any) -> bool:
 def _of_layout(guard: Any, condition: Any) -> bool:
     """Whether a condition decides about strides only, not about values: it was met where torch compares strides.
 
-    Or it tells sizes of 1, or unequal sizes, apart; "a == 1 or a == b" is followed by "a == b" where it matters.
+    Or it tells unequal sizes, or empty tensors, apart; "a == 1 or a == b" is followed by "a == b" where it matters.
     """
     location = getattr(getattr(guard, "sloc", None), "framework_loc", None)
     kind = type(condition).__name__
     if re.search(STRIDES, getattr(location, "name", "")) or kind in ("Unequality", "Or"):
         return True
-    numbers = [part for part in condition.args if part.is_Integer]
-    return bool(numbers) and (
-        (kind in ("StrictLessThan", "StrictGreaterThan") and numbers[0] <= 1)
-        or (kind in ("LessThan", "GreaterThan") and numbers[0] <= 2)
-    )
+    numbers = [int(part) for part in condition.args if part.is_Integer]
+    return kind in ("StrictLessThan", "StrictGreaterThan") and bool(numbers) and numbers[0] <= 1

@@ -54,8 +54,8 @@ def capture(
             `torch.export.save` wrote.
         args, kwargs: example inputs; any shapes and dtypes that the model takes. An ExportedProgram
             that has example inputs needs none.
-        dynamic_shapes: as for `torch.export.export`. By default the first axis of every tensor is
-            dynamic wherever the model's code allows it.
+        dynamic_shapes: as for `torch.export.export`. By default all sizes are free that the model's code leaves free;
+            what it assumes of them becomes checks of the inputs.
         through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
             frozen backbone. By default their results are constants, as for autograd.
         table: its rows say which composite ops (those that PyTorch composes of others) are kept whole, and which ops

@@ -36,10 +36,12 @@ def convert(
     Args:
         model: any module in eval mode, an ExportedProgram, or the path of a .pt2 file.
         args, kwargs: example inputs, as for calling the model; (x,) may be written x. Floating-point inputs and the
-            embeddings of token ids are attributed. The first axis of every tensor is the batch and stays dynamic.
+            embeddings of token ids are attributed. All sizes stay free that the model's code leaves free: batch,
+            sequence, picture. The report names the line that fixed a size, as does the error for an input of another
+            size.
         rules: the policy: a preset ("libragrad", "attnlrp", "gradient"), the path of a TOML file, or a list of
             these, such as ["libragrad", "my_ops.toml"]. The list may also have {op: function} for custom ops.
-        dynamic_shapes: as for `torch.export.export`, where more than the batch varies.
+        dynamic_shapes: as for `torch.export.export`, to choose the free sizes yourself.
         through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
             frozen backbone. By default their results are constants, as for autograd.
         on_unknown: "error" refuses a model with ops that no rule covers; "native" keeps these ops' own

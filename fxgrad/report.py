@@ -93,9 +93,11 @@ class Report(Table[ReportRow]):
 
     Attributes:
         refusals: the outputs that cannot be balanced, and why.
+        sizes: sentences about the inputs' sizes: which are free, which line of the model fixed or bounds the others.
     """
 
     refusals: tuple[Refusal, ...] = ()
+    sizes: tuple[str, ...] = ()
 
     def summary(self) -> Table[SummaryRow]:
         """The rows, counted by op, kind and rule, most frequent first."""
@@ -105,8 +107,9 @@ class Report(Table[ReportRow]):
         return Table(self.title, rows)
 
     def details(self) -> str:
-        """Every row, and why outputs cannot be balanced, as text."""
-        return "\n".join([self.title, *_columns(self.rows), *(refusal.message for refusal in self.refusals)])
+        """Every row, what is known of the sizes, and why outputs cannot be balanced, as text."""
+        refused = (refusal.message for refusal in self.refusals)
+        return "\n".join([self.title, *_columns(self.rows), *self.sizes, *refused])
 
     def _repr_html_(self) -> str:
         left_out = (f"<pre>{html.escape(refusal.message)}</pre>" for refusal in self.refusals)
@@ -116,7 +119,7 @@ class Report(Table[ReportRow]):
         names = ", ".join(refusal.output for refusal in self.refusals)
         left_out = [f"Without a balanced gradient, report.details() says why: {names}"] if names else []
         last = "Every node: report.details(), report.rows or report.to_json()"
-        return "\n".join([str(self.summary()), *left_out, last])
+        return "\n".join([str(self.summary()), *self.sizes, *left_out, last])
 
 
 def report(classified: Classified) -> Report:
@@ -150,6 +153,7 @@ def report(classified: Classified) -> Report:
     ]
     made = Report(f"{classified.table.name}: {len(rows)} nodes depend on the attributed inputs", rows)
     made.refusals = classified.refusals
+    made.sizes = tuple(classified.captured.about_sizes())
     return made
 
 

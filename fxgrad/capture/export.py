@@ -18,20 +18,24 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
+from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import call_of, other_file, refuse_bad_model
+from fxgrad.capture.alone import for_one
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of, no_attributed_input
+from fxgrad.capture.checks import NotSupportedError
 from fxgrad.capture.decisions import Reading
 from fxgrad.capture.higher_order import open_programs
 from fxgrad.capture.objects import opened, plainly_called, spared, with_tensors
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.quantised import in_parts, without_gradients
+from fxgrad.capture.shapes import Watch, choices, oblivious, sizes_in
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.capture.trace import OnRandom, trace
 from fxgrad.capture.tracing import settings
-from fxgrad.errors import ArtefactError, CaptureError, one_line
+from fxgrad.errors import ArtefactError, CaptureError, InputError, one_line
 from fxgrad.graph.copies import copied, draws
 from fxgrad.graph.nodes import differentiable, placeholders_of
 from fxgrad.graph.places import place_of
@@ -56,8 +60,8 @@ def capture(
             `torch.export.save` wrote.
         args, kwargs: example inputs; any shapes and dtypes that the model takes. A tensor in the place of args is
             the only one. An ExportedProgram that has example inputs needs none.
-        dynamic_shapes: as for `torch.export.export`. By default the first axis of every tensor is
-            dynamic wherever the model's code allows it.
+        dynamic_shapes: as for `torch.export.export`. By default all sizes are free that the model's code leaves free;
+            what it assumes of them becomes checks of the inputs.
         through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
             frozen backbone. By default their results are constants, as for autograd.
         on_random: "error" refuses a model that draws random numbers; "freeze" draws them once, for the example, and
@@ -84,6 +88,7 @@ def capture(
         model = program_of(model)
     own: nn.Module | None = None
     drawn: tuple[Reading, ...] = ()
+    watch = Watch()
     if isinstance(model, ExportedProgram):
         signature = None
         example = call_of(args, kwargs)
@@ -95,15 +100,34 @@ def capture(
         refuse_bad_model(model)
         signature = inspect.signature(model.forward)
         example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
-        own = model
-        program, drawn = trace(plainly_called(model, example), opened(example), dynamic_shapes, on_random)
+        own = plainly_called(model, example)
+        program, drawn = trace(own, opened(example), dynamic_shapes, on_random, watch)
         without_gradients(program.state_dict)
         if not through_no_grad:
             detach_without_grad(program.graph)
     functional = _decomposed(program, table.covers if table else lambda op: True)
     captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
     _refuse_draws(captured.graph, on_random)
-    return replace(captured, draws=drawn)
+    captured = replace(_with_sizes(captured, functional, watch), draws=drawn)
+    if own is None:
+        return captured
+    captured = for_one(captured, own, opened(example))
+    try:
+        captured.check_sizes(pytree.tree_leaves(opened(example)))
+    except InputError:  # the model treats a batch of one, which was doubled, in another way
+        fixed = choices(own, *opened(example))[0]
+        options = {"through_no_grad": through_no_grad, "on_random": on_random, "table": table}
+        return capture(model, *example, dynamic_shapes=fixed, **options)  # type: ignore[arg-type]
+    return captured
+
+
+def _with_sizes(captured: Captured, program: ExportedProgram, watch: Watch) -> Captured:
+    """The captured model with what is known of its inputs' sizes."""
+    try:
+        return sizes_in(program, watch).of(captured)
+    except NotSupportedError as error:
+        said = f"a branch of the model depends on sizes in a way that cannot be checked: {error}"
+        raise CaptureError(said) from error
 
 
 def _refuse_draws(graph: fx.Graph, on_random: OnRandom) -> None:
@@ -127,7 +151,7 @@ def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> Expor
     pieces: dict[Any, Callable[..., Any]] = {}
     functional: ExportedProgram | None = None
     try:
-        with settings(), torch.no_grad():
+        with settings(), oblivious(), torch.no_grad():
             while True:
                 found = {n.target for n in (functional or program).graph.nodes if _composite(n) and not whole(n.target)}
                 if functional and found <= set(pieces):

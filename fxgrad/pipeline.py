@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from fxgrad.capture.export import capture, program_of
@@ -21,7 +21,7 @@ from fxgrad.table.loading import OnUnknown, Rules, load
 
 def convert(
     model: nn.Module | ExportedProgram | str | Path,
-    args: tuple[Any, ...] = (),
+    args: tuple[Any, ...] | Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     rules: Rules = "libragrad",
@@ -35,11 +35,13 @@ def convert(
 
     Args:
         model: any module in eval mode, an ExportedProgram, or the path of a .pt2 file.
-        args, kwargs: example inputs, as for calling the model. Floating-point inputs and the embeddings of token ids
-            are attributed. The first axis of every tensor is the batch and stays dynamic.
+        args, kwargs: example inputs, as for calling the model; (x,) may be written x. Floating-point inputs and the
+            embeddings of token ids are attributed. All sizes stay free that the model's code leaves free: batch,
+            sequence, picture. The report names the line that fixed a size, as does the error for an input of another
+            size.
         rules: the policy: a preset ("libragrad", "attnlrp", "gradient"), the path of a TOML file, or a list of
             these, such as ["libragrad", "my_ops.toml"]. The list may also have {op: function} for custom ops.
-        dynamic_shapes: as for `torch.export.export`, where more than the batch varies.
+        dynamic_shapes: as for `torch.export.export`, to choose the free sizes yourself.
         through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
             frozen backbone. By default their results are constants, as for autograd.
         on_unknown: "error" refuses a model with ops that no rule covers; "native" keeps these ops' own
@@ -50,13 +52,16 @@ def convert(
 
     Returns:
         A drop-in module with the same outputs (bit for bit), output structure and state_dict keys. The gradients of
-        its inputs are the policy's.
+        its inputs are the policy's. A cache (any object of which torch knows no structure) is taken as an input, tensor
+        by tensor, and left as it is; among the outputs, None stands in its place.
 
     Raises:
-        CaptureError: the model is not one graph (train mode, control flow, wrong examples), draws random numbers, or
-            computes something else while it is captured.
-        NoRuleError: some ops have no row in the rule table; all of them are listed.
-        NotBalanceableError: a pure gate (softmax weights) reaches the output other than as a multiplier.
+        CaptureError: the model is not one graph (train mode, TorchScript, control flow, wrong examples), draws random
+            numbers, or computes something else while it is captured.
+        InputError: the example does not fit the model's forward, or its dtype the weights.
+        NoRuleError: every output depends on ops that have no row in the rule table; all of them are listed.
+        NotBalanceableError: a pure gate (softmax weights) reaches every output other than as a multiplier. If only some
+            outputs cannot be balanced, a gradient of these raises the error.
         RuleTableError: a rule file is malformed.
 
     Example:

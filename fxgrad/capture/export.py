@@ -20,14 +20,22 @@ from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
 from torch.utils import _pytree as pytree
 
-from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of
+from fxgrad.capture.admission import call_of, other_file, refuse_bad_model
+from fxgrad.capture.alone import for_one
+from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of, no_attributed_input
+from fxgrad.capture.checks import NotSupportedError
 from fxgrad.capture.decisions import Reading
+from fxgrad.capture.higher_order import open_programs
+from fxgrad.capture.objects import opened, plainly_called, spared, with_tensors
+from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
+from fxgrad.capture.quantised import in_parts, without_gradients
+from fxgrad.capture.shapes import Watch, choices, oblivious, sizes_in
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.capture.trace import OnRandom, trace
 from fxgrad.capture.tracing import settings
-from fxgrad.errors import ArtefactError, CaptureError, one_line
+from fxgrad.errors import ArtefactError, CaptureError, InputError, one_line
 from fxgrad.graph.copies import copied, draws
 from fxgrad.graph.nodes import differentiable, placeholders_of
 from fxgrad.graph.places import place_of
@@ -37,7 +45,7 @@ from fxgrad.table.loading import RuleTable, load
 
 def capture(
     model: nn.Module | ExportedProgram | str | Path,
-    args: tuple[Any, ...] = (),
+    args: tuple[Any, ...] | Tensor = (),
     kwargs: Mapping[str, Any] | None = None,
     *,
     dynamic_shapes: Any = None,
@@ -50,10 +58,10 @@ def capture(
     Args:
         model: a module in eval mode, an ExportedProgram, or the path of a .pt2 file that
             `torch.export.save` wrote.
-        args, kwargs: example inputs; any shapes and dtypes that the model takes. An ExportedProgram
-            that has example inputs needs none.
-        dynamic_shapes: as for `torch.export.export`. By default the first axis of every tensor is
-            dynamic wherever the model's code allows it.
+        args, kwargs: example inputs; any shapes and dtypes that the model takes. A tensor in the place of args is
+            the only one. An ExportedProgram that has example inputs needs none.
+        dynamic_shapes: as for `torch.export.export`. By default all sizes are free that the model's code leaves free;
+            what it assumes of them becomes checks of the inputs.
         through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
             frozen backbone. By default their results are constants, as for autograd.
         on_random: "error" refuses a model that draws random numbers; "freeze" draws them once, for the example, and
@@ -65,8 +73,9 @@ def capture(
         The captured model.
 
     Raises:
-        CaptureError: train mode, integer or quantised weights, example inputs that the model does
+        CaptureError: train mode, TorchScript, quantised activations, example inputs that the model does
             not take, control flow that depends on data, or anything else that torch.export refuses.
+        InputError: the example does not fit the model's forward, or its dtype the weights.
 
     Example:
         >>> captured = capture(nn.Linear(3, 2).eval(), (torch.zeros(4, 3),))
@@ -79,24 +88,46 @@ def capture(
         model = program_of(model)
     own: nn.Module | None = None
     drawn: tuple[Reading, ...] = ()
+    watch = Watch()
     if isinstance(model, ExportedProgram):
         signature = None
-        example = (args, dict(kwargs or {})) if args or kwargs else model.example_inputs
+        example = call_of(args, kwargs)
+        example = example if any(example) else model.example_inputs
         if example is None:
             raise CaptureError("this ExportedProgram holds no example inputs: pass some as args.")
         program = model
     else:
-        _refuse_bad_state(model)
+        refuse_bad_model(model)
         signature = inspect.signature(model.forward)
-        example = pytree.tree_map(_detach, canonical(signature, args, kwargs or {}))
-        own = model
-        program, drawn = trace(model, example, dynamic_shapes, on_random)
+        example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
+        own = plainly_called(model, example)
+        program, drawn = trace(own, opened(example), dynamic_shapes, on_random, watch)
+        without_gradients(program.state_dict)
         if not through_no_grad:
             detach_without_grad(program.graph)
     functional = _decomposed(program, table.covers if table else lambda op: True)
     captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
     _refuse_draws(captured.graph, on_random)
-    return replace(captured, draws=drawn)
+    captured = replace(_with_sizes(captured, functional, watch), draws=drawn)
+    if own is None:
+        return captured
+    captured = for_one(captured, own, opened(example))
+    try:
+        captured.check_sizes(pytree.tree_leaves(opened(example)))
+    except InputError:  # the model treats a batch of one, which was doubled, in another way
+        fixed = choices(own, *opened(example))[0]
+        options = {"through_no_grad": through_no_grad, "on_random": on_random, "table": table}
+        return capture(model, *example, dynamic_shapes=fixed, **options)  # type: ignore[arg-type]
+    return captured
+
+
+def _with_sizes(captured: Captured, program: ExportedProgram, watch: Watch) -> Captured:
+    """The captured model with what is known of its inputs' sizes."""
+    try:
+        return sizes_in(program, watch).of(captured)
+    except NotSupportedError as error:
+        said = f"a branch of the model depends on sizes in a way that cannot be checked: {error}"
+        raise CaptureError(said) from error
 
 
 def _refuse_draws(graph: fx.Graph, on_random: OnRandom) -> None:
@@ -120,13 +151,14 @@ def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> Expor
     pieces: dict[Any, Callable[..., Any]] = {}
     functional: ExportedProgram | None = None
     try:
-        with settings(), torch.no_grad():
+        with settings(), oblivious(), torch.no_grad():
             while True:
                 found = {n.target for n in (functional or program).graph.nodes if _composite(n) and not whole(n.target)}
                 if functional and found <= set(pieces):
                     return functional
                 pieces |= {op: _composite_kernel(op) for op in found}
                 functional = cast(ExportedProgram, (functional or program).run_decompositions(pieces))
+                open_programs(functional)
                 if any(spec.kind is OutputKind.TOKEN for spec in functional.graph_signature.output_specs):
                     return cast(
                         ExportedProgram, program.run_decompositions({})
@@ -158,30 +190,9 @@ def program_of(path: str | Path) -> ExportedProgram:
     try:
         return read(path).program()
     except ArtefactError as error:
+        if known := other_file(path):
+            raise CaptureError(f"{path} is {known}") from error
         raise CaptureError(f"{path} is not a program that torch.export.save wrote: {error}") from error
-
-
-def _refuse_bad_state(model: nn.Module) -> None:
-    training = [path or "the model itself" for path, module in model.named_modules() if module.training]
-    if training:
-        raise CaptureError(
-            f"the model is in train mode ({training[0]}; modules in all: {len(training)}), where dropout and batch "
-            "statistics make attributions meaningless. Call model.eval() first."
-        )
-    for path, module in model.named_modules():
-        if ".quantized" in type(module).__module__:
-            what = f"{path or 'the model'} is a quantised {type(module).__name__}"
-            raise CaptureError(f"{what}, and quantised weights have no gradient. Convert the float model.")
-    for path, parameter in model.named_parameters():
-        if not parameter.is_floating_point() or parameter.is_quantized:
-            raise CaptureError(
-                f"parameter {path} has dtype {parameter.dtype}: integer and quantised weights have no gradient. "
-                "Convert the float model."
-            )
-
-
-def _detach(leaf: Any) -> Any:
-    return leaf.detach() if isinstance(leaf, Tensor) else leaf
 
 
 def captured_from(
@@ -221,16 +232,14 @@ def captured_from(
     graph = copied(program.graph)
     placeholders = {node.name: node for node in placeholders_of(graph)}
     tidy(graph)
-    names = input_names(signature, example)
+    names = input_names(signature, opened(example))
     state, inputs = _placeholders(program, placeholders, names)
     ids = [p for p, i in zip(placeholders_of(graph)[len(state) :], inputs) if i.dtype is not None and not i.attributed]
     lookup, found = cut_lookups(graph, ids, table)
+    take_apart(graph, table)
     embedded = [input_of(name, placeholder, None) for name, placeholder in found]
     if not any(i.attributed for i in [*inputs, *embedded]):
-        raise CaptureError(
-            f"no input is a floating-point tensor, nor token ids that an embedding looks up ({', '.join(names)}), so "
-            "there is nothing to attribute to. Convert the part of the model that follows such an input."
-        )
+        raise CaptureError(no_attributed_input(inputs))
     parameters, buffers, transient = _tensors(program, model)
     return Captured(
         graph,
@@ -275,8 +284,7 @@ def _tensors(
     constants = {k: v for k, v in program.constants.items() if isinstance(v, Tensor)}
     persistent = set(program.state_dict)
     if model is not None:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        buffers |= dict(model.named_buffers(remove_duplicate=False))
-        persistent = set(model.state_dict())
+        parameters = in_parts(model.named_parameters(remove_duplicate=False), program.state_dict)
+        buffers |= in_parts(model.named_buffers(remove_duplicate=False), program.state_dict)
     buffers = constants | buffers
     return parameters, buffers, frozenset(set(buffers) - persistent)

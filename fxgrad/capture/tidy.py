@@ -11,6 +11,7 @@ import builtins
 import torch
 from torch import Tensor, fx
 
+from fxgrad.capture.complexes import move_parts, moves_complex_numbers
 from fxgrad.graph.copies import prune
 from fxgrad.graph.decided import MARK, decided, is_decision
 
@@ -57,6 +58,8 @@ def _tidy_node(graph: fx.Graph, node: fx.Node) -> None:
         node.target = aten.reshape.default
     elif node.target is aten.copy.default:
         _replace_copy(graph, node)
+    elif moves_complex_numbers(node):
+        move_parts(graph, node)
     elif node.target is aten.as_strided.default and node.all_input_nodes[0].meta["val"].is_contiguous():
         # The strides are the traced tensor's, for which `contiguous()` had nothing to do.
         source = node.all_input_nodes[0]

@@ -15,8 +15,13 @@ from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.admission import refuse_other_dtype
+from fxgrad.capture.captured import input_names
 from fxgrad.capture.decisions import Decisions, Reading
+from fxgrad.capture.higher_order import AsWithoutGrad
 from fxgrad.capture.program import Arguments
+from fxgrad.capture.quantised import quantising, readable
+from fxgrad.capture.shapes import Watch, choices, first_that_exports
 from fxgrad.capture.tracing import LastStates, OwnGradMode, StoppedError, settings, under
 from fxgrad.errors import CaptureError, first_line, one_line
 from fxgrad.graph.places import raised_at
@@ -26,15 +31,20 @@ OnRandom = Literal["error", "freeze"]
 
 
 def trace(
-    model: nn.Module, example: Arguments, dynamic_shapes: Any, on_random: OnRandom = "error"
+    model: nn.Module,
+    example: Arguments,
+    dynamic_shapes: Any = None,
+    on_random: OnRandom = "error",
+    watch: Watch | None = None,
 ) -> tuple[ExportedProgram, tuple[Reading, ...]]:
     """Trace a model with gradients enabled, so that the parts under its own `torch.no_grad()` show.
 
     Args:
         model: in eval mode; not changed.
         example: (args, kwargs), without gradients.
-        dynamic_shapes: as for `torch.export.export`; None tries a free batch.
+        dynamic_shapes: as for `torch.export.export`; None leaves all sizes free that can be.
         on_random: "freeze" draws the model's random numbers once.
+        watch: notes what fixed a size.
 
     Returns:
         (the program, the numbers drawn).
@@ -46,18 +56,27 @@ def trace(
         >>> class Flagged(nn.Module):
         ...     def forward(self, x, flag):
         ...         return x + 1 if flag else x
-        >>> program, _ = trace(Flagged().eval(), ((torch.ones(2), torch.tensor(True)), {}), None)
+        >>> program, _ = trace(Flagged().eval(), ((torch.ones(2), torch.tensor(True)), {}))
         >>> [str(node.target) for node in program.graph.nodes if node.op == "call_function"][-2:]
         ['aten._assert_async.msg', 'aten.add.Tensor']
     """
+    watch = watch or Watch()
     draws = tuple(_recorded(model, example, Decisions(reads=False, draws=True))) if on_random == "freeze" else ()
-    plain = (Decisions(draws, reads=False, draws=True),) if draws else ()
+
+    def attempt(example: Arguments, known: Sequence[Reading], reads: bool) -> ExportedProgram:
+        def export(shapes: Any) -> ExportedProgram:
+            modes = (Decisions(known, reads=reads, draws=bool(draws)),) if known else ()
+            return _exported(model, example, shapes, (watch, *modes))
+
+        shapes = choices(model, *example) if dynamic_shapes is None else [dynamic_shapes]
+        return first_that_exports(shapes, export, watch, lambda error: not reads and _about_data(error))
+
     spread = example if draws or dynamic_shapes is not None else _spread(example)
     try:
-        return _exported(model, spread, dynamic_shapes, plain), draws
+        return attempt(spread, draws, reads=False), draws
     except Exception as error:
         first = error
-    known = _recorded(model, example, Decisions(draws=on_random == "freeze"))
+    known = _recorded(model, example, Decisions(draws=bool(draws)))
     if not known:
         raise CaptureError(_diagnose(model, example, first)) from first
     if draws:
@@ -65,7 +84,7 @@ def trace(
     elif not _same(known, _recorded(model, spread, Decisions())):
         spread = example
     try:
-        return _exported(model, spread, dynamic_shapes, (Decisions(known, draws=bool(draws)),)), draws
+        return attempt(spread, known, reads=True), draws
     except Exception as error:
         raise CaptureError(_diagnose(model, example, error)) from error
 
@@ -106,17 +125,9 @@ def _exported(
     model: nn.Module, example: Arguments, dynamic_shapes: Any, modes: Sequence[TorchFunctionMode]
 ) -> ExportedProgram:
     args, kwargs = example
-    if dynamic_shapes is None:
-        # torch.export wants one item per parameter of forward, *args and **kwargs included.
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
-        dynamic_shapes = pytree.tree_map(_auto, bound.arguments)
-    with settings(), torch.enable_grad():
-        traced = under(model, LastStates(), OwnGradMode(), *modes)
+    with settings(), readable(model, args, kwargs), torch.enable_grad():
+        traced = under(model, LastStates(), OwnGradMode(), AsWithoutGrad(), *modes)
         return torch.export.export(traced, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
-
-
-def _auto(leaf: Any) -> Any:
-    return {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None
 
 
 def _spread(example: Arguments) -> Arguments:
@@ -137,6 +148,13 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
     try:
         outputs_of(model, example)
     except Exception as own:
+        leaves, spec = pytree.tree_flatten(example)
+
+        def run(values: list[Any]) -> None:
+            outputs_of(model, pytree.tree_unflatten(values, spec))
+
+        names = input_names(inspect.signature(model.forward), example)
+        refuse_other_dtype(list(zip(names, leaves)), [*model.parameters(), *model.buffers()], run, own)
         shapes = ", ".join(
             str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
             for leaf in pytree.tree_leaves(example)
@@ -148,9 +166,15 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
         return str(error)
     line = raised_at(error)
     where = f" at {line}" if line else ""
-    if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
+    if _about_data(error):
         return (
             f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by "
             f"torch.where, or move it out of forward. torch.export says: {first_line(error)}"
         )
-    return f"torch.export cannot trace the model{where}: {one_line(error)}"
+    return f"torch.export cannot trace the model{where}: {quantising(error) or one_line(error)}"
+
+
+def _about_data(error: Exception) -> bool:
+    """Whether an export failed because the model's code needs the value of a tensor."""
+    cause = error.__cause__ if isinstance(error, StoppedError) else error
+    return "data-dependent" in str(error).lower() or "DataDependent" in type(cause).__name__

@@ -53,6 +53,7 @@ def settings() -> Iterator[None]:
     try:
         with without_fast_path(), warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
             warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
             yield
     finally:

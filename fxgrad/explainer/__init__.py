@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from fxgrad.errors import ExportError, first_line
 from fxgrad.explainer.formats import FORMATS
@@ -24,7 +25,7 @@ __all__ = ["METHODS", "export_explainer"]
 
 def export_explainer(
     converted: ConvertedModule,
-    args: tuple[Any, ...],
+    args: tuple[Any, ...] | Tensor,
     path: str | Path,
     *,
     kwargs: Mapping[str, Any] | None = None,
@@ -49,7 +50,9 @@ def export_explainer(
       several inputs are attributed, `attribution_NAME` for each. With `targets`, (batch, targets, ...);
     - `completeness_error`: |y - inputs - sources| / |y| of every example, (batch,) or (batch, targets).
 
-    All floating-point outputs have the model's dtype. The batch is dynamic, and so is every axis captured as dynamic.
+    All floating-point outputs have the model's dtype. The batch is dynamic, and so is every axis captured as dynamic,
+    unless torch cannot keep it free in the attribution: such an axis has the size of `args`, and the metadata's
+    `fixed` names it.
 
     Args:
         converted: what `fxgrad.convert` returned.
@@ -98,7 +101,7 @@ def export_explainer(
         json.dumps(dict(metadata or {}))
     except (TypeError, ValueError) as error:
         raise ExportError(f"metadata is a dict of JSON values; this one is not: {first_line(error)}.") from error
-    leaves = converted.classified.captured.flatten(args, kwargs or {})
+    leaves = converted.classified.captured.flatten(args, kwargs)
     chosen = FORMATS[path.suffix]
     traced = trace(converted, leaves, settings, chosen.decompositions)
     table = converted.classified.table
@@ -110,6 +113,7 @@ def export_explainer(
         "inputs": list(traced.inputs),
         "outputs": list(traced.outputs),
         "axes": {name: {str(axis): own for axis, own in axes.items()} for name, axes in traced.axes.items()},
+        "fixed": {name: {str(axis): size for axis, size in axes.items()} for name, axes in traced.fixed.items()},
         "pool": pool,
         **(metadata or {}),
     }

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
+import types
 from typing import Any
 
 import torch
@@ -60,6 +62,8 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
     """The node's arguments by their names in the op's schema, defaults filled in."""
     if node.target is operator.getitem:
         return dict(zip(("self", "index"), node.args))
+    if isinstance(node.target, types.FunctionType):
+        return dict(zip(inspect.signature(node.target).parameters, node.args)) | node.kwargs
     if not isinstance(node.target, torch._ops.OpOverload):
         return {f"args[{i}]": a for i, a in enumerate(node.args)} | node.kwargs
     schema: Any = node.target._schema.arguments

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
+_EXPORT, _LAYERS = (os.path.join(os.path.dirname(torch.__file__), folder, "") for folder in ("export", "nn"))
+_CALLER = os.path.join(_LAYERS, "modules", "module.py")
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 
@@ -58,6 +61,37 @@ def raised_at(error: BaseException) -> str:
             if os.path.exists(frame.filename) and not of_library(frame.filename):
                 return f"{short(frame.filename)}:{frame.lineno}: {frame.line}"
     return ""
+
+
+def called_from() -> str:
+    """`file:line: code` of the innermost frame of the model that torch.export is tracing, or of one of torch's layers.
+
+    Returns "" where there is neither.
+
+    Example:
+        >>> called_from()  # nothing is being traced
+        ''
+    """
+    frame: Any = sys._getframe(1)
+    own, layers = None, None
+    while frame is not None and not frame.f_code.co_filename.startswith(_EXPORT):
+        file = frame.f_code.co_filename
+        own = own or (None if of_library(file) else frame)
+        layers = layers or (frame if file.startswith(_LAYERS) and file != _CALLER else None)
+        frame = frame.f_back
+    found = None if frame is None else own or layers
+    return line_of(found.f_code.co_filename, found.f_lineno) if found else ""
+
+
+def line_of(file: str, number: int | None) -> str:
+    """`file:line: code`, the file's path relative to where it can be imported from.
+
+    Example:
+        >>> line_of("/nowhere/model.py", 3)
+        '/nowhere/model.py:3'
+    """
+    code = linecache.getline(file, number or 0).strip()
+    return f"{short(file)}:{number}{': ' + code if code else ''}"
 
 
 def of_library(file: str) -> bool:

@@ -119,6 +119,13 @@ class Aim:
             return self.cotangents
         return self.target.cotangents(outputs, spec)
 
+    def alone(self, example: int, outputs: list[Any], spec: pytree.TreeSpec) -> list[Tensor | None]:
+        """The cotangents of one example's value at the outputs of a whole batch."""
+        values, leaves = self.target.graph(outputs, spec)
+        chosen = torch.zeros_like(values)
+        chosen[example] = 1
+        return gradients(values, leaves, chosen)
+
     def only(self, example: int, outputs: list[Any]) -> list[Tensor | None]:
         """The cotangents of one example that ran alone.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor
@@ -10,8 +11,12 @@ from torch.utils import _pytree as pytree
 from fxgrad.errors import InputError
 
 
-def logits_of(outputs: Any) -> Tensor:
+def logits_of(outputs: Any, fits: Callable[[Tensor], bool] = lambda output: output.dim() > 0) -> Tensor:
     """The logits among a model's outputs: the one named logits, or the only tensor of floating dtype.
+
+    Args:
+        outputs: what the model returns.
+        fits: whether an output has a row for each example, and so may be advised.
 
     Raises:
         InputError: there are several outputs, none of them named logits.
@@ -26,7 +31,7 @@ def logits_of(outputs: Any) -> Tensor:
         only: Tensor = found[0]
         return only
     shapes = ", ".join(str(tuple(v.shape)) for v in found)
-    rows = [v for v in found if v.dim()]
+    rows = [v for v in found if fits(v)]
     advice = f", such as {as_function(rows[0], path_of(outputs, rows[0]))}" if rows else ""
     raise InputError(
         f"the model returns {len(found)} tensors ({shapes}), none of them called logits. Pass a function of the output "

@@ -163,8 +163,9 @@ def scored(
         )
     if callable(target) and not isinstance(target, Tensor):
         return _function(target, outputs, batch)
-    logits = logits_of(outputs)
+    logits = logits_of(outputs, lambda v: v.dim() > 0 and axis(v) == 0 and batch in (None, len(v)))
     along = axis(logits) if logits.dim() else 0
+    path = "" if along else path_of(outputs, logits)
 
     def rows(outputs: Any) -> Tensor:
         return logits_of(outputs).movedim(along, 0) if along else logits_of(outputs)
@@ -176,9 +177,9 @@ def scored(
     if isinstance(target, Similarity):
         return _similarity(target, rows(outputs), rows)
     if isinstance(target, Probability):
-        index, label = class_of(target.target, rows(outputs), names, path_of(outputs, logits))
+        index, label = class_of(target.target, rows(outputs), names, path)
         return Scored(f"probability of {label}", lambda y: _pick(rows(y).softmax(-1), index), _PROBABILITY)
-    index, label = class_of(target, rows(outputs), names, "" if along else path_of(outputs, logits))
+    index, label = class_of(target, rows(outputs), names, path)
     return Scored(label, lambda y: _pick(rows(y), index))
 
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.admission import refuse_other_dtype
 from fxgrad.classify.decision import Classified
 from fxgrad.errors import FxgradError, InputError
 from fxgrad.graph.replay import failure
@@ -167,21 +168,25 @@ class Core(nn.Module):
         """
         return self.run(self.entries(args, kwargs))
 
-    def entries(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    def entries(self, args: tuple[Any, ...] | Tensor, kwargs: Mapping[str, Any] | None) -> list[Any]:
         """The program's inputs after the state: the model's inputs as a flat list, then the embedded tokens.
 
         Raises:
             InputError: inputs of another structure, shape or dtype than the captured ones.
         """
         leaves = self.classified.captured.flatten(args, kwargs)
-        return leaves + (list(self._called(self.lookup, leaves)) if self.lookup else [])
+        return leaves + (list(self.called(self.lookup, leaves)) if self.lookup else [])
 
     def run(self, entries: list[Any]) -> Any:
-        """Run the program on the result of `entries`; returns what the original model returns."""
-        outputs = self._called(self.runner, entries)
+        """Run the program on the result of `entries`; returns what the original model returns.
+
+        Raises:
+            InputError: an op fails on these inputs, or they have another dtype than the weights.
+        """
+        outputs = self.called(self.runner, entries)
         return pytree.tree_unflatten(list(outputs), self.classified.captured.out_spec)
 
-    def _called(self, runner: Any, entries: list[Any]) -> Any:
+    def called(self, runner: Any, entries: list[Any]) -> Any:
         """What a part of the program returns; an error of an op names the op and its place."""
         if torch.compiler.is_compiling():
             return runner(*self.state, *entries)
@@ -191,4 +196,13 @@ class Core(nn.Module):
             raise
         except Exception as error:
             part = self.lookup if runner is self.lookup else self.program
+            if part is self.program:
+                self.refuse_other_dtype(entries, error)
             raise InputError(failure(part, [*self.state, *entries], error)) from error
+
+    def refuse_other_dtype(self, entries: list[Any], error: BaseException) -> None:
+        """Raise `InputError` if `error`, raised on these entries, comes of inputs of another dtype than the weights."""
+        names = [entry.name for entry in self.classified.captured.entries]
+        refuse_other_dtype(
+            list(zip(names, entries)), self._tensors(), lambda values: self.program(*self.state, *values), error
+        )

@@ -26,6 +26,8 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured, Input
 from fxgrad.capture.export import captured_from
+from fxgrad.capture.objects import opened
+from fxgrad.capture.shapes import Sizes
 from fxgrad.classify.walk import classify
 from fxgrad.errors import ArtefactError, FxgradError, one_line
 from fxgrad.installed import version
@@ -151,7 +153,7 @@ def _write(converted: ConvertedModule, file: IO[bytes], empty: bool = False) -> 
         raise ArtefactError("the module is on the device meta, where tensors have no values: there is nothing to save.")
     stored: dict[Any, Tensor] = {}
     state, constants = ({n: _stored(t, stored, empty) for n, t in named.items()} for named in captured.persistent)
-    example = pytree.tree_map_only(Tensor, lambda leaf: _stored(leaf, stored), captured.example)
+    example = pytree.tree_map_only(Tensor, lambda leaf: _stored(leaf, stored), opened(captured.example))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # torch warns about unusual strides and about file names
@@ -199,6 +201,7 @@ def _manifest_of(converted: ConvertedModule, captured: Captured, digests: Mappin
         "cite": table.cite,
         "inputs": [_described(i) for i in captured.inputs],
         "embedded": [_described(i) for i in captured.embedded],
+        "sizes": Sizes.within(captured).to_data(),
         "outputs": [f"output{pytree.keystr(path)}" for path, _ in paths],
         "forward": _parameters(captured.signature),
         "options": {
@@ -259,6 +262,8 @@ def _restored(
         table = from_data(rules, twins, manifest["twins"], needed)
         options, signature = manifest["options"], _signature(manifest["forward"])
         captured = captured_from(program, signature, program.example_inputs, table, options["through_no_grad"])
+        if "sizes" in manifest:  # older files have none
+            captured = Sizes.from_data(manifest["sizes"], [len(i.shape or ()) for i in captured.inputs]).of(captured)
         if tensors is not None:
             captured = captured.with_tensors(*tensors)
         converted = ConvertedModule(classify(captured, table))

@@ -12,6 +12,8 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fxgrad.capture.captured import Captured
+from fxgrad.capture.objects import returned, spared
 from fxgrad.capture.program import Arguments
 from fxgrad.capture.trace import outputs_of
 from fxgrad.errors import CaptureError
@@ -42,10 +44,10 @@ def verify(converted: ConvertedModule, model: nn.Module | ExportedProgram) -> No
     args, kwargs = captured.example
     with torch.no_grad():
         ours = pytree.tree_leaves(converted(*args, **kwargs))
-    theirs = pytree.tree_leaves(outputs_of(original, captured.example, captured.draws))
+    theirs = _outputs(original, captured)
     if _equal(ours, theirs):
         return
-    again = pytree.tree_leaves(outputs_of(original, captured.example, captured.draws))
+    again = _outputs(original, captured)
     if not _equal(theirs, again):
         raise CaptureError(
             "the model gives other outputs each time it runs on the same inputs, so no attribution of them is right. "
@@ -57,6 +59,11 @@ def verify(converted: ConvertedModule, model: nn.Module | ExportedProgram) -> No
         "exported, that tries one thing and falls back on another, or that depends on the grad mode, does that. Make "
         "forward the same in all cases, or pass verify=False to convert what was captured."
     )
+
+
+def _outputs(model: nn.Module, captured: Captured) -> list[Any]:
+    """The model's own outputs on the example, flattened as the converted module's are."""
+    return pytree.tree_leaves(returned(outputs_of(model, spared(captured.example), captured.draws)))
 
 
 def _equal(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
@@ -85,7 +92,7 @@ def _first_other(converted: ConvertedModule, model: nn.Module, example: Argument
     """A sentence that names the first node whose value is none that the model computed; "" if there is none."""
     seen = _Seen()
     with seen:
-        outputs_of(model, example)
+        outputs_of(model, spared(example))
     captured = converted.classified.captured
     with torch.no_grad():
         leaves = converted.entries(*example)

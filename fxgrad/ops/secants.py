@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.errors import NoRuleError
+from fxgrad.graph.nodes import tensors_of
 from fxgrad.graph.replay import Replay
 from fxgrad.kinds import Kind
 from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting, replace_call
@@ -325,6 +326,12 @@ class Secant(Backward):
 
     def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
         point, numbers = self.point(decided), (node.args[1:], node.kwargs)
+        if any(v.is_complex() for v in tensors_of(node)):
+            raise NoRuleError(
+                f"{decided.op} at {decided.place} bends complex numbers, and a secant is of real ones. Apply it to the "
+                "real and imaginary parts, by torch.view_as_real; or give the op a row in a section [composed] and a "
+                "twin; docs/new-op.md shows how."
+            )
         try:
             replace_call(node, *self._carried_by(node.target, point, decided, *numbers))
         except (TypeError, ValueError, RuntimeError) as error:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
-from fxgrad.errors import FxgradError, InputError, first_line
-from fxgrad.graph.replay import failure
+from fxgrad import errors
+from fxgrad.errors import InputError, first_line
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.ops.backward import Pairs
 from fxgrad.run.sources import Offsets, detached, products, reads
@@ -27,21 +27,8 @@ class Recorder(fx.Interpreter):
 
     def __init__(self, program: fx.GraphModule, keep: Collection[str] | None = None) -> None:
         super().__init__(program, garbage_collect_values=keep is not None)
-        self.program, self.keep = program, keep
+        self.keep = keep
         self.values: dict[str, Any] = {}
-
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        """As for any interpreter.
-
-        Raises:
-            InputError: an op fails on these arguments; the message names it, and its place.
-        """
-        try:
-            return super().run(*args, **kwargs)
-        except (FxgradError, torch.OutOfMemoryError):
-            raise
-        except Exception as error:
-            raise InputError(failure(self.program, args, error)) from error
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
@@ -73,6 +60,18 @@ class Contributions:
 
 
 Cotangents = Sequence["Tensor | None"]
+
+
+def refuse_unbalanced(converted: ConvertedModule, cotangents: Sequence[Any]) -> None:
+    """Raise an output's refusal if a cotangent is given for it: `NotBalanceableError` or `NoRuleError`.
+
+    Args:
+        converted: what `fxgrad.convert` returned.
+        cotangents: one per flattened output; None for an output that takes no part.
+    """
+    for refusal in converted.classified.refusals:
+        if cotangents[refusal.index] is not None:
+            raise getattr(errors, refusal.error)(refusal.message)
 
 
 class Recording:
@@ -107,7 +106,7 @@ class Recording:
         self.decisions = {n: d for n, d in converted.classified.decisions.items() if sources and d.keeps}
         recorder = Recorder(converted.program, {*also, *self.decisions, *(reads(converted) if sources else ())})
         with torch.enable_grad():
-            self._outputs = list(recorder.run(*converted.state, *entries))
+            self._outputs = list(converted.called(recorder.run, entries))
         self._recorded = recorder.values
         self.outputs = [detached(v) for v in self._outputs]
 
@@ -117,7 +116,11 @@ class Recording:
         Args:
             cotangents: v, one per flattened output, shaped alike; None for an output that takes no part.
             last: whether the recorded values may be freed.
+
+        Raises:
+            NotBalanceableError, NoRuleError: a cotangent is given for an output that cannot be balanced.
         """
+        refuse_unbalanced(self.converted, cotangents)
         wanted = dict.fromkeys([*self.inputs, *self.also, *self.decisions])
         ends = {name: self.inputs.get(name, self._recorded.get(name)) for name in wanted}
         g = _backward(self._outputs, cotangents, ends, keep=not last)
@@ -162,6 +165,7 @@ def contributions(
 
     Raises:
         InputError: an op fails on these values, or has no gradient at them.
+        NotBalanceableError, NoRuleError: a cotangent is given for an output that cannot be balanced.
 
     Example:
         >>> import fxgrad

@@ -113,24 +113,6 @@ def test_wrong_example_inputs_are_named_as_such() -> None:
         fxgrad.convert(Net().eval())
 
 
-def test_integer_and_quantised_weights_are_refused() -> None:
-    model = Net().eval()
-    model.first.weight = nn.Parameter(torch.ones(8, 4, dtype=torch.int8), requires_grad=False)
-    with pytest.raises(
-        fxgrad.CaptureError, match=r"parameter first\.weight has dtype torch\.int8.*Convert the float model"
-    ):
-        fxgrad.convert(model, (torch.zeros(2, 4),))
-
-
-@pytest.mark.filterwarnings("ignore:.*:DeprecationWarning", "ignore:.*:UserWarning", "ignore:.*:FutureWarning")
-def test_quantised_modules_are_refused() -> None:
-    from torch.ao.nn.quantized.dynamic import Linear
-
-    model = nn.Sequential(nn.Linear(4, 4), Linear(4, 4)).eval()
-    with pytest.raises(fxgrad.CaptureError, match=r"1 is a quantised Linear.*Convert the float model"):
-        fxgrad.convert(model, (torch.zeros(2, 4),))
-
-
 class Sum(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x.sum() * 0.5

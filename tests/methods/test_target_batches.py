@@ -90,6 +90,23 @@ def test_functions_in_one_run_and_one_by_one(name: str, monkeypatch: pytest.Monk
         assert alone.note == "" and alone.label == whole.label
 
 
+@pytest.mark.parametrize("batch", [3, 5])
+def test_a_token_is_read_from_logits_with_tokens_first(batch: int) -> None:
+    libra, _ = converted(lambda: Tokens(""))
+    x, here = torch.randn(batch, 5, 8).double(), torch.arange(batch)
+    position, ids = torch.arange(batch) % 5 - 5, torch.arange(batch) % 4
+    leaf = x.clone().requires_grad_()
+    value = libra(leaf)[position, here, ids]
+    (g,) = torch.autograd.grad(value.sum(), leaf)
+    found = fxgrad.attribute(libra, (x,), target=Token(position, ids))
+    assert torch.equal(found.output, value)
+    assert torch.allclose(found.map, (x * g).sum(2), rtol=1e-10, atol=1e-12)
+    likeliest = fxgrad.attribute(libra, (x,), target=Token())
+    assert (
+        torch.equal(likeliest.output, libra(x)[-1].amax(1)) and likeliest.label == "the likeliest token at position 4"
+    )
+
+
 class Pairs(nn.Module):
     """As CLIP: (pictures, texts) similarities, with constants on both sides."""
 
@@ -105,6 +122,14 @@ class Pairs(nn.Module):
 
     def forward(self, i: Tensor, t: Tensor) -> Tensor:
         return self.tower(self.a(i)) @ self.tower(self.b(t)).T
+
+
+class Both(Pairs):
+    """Similarities both ways."""
+
+    def forward(self, i: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        y = super().forward(i, t)
+        return y, y.T
 
 
 @pytest.mark.parametrize("tokens_first", [False, True])
@@ -134,6 +159,10 @@ def test_pairs_of_two_inputs(tokens_first: bool) -> None:
     # The classes of a text are the pictures.
     first = fxgrad.attribute(libra, (i, t), target=0, input="t")
     assert torch.allclose(first.output, libra(i, t)[0])
+    both = fxgrad.convert(Both(tokens_first).double().eval(), (i, t))
+    for name, advice in (("i", r"output\[0\]\[:, 0\]"), ("t", r"output\[1\]\[:, 0\]")):
+        with pytest.raises(fxgrad.InputError, match=rf"none of them called logits.* lambda output: {advice}\."):
+            fxgrad.attribute(both, (i, t), target=None, input=name)
     with pytest.raises(fxgrad.InputError, match=r"mixes the examples .*: value 1 depends on output of example 0"):
         fxgrad.attribute(libra, (i, t), target=lambda y: y[torch.arange(3), order], input="t")
 

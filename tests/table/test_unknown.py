@@ -119,7 +119,7 @@ def branch(x: Tensor) -> Tensor:
 
 
 def loop(x: Tensor) -> Tensor:
-    return torch.while_loop(lambda i, x: i < 3, lambda i, x: (i + 1, x * 2), (torch.zeros((), dtype=torch.int64), x))[1]
+    return torch.while_loop(lambda x: x.abs().sum() < 100, lambda x: (x * 2,), (x,))[0]
 
 
 @pytest.mark.parametrize(("function", "name"), [(branch, "cond"), (loop, "while_loop")])
@@ -236,3 +236,53 @@ def test_rows_for_ops_that_this_torch_lacks(tmp_path: Path) -> None:
     with pytest.raises(fxgrad.RuleTableError, match=r"'fxgradtest\.absent': torch has no such op\. Import the library"):
         load(file)
     assert "aten.absent" not in load().rows
+
+
+# Ops that write to their operands.
+
+
+@torch.library.custom_op("fxgrad_tests::double_", mutates_args={"x"})
+def double_(x: Tensor) -> None:
+    x.mul_(2)
+
+
+@double_.register_fake
+def _(x: Tensor) -> None:
+    return None
+
+
+@torch.library.custom_op("fxgrad_tests::doubled", mutates_args=())
+def doubled(x: Tensor) -> Tensor:
+    return x * 2
+
+
+@doubled.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def test_an_op_that_writes_to_its_operands_is_refused_by_name(tmp_path: Path) -> None:
+    def written(x: Tensor) -> Tensor:
+        y = x.sin()
+        double_(y)
+        return y
+
+    message = refusal(written)
+    assert "fxgrad_tests.double_.default writes to its operands (1 x)" in message and "test_unknown.py:" in message
+    assert "let it return its results" in message and "on_unknown" not in message
+    (tmp_path / "mine.toml").write_text('[composed]\n"fxgrad_tests.doubled" = { carrier = "x" }\n')
+    twins = {"fxgrad_tests.doubled": lambda x: 2 * x}
+    rules = ["libragrad", str(tmp_path / "mine.toml"), twins]
+    libra = fxgrad.convert(Function(lambda x: doubled(x.sin())).eval(), (X,), rules=rules)  # as it says
+    assert fxgrad.check(libra, (X,), original=Function(lambda x: doubled(x.sin()))).passed
+
+
+def test_an_op_that_writes_to_constants_is_one(tmp_path: Path) -> None:
+    def shifted(x: Tensor) -> Tensor:
+        positions = torch.arange(x.shape[-1], dtype=x.dtype)
+        double_(positions)
+        return x + positions
+
+    model = Function(shifted).eval()
+    libra = fxgrad.convert(model, (X,))
+    assert torch.equal(libra(X), model(X)) and fxgrad.check(libra, (X,), original=model).passed

@@ -16,6 +16,7 @@ from fxgrad.methods.attribution import Attribution, joined
 from fxgrad.methods.definition import Method, method_of
 from fxgrad.methods.maps import Channels
 from fxgrad.methods.names import Names
+from fxgrad.methods.options import refuse_wrong
 from fxgrad.methods.parts import Grid
 from fxgrad.methods.problem import Map, Problem, size_of_batch
 from fxgrad.methods.search import GRAPH, Search
@@ -124,6 +125,8 @@ def attribute(
     Source: docs/methods.md has every method's formula and paper.
     """
     chosen = _chosen(method, layer, channels, options)
+    anatomical = {"input": input, "blocks": blocks, "grid": grid, "prefix": prefix, "class_token": class_token}
+    refuse_wrong({"layer": layer, **anatomical})
     with torch.no_grad():
         entries = converted.entries(args, kwargs)
     search = Search(converted.classified, input, entries)
@@ -188,8 +191,11 @@ def _count(target: Target, outputs: Any, rows: int) -> int:
         return _count(target.a, outputs, rows)
     if not callable(target) or isinstance(target, Tensor):
         return rows
-    with torch.no_grad():
-        value: Any = target(outputs)
+    try:
+        with torch.no_grad():
+            value: Any = target(outputs)
+    except Exception:
+        return rows  # it fails again where its error is put in words
     return (len(value) if value.dim() else 1) if isinstance(value, Tensor) else rows
 
 

@@ -69,6 +69,13 @@ def test_inputs_that_are_no_dense_tensors(net: fxgrad.ConvertedModule) -> None:
     assert len(str(error.value)) < 500
 
 
+def test_a_sparse_example() -> None:
+    with pytest.raises(
+        fxgrad.CaptureError, match=r"an example input of shape \(3, 3\) is sparse .*with its dense form"
+    ):
+        fxgrad.convert(nn.Linear(3, 2).eval(), (torch.eye(3).to_sparse(),))
+
+
 def test_a_function_that_fails_where_nodes_are_no_examples() -> None:
     class Graph(nn.Module):
         def __init__(self) -> None:

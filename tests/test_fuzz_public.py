@@ -1,8 +1,8 @@
 """Whatever is passed to a public function: it ends in a right result or in an FxgradError.
 
 Hypothesis draws a user's model, inputs, a target, a method and a policy from random_calls.py. What is right is known
-from plain PyTorch: the model itself, autograd on the rewritten program, the same example alone. A dozen models, four calls each,
-always the same ones, are tried by default; for more, and other ones:
+from plain PyTorch: the model itself, autograd on the rewritten program, the same example alone. Two dozen models with
+four calls each, always the same ones, are tried by default; for more, and other ones:
 
     FXGRAD_FUZZ_EXAMPLES=2000 FXGRAD_FUZZ_SEED=7 pytest tests/test_fuzz_public.py -s
 """
@@ -30,7 +30,7 @@ from fxgrad.methods import METHODS
 from fxgrad.methods.definition import method_of
 from tests.helpers.random_calls import BALANCED, FITTING, MUST_FAIL, TARGETS, Call, calls, logits
 
-EXAMPLES = int(os.environ.get("FXGRAD_FUZZ_EXAMPLES", 12))
+EXAMPLES = int(os.environ.get("FXGRAD_FUZZ_EXAMPLES", 24))
 AT_RANDOM = "FXGRAD_FUZZ_EXAMPLES" in os.environ
 SEED = int(os.environ.get("FXGRAD_FUZZ_SEED", random.randrange(10**6)))
 LONGEST = 1200

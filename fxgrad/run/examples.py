@@ -95,9 +95,10 @@ def examples_of(classified: Classified, found: Mapping[fx.Node, Axes], source: f
         atoms = {axis[0] for axis in (lead, *(found[n][i] for n, i in members.items())) if len(axis) == 1}
         if not _mixed(classified, found, output, atoms):
             sound.append((members, atoms, size))
-            if source in members:
+            if members.get(source) == 0:
                 break
-    for members, atoms, size in [s for s in sound if source in s[0]] or sound[:1]:
+    # A first axis of the source is better than another of its axes, and that than other inputs' alone.
+    for members, atoms, size in sorted(sound, key=lambda s: s[0].get(source, len(sizes_of(source)))):
         return Examples(size, {n.name: i for n, i in members.items()}, _labelled(found, atoms))
     return Examples(1, {}, _labelled(found, set()))
 

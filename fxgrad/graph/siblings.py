@@ -23,11 +23,11 @@ class Siblings:
         >>> class Layers(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.step_0, self.step_1 = (torch.nn.GRU(2, 2) for _ in range(2))
+        ...         self.step_0, self.step_1 = (torch.nn.TransformerEncoderLayer(2, 1, 2) for _ in range(2))
         ...         self.head = torch.nn.Sequential(torch.nn.Linear(2, 2))
         ...
         ...     def forward(self, x):
-        ...         return self.head(self.step_1(self.step_0(x)[0])[0])
+        ...         return self.head(self.step_1(self.step_0(x)))
         >>> nodes = torch.export.export(Layers(), (torch.ones(3, 1, 2),)).graph.nodes
         >>> found = Siblings(nodes)
         >>> found.of("step_1"), found.of("head.0"), found.of("head")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -144,7 +145,9 @@ def attribute(
             problem.refuse_several(chosen.name)
         each = (chosen.shares and problem.mixed) or (chosen.takes_gradient and problem.shared)
         if count > 1 and each:
-            return joined([_solved(chosen, problem.only(i, whole=not chosen.shares), options) for i in range(count)])
+            # Only contributions of constants need examples that run alone; other methods may move the inputs.
+            alone = problem.only if chosen.shares else partial(problem.only, whole=True)
+            return joined([_solved(chosen, alone(i), options) for i in range(count)])
         return _solved(chosen, problem, options)
 
     return [one(t) for t in target] if isinstance(target, list) else one(target)

@@ -291,20 +291,28 @@ class Centred(nn.Module):
         return self.b(y - y.mean(0, keepdim=True))
 
 
-def test_a_model_that_mixes_examples_has_no_examples_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Problem, "mixed", True)
+def test_a_model_that_mixes_examples_has_a_map_of_all_of_them_for_each() -> None:
     libra, x = converted(Centred)
-    with pytest.raises(fxgrad.InputError, match="the model mixes the examples of a batch"):
-        fxgrad.attribute(libra, (x,), target=LABELS)
+    found = fxgrad.attribute(libra, (x,), target=LABELS)
+    assert found.completeness_error is not None and found.completeness_error < 1e-10
+    leaf = x.clone().requires_grad_()
+    for k, label in enumerate(LABELS):
+        (g,) = torch.autograd.grad(libra(leaf)[k, label], leaf)
+        wanted = (x * g).sum(-1) if x.dim() > 1 else x * g
+        assert torch.allclose(found.map[k], wanted, rtol=1e-10, atol=1e-12)
 
 
-def test_a_fixed_batch_cannot_be_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Problem, "mixed", True)
+def test_a_fixed_batch_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    x = torch.randn(3, 5, 8)
-    libra = fxgrad.convert(encoder().eval(), (x,), dynamic_shapes=({},))
-    with pytest.raises(fxgrad.InputError, match=r"by the 3 examples of this batch, and the model was captured for 3"):
-        fxgrad.attribute(libra, (x,), target=LABELS)
+    model, x = encoder().double().eval(), torch.randn(3, 5, 8).double()
+    fixed = fxgrad.convert(model, (x,), dynamic_shapes=({},))
+    for name in SHARES:
+        wanted = fxgrad.attribute(fxgrad.convert(model, (x,)), (x,), target=LABELS, method=name)
+        with monkeypatch.context() as patched:
+            patched.setattr(Problem, "mixed", True)
+            found = fxgrad.attribute(fixed, (x,), target=LABELS, method=name)
+        assert torch.allclose(found.map, wanted.map, rtol=1e-10, atol=1e-12), name
+        assert torch.allclose(found.total, wanted.total, rtol=1e-10, atol=1e-12), name  # type: ignore[arg-type]
 
 
 def test_a_batch_without_examples() -> None:

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from fxgrad.capture.admission import call_of, other_file, refuse_bad_model, refuse_other_dtype
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of, no_attributed_input
 from fxgrad.capture.higher_order import AsWithoutGrad, open_programs
-from fxgrad.capture.objects import opened, plainly_called, spared, with_tensors
+from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spared, with_tensors
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
@@ -90,7 +90,8 @@ def capture(
         refuse_bad_model(model)
         signature = inspect.signature(model.forward)
         example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
-        own, program = model, _export(plainly_called(model, example), opened(example), dynamic_shapes)
+        shapes = explicit_shapes(signature, dynamic_shapes)
+        own, program = model, _export(plainly_called(model, example), opened(example), shapes)
         if not through_no_grad:
             detach_without_grad(program.graph)
     functional = _decomposed(program, table.covers if table else lambda op: True)

@@ -26,7 +26,7 @@ from fxgrad.capture.captured import Captured, Input, canonical, input_names, inp
 from fxgrad.capture.checks import NotSupportedError
 from fxgrad.capture.decisions import Reading
 from fxgrad.capture.higher_order import open_programs
-from fxgrad.capture.objects import opened, plainly_called, spared, with_tensors
+from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spared, with_tensors
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.quantised import in_parts, without_gradients
@@ -101,7 +101,8 @@ def capture(
         signature = inspect.signature(model.forward)
         example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
         own = plainly_called(model, example)
-        program, drawn = trace(own, opened(example), dynamic_shapes, on_random, watch)
+        shapes = explicit_shapes(signature, dynamic_shapes)
+        program, drawn = trace(own, opened(example), shapes, on_random, watch)
         without_gradients(program.state_dict)
         if not through_no_grad:
             detach_without_grad(program.graph)

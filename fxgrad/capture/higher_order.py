@@ -86,23 +86,29 @@ def _kernel(node: fx.Node) -> Callable[..., Any] | None:
     if not isinstance(node.target, torch._ops.HigherOrderOperator):
         return None
     kernels: dict[Any, Callable[..., Any]] = getattr(node.target, "py_kernels", {})
-    own: dict[str, Callable[..., Any]] = {"cond": _cond, "scan": _scan}
-    return own.get(str(node.target), kernels.get(_DENSE))
+    return _OWN.get(str(node.target), kernels.get(_DENSE))
 
 
 def _cond(predicate: Any, yes: Callable[..., Any], no: Callable[..., Any], operands: Sequence[Any]) -> Any:
-    """As PyTorch's kernel, which refuses to be traced."""
     return (yes if predicate else no)(*operands)
 
 
 def _scan(step: Callable[..., Any], carry: Sequence[Any], items: Sequence[Tensor], more: Sequence[Any] = ()) -> Any:
-    """As PyTorch's kernel, which refuses to be traced."""
     rows = []
     for index in range(len(items[0])):
         results = step(*carry, *(item[index] for item in items), *more)
         carry, row = results[: len(carry)], results[len(carry) :]
         rows.append(row)
     return [*carry, *(torch.stack(column) for column in zip(*rows))]
+
+
+_OWN: dict[str, Callable[..., Any]] = {
+    "cond": _cond,
+    "scan": _scan,
+    "invoke_subgraph": lambda part, _name, *operands: part(*operands),
+    "strict_mode": lambda part, operands: part(*operands),
+}
+"""The same as PyTorch's kernels of these ops, which refuse to be traced."""
 
 
 def _known(program: ExportedProgram) -> dict[fx.Node, Tensor]:

@@ -208,3 +208,24 @@ class Wraps(nn.Module):
 def test_wrapped_as_advised() -> None:
     x = torch.randn(2, 3)
     assert torch.equal(fxgrad.convert(Wraps().eval(), (x,))(x), x.sin())
+
+
+class Keywords(nn.Module):
+    def forward(self, x: Tensor, **more: Any) -> Tensor:
+        return x.sin() * more["scale"] + more["nested"]["shift"]
+
+
+def test_inputs_through_kwargs() -> None:
+    def inputs(batch: int, length: int = 3) -> tuple[Tensor, dict[str, Any]]:
+        return torch.randn(batch, length), {
+            "scale": torch.randn(batch, length),
+            "nested": {"shift": torch.randn(batch, length)},
+        }
+
+    model, (x, more) = Keywords().eval(), inputs(2)
+    libra, (y, others) = fxgrad.convert(model, (x,), more), inputs(4)
+    assert torch.equal(libra(y, **others), model(y, **others))
+    axes = {0: torch.export.Dim.AUTO, 1: torch.export.Dim.AUTO}
+    shapes = {"x": axes, "more": {"scale": axes, "nested": {"shift": axes}}}  # as torch.export wants them
+    libra, (z, longer) = fxgrad.convert(model, (x,), more, dynamic_shapes=shapes), inputs(4, 5)
+    assert torch.equal(libra(z, **longer), model(z, **longer))

@@ -46,3 +46,7 @@ class ArtefactError(FxgradError):
 
 class ExportError(FxgradError):
     """A converted model or its explainer cannot be exported, or an exported file cannot be run."""
+
+
+class IncompleteWarning(UserWarning):
+    """The shares of an attribution do not add up to the target's value, and nothing in the call says so."""

@@ -9,11 +9,13 @@ from typing import Any
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from fxgrad.capture.export import capture
+from fxgrad.capture.export import capture, program_of
+from fxgrad.capture.trace import OnRandom
 from fxgrad.classify.walk import classify
 from fxgrad.errors import CaptureError
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.module.rewrite import rewrite
+from fxgrad.module.verify import verify as verified
 from fxgrad.table.loading import OnUnknown, Rules, load
 
 
@@ -26,20 +28,27 @@ def convert(
     dynamic_shapes: Any = None,
     through_no_grad: bool = False,
     on_unknown: OnUnknown = "error",
+    on_random: OnRandom = "error",
+    verify: bool = True,
 ) -> ConvertedModule:
     """Rewrite a model so that its gradient attributions are FullGrad-complete. The model stays as it is.
 
     Args:
         model: any module in eval mode, an ExportedProgram, or the path of a .pt2 file.
         args, kwargs: example inputs, as for calling the model; (x,) may be written x. Floating-point inputs and the
-            embeddings of token ids are attributed. The first axis of every tensor is the batch and stays dynamic.
+            embeddings of token ids are attributed. All sizes stay free that the model's code leaves free: batch,
+            sequence, picture. The report names the line that fixed a size, as does the error for an input of another
+            size.
         rules: the policy: a preset ("libragrad", "attnlrp", "gradient"), the path of a TOML file, or a list of
             these, such as ["libragrad", "my_ops.toml"]. The list may also have {op: function} for custom ops.
-        dynamic_shapes: as for `torch.export.export`, where more than the batch varies.
+        dynamic_shapes: as for `torch.export.export`, to choose the free sizes yourself.
         through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
             frozen backbone. By default their results are constants, as for autograd.
         on_unknown: "error" refuses a model with ops that no rule covers; "native" keeps these ops' own
             gradients, and `fxgrad.check` shows by how much completeness suffers.
+        on_random: "error" refuses a model that draws random numbers; "freeze" draws them once, for the example, and
+            keeps them as constants, with the sizes of the example.
+        verify: run the model and the converted module on the example, and compare them bit for bit.
 
     Returns:
         A drop-in module with the same outputs (bit for bit), output structure and state_dict keys. The gradients of
@@ -47,10 +56,12 @@ def convert(
         by tensor, and left as it is; among the outputs, None stands in its place.
 
     Raises:
-        CaptureError: the model is not one graph (train mode, TorchScript, control flow on data, wrong examples).
+        CaptureError: the model is not one graph (train mode, TorchScript, control flow, wrong examples), draws random
+            numbers, or computes something else while it is captured.
         InputError: the example does not fit the model's forward, or its dtype the weights.
-        NoRuleError: some ops have no row in the rule table; all of them are listed.
-        NotBalanceableError: a pure gate (softmax weights) reaches the output other than as a multiplier.
+        NoRuleError: every output depends on ops that have no row in the rule table; all of them are listed.
+        NotBalanceableError: a pure gate (softmax weights) reaches every output other than as a multiplier. If only some
+            outputs cannot be balanced, a gradient of these raises the error.
         RuleTableError: a rule file is malformed.
 
     Example:
@@ -68,7 +79,17 @@ def convert(
         name = model.classified.table.name
         raise CaptureError(f"the model is converted already, with rules={name!r}. Convert the original.")
     table = load(rules, on_unknown)
-    options = {"dynamic_shapes": dynamic_shapes, "through_no_grad": through_no_grad}
-    captured = capture(model, args, kwargs, table=table, **options)
+    if isinstance(model, (str, Path)):
+        model = program_of(model)
+    captured = capture(
+        *(model, args, kwargs),
+        dynamic_shapes=dynamic_shapes,
+        through_no_grad=through_no_grad,
+        on_random=on_random,
+        table=table,
+    )
     classified = classify(captured, table)
-    return ConvertedModule(classified, rewrite(classified))
+    converted = ConvertedModule(classified, rewrite(classified))
+    if verify:
+        verified(converted, model)
+    return converted

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Generic, TypeVar
 
-from fxgrad.classify.decision import Classified
+from fxgrad.classify.decision import Classified, Refusal
 
 RowType = TypeVar("RowType")
 
@@ -89,7 +89,15 @@ class SummaryRow:
 
 
 class Report(Table[ReportRow]):
-    """One row per node that depends on the attributed inputs; `str` groups them by op and rule."""
+    """One row per node that depends on the attributed inputs; `str` groups them by op and rule.
+
+    Attributes:
+        refusals: the outputs that cannot be balanced, and why.
+        sizes: sentences about the inputs' sizes: which are free, which line of the model fixed or bounds the others.
+    """
+
+    refusals: tuple[Refusal, ...] = ()
+    sizes: tuple[str, ...] = ()
 
     def summary(self) -> Table[SummaryRow]:
         """The rows, counted by op, kind and rule, most frequent first."""
@@ -99,11 +107,19 @@ class Report(Table[ReportRow]):
         return Table(self.title, rows)
 
     def details(self) -> str:
-        """Every row, as text."""
-        return "\n".join([self.title, *_columns(self.rows)])
+        """Every row, what is known of the sizes, and why outputs cannot be balanced, as text."""
+        refused = (refusal.message for refusal in self.refusals)
+        return "\n".join([self.title, *_columns(self.rows), *self.sizes, *refused])
+
+    def _repr_html_(self) -> str:
+        left_out = (f"<pre>{html.escape(refusal.message)}</pre>" for refusal in self.refusals)
+        return "".join([super()._repr_html_(), *left_out])
 
     def __str__(self) -> str:
-        return f"{self.summary()}\nEvery node: report.details(), report.rows or report.to_json()"
+        names = ", ".join(refusal.output for refusal in self.refusals)
+        left_out = [f"Without a balanced gradient, report.details() says why: {names}"] if names else []
+        last = "Every node: report.details(), report.rows or report.to_json()"
+        return "\n".join([str(self.summary()), *self.sizes, *left_out, last])
 
 
 def report(classified: Classified) -> Report:
@@ -113,7 +129,8 @@ def report(classified: Classified) -> Report:
         classified: what `fxgrad.classify.classify` returned.
 
     Returns:
-        One row per node that depends on an attributed input, in the order of the graph.
+        One row per node that depends on an attributed input, in the order of the graph; and the outputs that cannot
+        be balanced.
 
     Example:
         >>> import fxgrad, torch
@@ -134,7 +151,10 @@ def report(classified: Classified) -> Report:
         )
         for d in classified.decisions.values()
     ]
-    return Report(f"{classified.table.name}: {len(rows)} nodes depend on the attributed inputs", rows)
+    made = Report(f"{classified.table.name}: {len(rows)} nodes depend on the attributed inputs", rows)
+    made.refusals = classified.refusals
+    made.sizes = tuple(classified.captured.about_sizes())
+    return made
 
 
 def markdown(head: Sequence[object], rows: Iterable[Sequence[object]], sides: str = "") -> list[str]:

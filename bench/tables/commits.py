@@ -69,8 +69,11 @@ def record(case: Any) -> dict[str, Any]:
     leaves = pytree.tree_map(_wanting, (args, kwargs))
     embedded = libra.embed(*args, **kwargs)
     outputs = libra.forward_from(embedded, *leaves[0], **leaves[1]) if embedded else libra(*leaves[0], **leaves[1])
-    found = [v for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor)]
-    ends = [v for v in found if v.requires_grad]
+    leaves_out = pytree.tree_leaves(outputs)
+    found = [v for v in leaves_out if isinstance(v, Tensor)]
+    refused = {refusal.index for refusal in getattr(libra.classified, "refusals", ())}
+    balanced = [v for i, v in enumerate(leaves_out) if isinstance(v, Tensor) and i not in refused]
+    ends = [v for v in balanced if v.requires_grad]
     starts = [v for v in pytree.tree_leaves((leaves, embedded)) if isinstance(v, Tensor) and v.requires_grad]
     total = sum((v * _noise(v)).sum() for v in ends)
     gradients = torch.autograd.grad(total, starts, allow_unused=True)

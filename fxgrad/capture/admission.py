@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from fxgrad.capture.quantised import refuse_untraceable
 from fxgrad.errors import CaptureError, InputError
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -43,7 +44,7 @@ an ExportedProgram or the path of a .pt2 file. Call the function in the forward 
             f"the model is in train mode ({training[0]}; modules in all: {len(training)}), where dropout and batch "
             "statistics make attributions meaningless. Call model.eval() first."
         )
-    _refuse_integer_weights(model)
+    refuse_untraceable(model)
 
 
 def _refuse_torchscript(model: nn.Module) -> None:
@@ -62,19 +63,6 @@ def _refuse_torchscript(model: nn.Module) -> None:
         f"{f'module {path!r}' if path else 'the model'} is TorchScript (a {name} that torch.jit scripted, traced or "
         f"froze), a program of its own that no Python call can be traced into. {rebuild}"
     )
-
-
-def _refuse_integer_weights(model: nn.Module) -> None:
-    for path, module in model.named_modules():
-        if ".quantized" in type(module).__module__:
-            what = f"{path or 'the model'} is a quantised {type(module).__name__}"
-            raise CaptureError(f"{what}, and quantised weights have no gradient. Convert the float model.")
-    for path, parameter in model.named_parameters():
-        if not (parameter.is_floating_point() or parameter.is_complex()) or parameter.is_quantized:
-            raise CaptureError(
-                f"parameter {path} has dtype {parameter.dtype}: integer and quantised weights have no gradient. "
-                "Convert the float model."
-            )
 
 
 def other_file(path: str | Path) -> str | None:

@@ -13,6 +13,8 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import call_of
+from fxgrad.capture.checks import Check
+from fxgrad.capture.decisions import Reading
 from fxgrad.capture.objects import opened
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.errors import InputError
@@ -29,17 +31,24 @@ class Input:
         shape: sizes, None where dynamic; None for an input that is not a tensor.
         dtype: the example's dtype; None for an input that is not a tensor.
         constant: the captured value of an input that is not a tensor.
+        fixed: axis that could not be left free -> what fixed it: a line of the model's code, or "" if unknown.
     """
 
     name: str
     shape: tuple[int | None, ...] | None
     dtype: torch.dtype | None
     constant: Any = None
+    fixed: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def attributed(self) -> bool:
         """Whether it gets an attribution: true for tensors of floating dtype."""
         return self.dtype is not None and self.dtype.is_floating_point
+
+    @property
+    def sizes(self) -> str:
+        """The shape as text, with "any" for a free size."""
+        return ", ".join("any" if size is None else str(size) for size in self.shape or ())
 
     def check(self, value: Any) -> None:
         """Raise `InputError` if `value` cannot stand for this input."""
@@ -50,19 +59,29 @@ class Input:
                 f"input {self.name!r} was captured as the constant {self.constant!r} and cannot become "
                 f"{value!r}. Convert the model again with that value among the example inputs."
             )
-        wanted = ", ".join("any" if size is None else str(size) for size in self.shape)
+        wanted = self.sizes
         if not isinstance(value, Tensor):
             raise InputError(f"input {self.name!r} must be a tensor of shape ({wanted}), not {type(value).__name__}.")
         fits = len(value.shape) == len(self.shape) and all(
             want is None or size == want for size, want in zip(value.shape, self.shape)
         )
         if not fits:
-            raise InputError(
-                f"input {self.name!r} has shape {tuple(value.shape)}, but the model was captured for ({wanted}). "
-                "Convert it again with an example of that shape, or pass dynamic_shapes to fxgrad.convert."
-            )
+            raise InputError(self._other_shape(tuple(value.shape), wanted))
         if value.is_floating_point() != self.dtype.is_floating_point:
             raise InputError(f"input {self.name!r} is {value.dtype}, but the model was captured for {self.dtype}.")
+
+    def why_fixed(self, axis: int) -> str:
+        """A sentence that says what fixed an axis that could not be left free."""
+        return f"Axis {axis} is fixed at {(self.shape or ())[axis]} by {self.fixed[axis] or 'torch.export'}."
+
+    def _other_shape(self, shape: tuple[int, ...], wanted: str) -> str:
+        what = f"input {self.name!r} has shape {shape}, but the model was captured for ({wanted})."
+        own = self.shape or ()
+        differ = [axis for axis, (size, want) in enumerate(zip(shape, own)) if want is not None and size != want]
+        known = len(shape) == len(own) and all(axis in self.fixed for axis in differ)
+        why = [self.why_fixed(axis) for axis in differ] if known else []
+        also = "" if known else ", or pass dynamic_shapes to fxgrad.convert"
+        return " ".join([what, *why, f"Convert it again with an example of that shape{also}, if the model takes it."])
 
 
 @dataclass(frozen=True)
@@ -83,6 +102,8 @@ class Captured:
         example: the example inputs.
         program: the captured program before it was tidied and cut.
         through_no_grad: whether parts under the model's own `torch.no_grad()` are attributed.
+        draws: the random numbers that were drawn once, which the graph has as constants; lost where it is saved.
+        checks: what must hold of the inputs' free sizes.
     """
 
     graph: fx.Graph
@@ -99,6 +120,8 @@ class Captured:
     example: Arguments = field(repr=False)
     program: Program = field(repr=False)
     through_no_grad: bool
+    draws: tuple[Reading, ...] = field(default=(), repr=False)
+    checks: tuple[Check, ...] = ()
 
     @property
     def entries(self) -> tuple[Input, ...]:
@@ -109,6 +132,13 @@ class Captured:
     def entry_nodes(self) -> list[fx.Node]:
         """The placeholders of the entries, in order."""
         return placeholders_of(self.graph)[len(self.state) :]
+
+    @property
+    def output_names(self) -> list[str]:
+        """The names of the flattened outputs, such as `output['logits']`; "the output" of a model with only one."""
+        count = self.out_spec.num_leaves
+        paths = pytree.tree_flatten_with_path(pytree.tree_unflatten(list(range(count)), self.out_spec))[0]
+        return [f"output{pytree.keystr(path)}" if count > 1 else "the output" for path, _ in paths]
 
     @property
     def persistent(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -145,7 +175,31 @@ class Captured:
             )
         for declared, value in zip(self.inputs, leaves):
             declared.check(value)
+        self.check_sizes(leaves)
         return leaves
+
+    def about_sizes(self) -> list[str]:
+        """Sentences about the inputs' sizes: the shapes, what fixed a size, and what must hold of the others."""
+        tensors = [i for i in self.inputs if i.shape is not None]
+        lines = [" ".join([f"{i.name}: ({i.sizes}).", *map(i.why_fixed, i.fixed)]) for i in tensors]
+        names = [i.name for i in self.inputs]
+        lines += [f"Only where {c.text(names)}{f', because of {c.line}' if c.line else ''}." for c in self.checks]
+        return lines
+
+    def check_sizes(self, leaves: list[Any]) -> None:
+        """Raise `InputError` if the flattened inputs have sizes for which the program does not hold."""
+        shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else () for leaf in leaves] if self.checks else []
+        for check in self.checks:
+            if not check.fits(shapes):
+                names = [i.name for i in self.inputs]
+                given = ", ".join(
+                    f"{names[at]} {shapes[at]}" for at in dict.fromkeys(at for at, _ in check.sizes.values())
+                )
+                because = f", because of {check.line}" if check.line else ""
+                raise InputError(
+                    f"the captured program holds only where {check.text(names)}{because}. These inputs do not fit: "
+                    f"{given}. Convert the model again with an example of these sizes, if it takes them."
+                )
 
 
 def canonical(signature: inspect.Signature | None, args: Any, kwargs: Any) -> Arguments:

@@ -7,12 +7,10 @@ that runs it owns, moves and copies the state.
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
-import logging
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,20 +18,27 @@ import torch
 from torch import Tensor, fx, nn
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind, OutputKind
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
-from fxgrad.capture.admission import call_of, other_file, refuse_bad_model, refuse_other_dtype
+from fxgrad.capture.admission import call_of, other_file, refuse_bad_model
+from fxgrad.capture.alone import for_one
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of, no_attributed_input
-from fxgrad.capture.higher_order import AsWithoutGrad, open_programs
+from fxgrad.capture.checks import NotSupportedError
+from fxgrad.capture.decisions import Reading
+from fxgrad.capture.higher_order import open_programs
 from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spared, with_tensors
+from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
+from fxgrad.capture.quantised import in_parts, without_gradients
+from fxgrad.capture.shapes import Watch, choices, oblivious, sizes_in
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
-from fxgrad.errors import ArtefactError, CaptureError, FxgradError, first_line, one_line
-from fxgrad.graph.copies import copied
+from fxgrad.capture.trace import OnRandom, trace
+from fxgrad.capture.tracing import settings
+from fxgrad.errors import ArtefactError, CaptureError, InputError, one_line
+from fxgrad.graph.copies import copied, draws
 from fxgrad.graph.nodes import differentiable, placeholders_of
-from fxgrad.graph.places import raised_at
+from fxgrad.graph.places import place_of
 from fxgrad.pt2.archive import read
 from fxgrad.table.loading import RuleTable, load
 
@@ -45,6 +50,7 @@ def capture(
     *,
     dynamic_shapes: Any = None,
     through_no_grad: bool = False,
+    on_random: OnRandom = "error",
     table: RuleTable | None = None,
 ) -> Captured:
     """Trace a model into a functional graph of ATen ops. The model itself is left untouched.
@@ -54,10 +60,12 @@ def capture(
             `torch.export.save` wrote.
         args, kwargs: example inputs; any shapes and dtypes that the model takes. A tensor in the place of args is
             the only one. An ExportedProgram that has example inputs needs none.
-        dynamic_shapes: as for `torch.export.export`. By default the first axis of every tensor is
-            dynamic wherever the model's code allows it.
+        dynamic_shapes: as for `torch.export.export`. By default all sizes are free that the model's code leaves free;
+            what it assumes of them becomes checks of the inputs.
         through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
             frozen backbone. By default their results are constants, as for autograd.
+        on_random: "error" refuses a model that draws random numbers; "freeze" draws them once, for the example, and
+            keeps them as constants, with the sizes of the example.
         table: its rows say which composite ops (those that PyTorch composes of others) are kept whole, and which ops
             hand token ids on. By default all composite ops are kept, and the rows are the shipped ones.
 
@@ -65,7 +73,7 @@ def capture(
         The captured model.
 
     Raises:
-        CaptureError: train mode, TorchScript, integer or quantised weights, example inputs that the model does
+        CaptureError: train mode, TorchScript, quantised activations, example inputs that the model does
             not take, control flow that depends on data, or anything else that torch.export refuses.
         InputError: the example does not fit the model's forward, or its dtype the weights.
 
@@ -77,8 +85,10 @@ def capture(
     Source: torch.export, https://docs.pytorch.org/docs/stable/export.html
     """
     if isinstance(model, (str, Path)):
-        model = _load(model)
+        model = program_of(model)
     own: nn.Module | None = None
+    drawn: tuple[Reading, ...] = ()
+    watch = Watch()
     if isinstance(model, ExportedProgram):
         signature = None
         example = call_of(args, kwargs)
@@ -90,12 +100,51 @@ def capture(
         refuse_bad_model(model)
         signature = inspect.signature(model.forward)
         example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
+        own = plainly_called(model, example)
         shapes = explicit_shapes(signature, dynamic_shapes)
-        own, program = model, _export(plainly_called(model, example), opened(example), shapes)
+        program, drawn = trace(own, opened(example), shapes, on_random, watch)
+        without_gradients(program.state_dict)
         if not through_no_grad:
             detach_without_grad(program.graph)
     functional = _decomposed(program, table.covers if table else lambda op: True)
-    return captured_from(functional, signature, example, table or load(), through_no_grad, own)
+    captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
+    _refuse_draws(captured.graph, on_random)
+    captured = replace(_with_sizes(captured, functional, watch), draws=drawn)
+    if own is None:
+        return captured
+    captured = for_one(captured, own, opened(example))
+    try:
+        captured.check_sizes(pytree.tree_leaves(opened(example)))
+    except InputError:  # the model treats a batch of one, which was doubled, in another way
+        fixed = choices(own, *opened(example))[0]
+        options = {"through_no_grad": through_no_grad, "on_random": on_random, "table": table}
+        return capture(model, *example, dynamic_shapes=fixed, **options)  # type: ignore[arg-type]
+    return captured
+
+
+def _with_sizes(captured: Captured, program: ExportedProgram, watch: Watch) -> Captured:
+    """The captured model with what is known of its inputs' sizes."""
+    try:
+        return sizes_in(program, watch).of(captured)
+    except NotSupportedError as error:
+        said = f"a branch of the model depends on sizes in a way that cannot be checked: {error}"
+        raise CaptureError(said) from error
+
+
+def _refuse_draws(graph: fx.Graph, on_random: OnRandom) -> None:
+    """Raise `CaptureError` if random numbers reach an output."""
+    reached = {graph.output_node()}
+    for node in reversed(graph.nodes):
+        if node in reached:
+            reached.update(node.all_input_nodes)
+    drawn = [node for node in graph.nodes if node in reached and draws(node)]
+    if drawn:
+        way = 'Pass on_random="freeze" to convert, which draws them once and keeps them, or m'
+        way = "These cannot be drawn ahead: m" if on_random == "freeze" else way
+        raise CaptureError(
+            f"the model draws random numbers, so that it gives another answer each time ({len(drawn)} draws; first "
+            f"{drawn[0].target} at {place_of(drawn[0])}). {way}ake the model deterministic in eval mode."
+        )
 
 
 def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> ExportedProgram:
@@ -103,7 +152,7 @@ def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> Expor
     pieces: dict[Any, Callable[..., Any]] = {}
     functional: ExportedProgram | None = None
     try:
-        with _export_settings(), torch.no_grad():
+        with settings(), oblivious(), torch.no_grad():
             while True:
                 found = {n.target for n in (functional or program).graph.nodes if _composite(n) and not whole(n.target)}
                 if functional and found <= set(pieces):
@@ -133,125 +182,18 @@ def _composite_kernel(op: Any) -> Callable[..., Any]:
     return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
-def _load(path: str | Path) -> ExportedProgram:
+def program_of(path: str | Path) -> ExportedProgram:
+    """The program of a .pt2 file that `torch.export.save` wrote, read without running anything in it.
+
+    Raises:
+        CaptureError: the file is something else.
+    """
     try:
         return read(path).program()
     except ArtefactError as error:
         if known := other_file(path):
             raise CaptureError(f"{path} is {known}") from error
         raise CaptureError(f"{path} is not a program that torch.export.save wrote: {error}") from error
-
-
-def _export(model: nn.Module, example: Arguments, dynamic_shapes: Any) -> ExportedProgram:
-    args, kwargs = example
-    if dynamic_shapes is None:
-        args, kwargs = _spread_batch(args, kwargs)
-        # torch.export wants one item per parameter of forward, *args and **kwargs included.
-        bound = inspect.signature(model.forward).bind(*args, **kwargs)
-        dynamic_shapes = pytree.tree_map(_auto, bound.arguments)
-    try:
-        # With gradients enabled, so that the parts under the model's own no_grad show.
-        with _export_settings(), _LastStates(), AsWithoutGrad(), torch.enable_grad():
-            return torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
-    except FxgradError:
-        raise
-    except Exception as error:
-        raise CaptureError(_diagnose(model, example, error)) from error
-
-
-def _auto(leaf: Any) -> Any:
-    return {0: torch.export.Dim.AUTO} if isinstance(leaf, Tensor) and leaf.dim() else None
-
-
-def _spread_batch(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Arguments:
-    """The arguments with a batch of one doubled, since torch.export specializes a size of 1."""
-    leaves = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor) and leaf.dim()]
-    if any(leaf.shape[0] != 1 for leaf in leaves):
-        return args, kwargs
-
-    def double(leaf: Any) -> Any:
-        return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf
-
-    args, kwargs = pytree.tree_map(double, (args, kwargs))
-    return args, kwargs
-
-
-@contextlib.contextmanager
-def without_fast_path() -> Iterator[None]:
-    """Disable MultiheadAttention's fast path, a fused inference kernel that no rule covers.
-
-    Example:
-        >>> with without_fast_path():
-        ...     torch.backends.mha.get_fastpath_enabled()
-        False
-    """
-    fastpath = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fastpath)
-
-
-@contextlib.contextmanager
-def _export_settings() -> Iterator[None]:
-    """Disable the fast path, and silence the tracer.
-
-    It logs tracebacks before it raises (the error says the same), and warns that an RNN's cached list of weights is
-    rebuilt, and of gradients that it looks for itself.
-    """
-    logger = logging.getLogger("torch._subclasses.fake_tensor")
-    disabled, logger.disabled = logger.disabled, True
-    try:
-        with without_fast_path(), warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
-            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
-            yield
-    finally:
-        logger.disabled = disabled
-
-
-class _LastStates(TorchFunctionMode):
-    """Give an LSTM's last states the shape of its first ones; PyTorch 2.11 traces them with one axis too many."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func is not torch.lstm or len(args) < 2 or not isinstance(args[1], (list, tuple)):  # or a packed sequence
-            return result
-        output, *last = result
-        return output, *(s if s.dim() == s0.dim() else s.reshape(s0.shape) for s, s0 in zip(last, args[1]))
-
-
-def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
-    """A message about why the export failed: the example inputs, the model's control flow, or something else."""
-    args, kwargs = example
-    try:
-        with torch.no_grad():
-            model(*args, **kwargs)
-    except Exception as own:
-        leaves, spec = pytree.tree_flatten(example)
-
-        def run(values: list[Any]) -> None:
-            again, named = pytree.tree_unflatten(values, spec)
-            model(*again, **named)
-
-        names = input_names(inspect.signature(model.forward), example)
-        refuse_other_dtype(list(zip(names, leaves)), [*model.parameters(), *model.buffers()], run, own)
-        shapes = ", ".join(
-            str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
-            for leaf in pytree.tree_leaves(example)
-        )
-        return f"the model itself fails on the example inputs ({shapes}): {one_line(own)}"
-    line = raised_at(error)
-    where = f" at {line}" if line else ""
-    if "data-dependent" in str(error).lower() or "DataDependent" in type(error).__name__:
-        return (
-            f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by "
-            f"torch.where, or move it out of forward. torch.export says: {first_line(error)}"
-        )
-    return f"torch.export cannot trace the model{where}: {one_line(error)}"
 
 
 def captured_from(
@@ -268,6 +210,8 @@ def captured_from(
         program: in functional ATen ops; not changed.
         signature: the signature of the model's forward, or None if unknown.
         example: the example inputs.
+        on_random: "error" refuses a model that draws random numbers; "freeze" draws them once, for the example, and
+            keeps them as constants, with the sizes of the example.
         table: its rows say which ops hand token ids on.
         through_no_grad: as for `capture`.
         model: the module whose parameters and buffers to take, in its order; by default the program's.
@@ -293,6 +237,7 @@ def captured_from(
     state, inputs = _placeholders(program, placeholders, names)
     ids = [p for p, i in zip(placeholders_of(graph)[len(state) :], inputs) if i.dtype is not None and not i.attributed]
     lookup, found = cut_lookups(graph, ids, table)
+    take_apart(graph, table)
     embedded = [input_of(name, placeholder, None) for name, placeholder in found]
     if not any(i.attributed for i in [*inputs, *embedded]):
         raise CaptureError(no_attributed_input(inputs))
@@ -340,8 +285,7 @@ def _tensors(
     constants = {k: v for k, v in program.constants.items() if isinstance(v, Tensor)}
     persistent = set(program.state_dict)
     if model is not None:
-        parameters = dict(model.named_parameters(remove_duplicate=False))
-        buffers |= dict(model.named_buffers(remove_duplicate=False))
-        persistent = set(model.state_dict())
+        parameters = in_parts(model.named_parameters(remove_duplicate=False), program.state_dict)
+        buffers |= in_parts(model.named_buffers(remove_duplicate=False), program.state_dict)
     buffers = constants | buffers
     return parameters, buffers, frozenset(set(buffers) - persistent)

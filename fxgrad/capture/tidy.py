@@ -13,6 +13,7 @@ from torch import Tensor, fx
 
 from fxgrad.capture.complexes import move_parts, moves_complex_numbers
 from fxgrad.graph.copies import prune
+from fxgrad.graph.decided import MARK, decided, is_decision
 
 aten = torch.ops.aten
 CHECKS = ("_assert", "sym_constrain_range", "_check")
@@ -42,7 +43,9 @@ def tidy(graph: fx.Graph) -> None:
 
 
 def _tidy_node(graph: fx.Graph, node: fx.Node) -> None:
-    if getattr(node.target, "__name__", "").startswith(CHECKS) and not node.users:
+    if is_decision(node):
+        node.target, node.args = decided, (node.args[0], str(node.args[1]).removeprefix(MARK))
+    elif getattr(node.target, "__name__", "").startswith(CHECKS) and not node.users:
         graph.erase_node(node)
     elif node.target is aten._unsafe_view.default:
         # A traced reshape that had to copy. For other strides it is a view, for which PyTorch picks other kernels.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.graph.copies import prune
-from fxgrad.graph.nodes import arguments_of, op_name, placeholders_of
+from fxgrad.graph.nodes import arguments_of, differentiable, op_name, placeholders_of, tensors_of
 from fxgrad.graph.places import place_of
 from fxgrad.table.loading import RuleTable
 
@@ -75,12 +75,19 @@ def cut_lookups(
 def _lookups(graph: fx.Graph, ids: list[fx.Node], table: RuleTable) -> list[tuple[fx.Node, fx.Node]]:
     """The embeddings of ids that come straight from an input, each with that input."""
     moved = {node: node for node in ids}
+    codes: dict[fx.Node, fx.Node] = {}  # rows of a table of integers, from which the embedding is computed
     lookups = []
     for node in graph.nodes:
         if node.op != "call_function":
             continue
+        origin = next((codes[n] for n in node.all_input_nodes if n in codes), None)
         if op_name(node) == "embedding" and node.args[1] in moved:
-            lookups.append((node, moved[node.args[1]]))
+            origin = moved[node.args[1]]
+        if origin is not None:
+            if differentiable(node):
+                lookups.append((node, origin))
+            elif tensors_of(node):
+                codes[node] = origin
             continue
         origins = [moved[n] for n in _handed_on(node, table) if n in moved]
         if origins and _holds_ids(node):

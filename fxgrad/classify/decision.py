@@ -145,12 +145,36 @@ def _part(part: str, node: fx.Node) -> str:
 
 
 @dataclass(frozen=True)
+class Refusal:
+    """An output whose gradient cannot be balanced: why, as the error that asking for it raises.
+
+    Attributes:
+        index: the output's index among the flattened outputs.
+        output: its name, such as `output['probabilities']`.
+        error: the name of the error's class.
+        message: the error's message.
+    """
+
+    index: int
+    output: str
+    error: str
+    message: str
+
+
+@dataclass(frozen=True)
 class Classified:
-    """The captured model with a decision for every node that depends on the attributed inputs."""
+    """The captured model with a decision for every node that depends on the attributed inputs.
+
+    Attributes:
+        captured, table: what they were made from.
+        decisions: node name -> decision.
+        refusals: the outputs that cannot be balanced; nodes that only these need are held.
+    """
 
     captured: Captured
     table: RuleTable
     decisions: Mapping[str, Decision]
+    refusals: tuple[Refusal, ...] = ()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Classified:
         return self  # immutable

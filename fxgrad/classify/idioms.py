@@ -8,7 +8,7 @@ the policy holds their weights.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 
 from torch import fx
@@ -116,14 +116,21 @@ ELEMENTWISE = TOWARDS | {Kind.GATE, Kind.POWER, Kind.GATED_ACTIVATION}
 """Kinds of ops allowed between x and the gate of x * gate(x)."""
 
 
-def with_scores(graph: fx.Graph, decisions: Known) -> dict[str, Decision]:
-    """q k^T: a contraction that only feeds a softmax is attention, like a product with softmax weights."""
+def with_scores(graph: fx.Graph, decisions: Known, ends: Collection[str]) -> dict[str, Decision]:
+    """q k^T: a contraction that only feeds a softmax is attention, like a product with softmax weights.
+
+    Args:
+        graph: the captured graph.
+        decisions: of the nodes that count.
+        ends: names of the nodes of outputs that count.
+    """
     towards: set[str] = set()
     scores: dict[str, Decision] = {}
     for node in reversed(graph.nodes):
         decision = decisions.get(node.name)
         # A constant computed from the scores, such as a detached maximum, does not count as a user.
-        users = [decisions.get(user.name) for user in node.users if user.op == "output" or user.name in decisions]
+        users = [decisions.get(user.name) for user in node.users if user.name in decisions]
+        users += [None] if node.name in ends else []
         if decision and all(user and (user.kind is Kind.SOFTMAX or user.node in towards) for user in users):
             if decision.kind is Kind.PRODUCT and len(decision.data) > 1:
                 scores |= {node.name: replace(decision, kind=Kind.ATTENTION)} if mixes(decision) else {}
@@ -135,12 +142,13 @@ def with_scores(graph: fx.Graph, decisions: Known) -> dict[str, Decision]:
 def with_averages(decisions: Known) -> dict[str, Decision]:
     """x + softmax(.) c: the average of constants, such as a learned memory, is a source once its weights are held.
 
-    It is then a constant, like a class token's value. An average that is not added to a carrier stays as it is: nothing
-    would be left to attribute.
+    It is then a constant, like a class token's value: where it is added to a carrier, and where it lies beside one in
+    one tensor. An average that meets no carrier stays as it is: nothing would be left to attribute.
     """
     weights: set[str] = set()  # names of held softmaxes, and of linear functions of them
+    weighed: set[str] = set()  # names of constants times such weights, element by element, before they are summed
     averages: set[str] = set()
-    sums: dict[str, Decision] = {}
+    found: dict[str, Decision] = {}
     for name, decision in decisions.items():
         passing = {str(o.value) for o, w in zip(decision.operands, decision.weights) if o.data and w != 0}
         if not passing:
@@ -148,19 +156,43 @@ def with_averages(decisions: Known) -> dict[str, Decision]:
                 weights.add(name)
             elif decision.kind is Kind.ATTENTION and _averages_constants(decision):
                 averages.add(name)
-        elif passing <= averages or (passing <= weights and _averages_constants(decision)):
+        elif passing <= averages:
             averages.add(name)
-        elif passing <= weights and decision.kind in (Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT):
-            weights.add(name)
-        elif passing & averages and is_sum(decision):
-            held = [str(o.value) in averages for o in decision.operands]
+        elif passing <= weights | weighed:
+            if _averages_constants(decision) or (passing & weighed and _sums_axes(decision)):
+                averages.add(name)
+            elif decision.kind in (Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT):
+                (weighed if passing & weighed or _times_constants(decision) else weights).add(name)
+        elif any(held := [str(o.value) in averages and _added(o, decision) for o in decision.operands]):
             shares = tuple(0.0 if h else w for h, w in zip(held, decision.weights))
             names = tuple(f"{o.value}, its weights held" for o, h in zip(decision.operands, held) if h)
-            sums[name] = replace(decision, weights=shares, sources=decision.sources + names)
-    return {**decisions, **sums}
+            found[name] = replace(decision, weights=shares, sources=decision.sources + names)
+    return {**decisions, **found}
 
 
 def _averages_constants(decision: Decision) -> bool:
     """Whether the node is a contraction of softmax weights with constants."""
-    averaged = [o for o in decision.operands if o.part in ("coefficient", "factor", "value")]
-    return mixes(decision) and any(not o.data and isinstance(o.value, str) for o in averaged)
+    parts = {"coefficient", "factor", "value"}
+    if decision.kind is not Kind.LINEAR:
+        parts.add("carrier")  # the weights are the coefficient, as in a bag of embeddings
+    return mixes(decision) and any(_constant(o) for o in decision.operands if o.part in parts)
+
+
+def _times_constants(decision: Decision) -> bool:
+    """Whether the node multiplies with constant tensors element by element."""
+    return decision.kind is Kind.PRODUCT and any(_constant(o) for o in decision.operands if o.part == "factor")
+
+
+def _constant(operand: Operand) -> bool:
+    return not operand.data and isinstance(operand.value, str)
+
+
+def _sums_axes(decision: Decision) -> bool:
+    """Whether the node adds up elements of its operand, as a sum or a mean over axes."""
+    return decision.kind is Kind.LINEAR and not decision.pointwise and "moves" not in decision.options
+
+
+def _added(operand: Operand, decision: Decision) -> bool:
+    """Whether the operand enters additively."""
+    whole = decision.kind in (Kind.LINEAR, Kind.PIECEWISE_LINEAR) and operand.part == "carrier"
+    return whole or operand.part == "source"

@@ -1,8 +1,9 @@
 """Stage 2, classify: an abstract interpretation gives every node a role, a kind and a backward.
 
 Pure: the same graph and table give the same decisions. One walk forward finds the facts: roles and kinds. Then the
-policy gives every node its backward. Last, the graph of the operands that receive a cotangent says which nodes are live
-(a cotangent reaches them) and which are held, also for single pieces of a fused projection (`slices.py`).
+policy gives every node its backward. Last, the graph of the operands that receive a cotangent says which outputs can be
+balanced (`outputs.py`), which nodes are live for these (a cotangent reaches them) and which are held, also for single
+pieces of a fused projection (`slices.py`).
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ from torch import fx
 
 from fxgrad.capture.captured import Captured
 from fxgrad.classify.decision import Classified, Decision, operands_of
-from fxgrad.classify.idioms import ELEMENTWISE, IDIOMS, kind_of_value, mixes, with_averages, with_scores
-from fxgrad.classify.liveness import with_liveness
-from fxgrad.classify.refusals import NO_ROW, no_rule, refused_program
+from fxgrad.classify.idioms import ELEMENTWISE, IDIOMS, kind_of_value, mixes
+from fxgrad.classify.outputs import Facts, settled
+from fxgrad.classify.refusals import NO_ROW, Unruled, refused_program
 from fxgrad.classify.slices import narrow
 from fxgrad.errors import CaptureError
 from fxgrad.graph.nodes import arguments_of, differentiable, placeholders_of, tensors_of
 from fxgrad.graph.places import place_of
 from fxgrad.kinds import Kind, Operand, Role, transfer
+from fxgrad.ops.pieces import operands_in, piece
 from fxgrad.table.loading import RuleTable
 from fxgrad.table.row import Row
 
@@ -36,11 +38,11 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
         table: what `fxgrad.table.load` returned.
 
     Returns:
-        One decision per node that depends on an attributed input.
+        One decision per node that depends on an attributed input, and the outputs that cannot be balanced.
 
     Raises:
-        NoRuleError: some ops have no row; all of them are listed.
-        NotBalanceableError: a pure gate reaches the output other than as a multiplier.
+        NoRuleError: no output can be balanced, for some ops have no row; all of them are listed.
+        NotBalanceableError: no output can be balanced, for pure gates reach them other than as a multiplier.
 
     Example:
         >>> from fxgrad.capture.export import capture
@@ -52,22 +54,25 @@ def classify(captured: Captured, table: RuleTable) -> Classified:
 
     Source: LibraGrad, arXiv:2411.16760, section 3.
     """
+    decisions, refusals = settled(captured, table, _facts)
+    return Classified(captured, table, narrow(captured.graph, decisions), refusals)
+
+
+def _facts(captured: Captured, table: RuleTable) -> Facts:
     walk = _Walk(captured, table)
     for node in captured.graph.nodes:
         walk.visit(node)
-    if walk.unruled:
-        raise no_rule(walk.unruled, walk.data)
-    facts = with_scores(captured.graph, walk.decisions)
-    outputs = [n.name for n in captured.graph.output_node().all_input_nodes if walk.roles[n] and differentiable(n)]
-    if not outputs:
+    (outputs,) = captured.graph.output_node().args
+    assert isinstance(outputs, (list, tuple))
+    nodes = [(i, n) for i, n in enumerate(outputs) if isinstance(n, fx.Node)]
+    ends = {i: n.name for i, n in nodes if walk.roles[n] and differentiable(n)}
+    if not ends:
         raise CaptureError(
             "no output depends on a floating-point input, so there is nothing to attribute. "
-            "What the model computes under its own torch.no_grad() counts as a constant: through_no_grad=True would "
-            "attribute through it."
+            "What the model rounds (round, floor, sign) counts as a constant. So does what it computes under its own "
+            "torch.no_grad(): through_no_grad=True would attribute through that."
         )
-    decided = with_averages({name: fact.under(table.backwards) for name, fact in facts.items()})
-    live = with_liveness(outputs, decided, table.name)
-    return Classified(captured, table, narrow(captured.graph, live))
+    return Facts(walk.decisions, walk.unruled, ends)
 
 
 class _Walk:
@@ -82,7 +87,7 @@ class _Walk:
         self.decisions: dict[str, Decision] = {}
         self.kinds: dict[str, Kind] = {}
         self.seeds: dict[str, str] = {}
-        self.unruled: list[tuple[fx.Node, str]] = []
+        self.unruled: list[Unruled] = []
 
     def visit(self, node: fx.Node) -> None:
         self.roles[node] = Role.CONSTANT
@@ -91,16 +96,16 @@ class _Walk:
         elif isinstance(node.target, torch._ops.HigherOrderOperator) and (
             any(self.roles[n] or n.op == "get_attr" for n in node.all_input_nodes)
         ):
-            self.unruled.append((node, refused_program(node)))
+            self.unruled.append(Unruled(node, refused_program(node), []))
             self.roles[node] = Role.CARRIER
-        elif node.op == "call_function" and any(self.roles[n] for n in node.all_input_nodes):
+        elif node.op == "call_function" and any(self.roles[n] for n in operands_in(node)):
             if not differentiable(node):
                 return  # a comparison, an index, a size: constant, whatever its operands
             try:
                 decision = self.decide(node)
             except _UnruledError as error:
                 if self.table.on_unknown == "error":
-                    self.unruled.append((node, str(error)))
+                    self.unruled.append(Unruled(node, str(error), self.data(node)))
                     self.roles[node] = Role.CARRIER
                     return
                 decision = self.opaque(node)
@@ -118,7 +123,7 @@ class _Walk:
         """
         row = self.row(node)
         kind = row.kind if row else Kind.LINEAR
-        operands = tuple(operands_of(node, row.part_of if row else {"self": "carrier"}, self.roles, self.kinds))
+        operands = tuple(operands_of(node, row.part_of if row else _PARTS, self.roles, self.kinds))
         stray = [o.name for o in operands if o.data and not _may_be_computed(kind, o.part)]
         if stray:
             raise _UnruledError(f"has {', '.join(stray)} computed from the input, which its row does not provide for")
@@ -126,7 +131,7 @@ class _Walk:
         named = tuple(self.sources(node, operands))
         if row and row.options.get("saturates"):
             named += (f"bound of {node.target}",)
-        op, degree = str(node.target) if row else "getitem", self.degree(node, row)
+        op, degree = str(node.target) if row else node.target.__name__, self.degree(node, row)  # type: ignore[union-attr]
         decision = Decision(
             node.name, op, kind, Role.CARRIER, operands, degree, named, row, place_of(node), pointwise=pointwise
         )
@@ -155,7 +160,7 @@ class _Walk:
 
     def seed(self, node: fx.Node, decision: Decision) -> str:
         """The single node of which this one is an elementwise function; the node itself if there is none."""
-        data = [n for n in node.all_input_nodes if self.roles[n]]
+        data = [n for n in operands_in(node) if self.roles[n]]
         seeds = {self.seeds.get(n.name, n.name) for n in data}
         shapes = {str(getattr(n.meta["val"], "shape", None)) for n in [node, *data]}
         elementwise = decision.kind in ELEMENTWISE and not mixes(decision) and len(shapes) == 1
@@ -173,8 +178,8 @@ class _Walk:
         )
 
     def row(self, node: fx.Node) -> Row | None:
-        """The table's row; None for an item of a tuple, which needs none."""
-        if node.target is operator.getitem:
+        """The table's row; None for an item of a tuple and a piece of a join, which need none."""
+        if node.target in (operator.getitem, piece):
             return None
         if not isinstance(node.target, torch._ops.OpOverload):
             raise _UnruledError("is not an op of torch.ops")
@@ -203,10 +208,14 @@ class _Walk:
             if current.op == "placeholder":
                 found.append(node.name if self.roles[current] else self.paths[current])
             # Sizes depend on the inputs, but have no tensor values.
-            new = [n for n in current.all_input_nodes if n not in seen and tensors_of(n)]
+            new = [n for n in operands_in(current) if n not in seen and tensors_of(n)]
             seen.update(new)
             pending += new
         return " and ".join(sorted(found)) if found and node.name not in found else node.name
+
+
+_PARTS = {"self": "carrier", "part": "carrier", "value": "like"}
+"""The operands of nodes that need no row: items of tuples, and pieces."""
 
 
 class _UnruledError(Exception):

@@ -7,7 +7,7 @@ import click
 from fxgrad.commands.terminal import stage
 from fxgrad.data.pictures import read_image
 from fxgrad.explainer.run import OnnxExplainer, draw
-from fxgrad.methods.targets import resolve
+from fxgrad.methods.names import resolve
 
 
 @click.command("run")

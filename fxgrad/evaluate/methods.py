@@ -110,10 +110,12 @@ def grid_of(converted: ConvertedModule) -> Grid:
         InputError: the model's input is no picture.
     """
     parts = anatomy(converted.classified)
-    if parts.size is None:
+    if parts.size is None or len(parts.size) != 2:
         raise InputError("evaluate takes models of pictures, (batch, channels, height, width).")
     height, width = (max(n for n in range(1, LARGEST + 1) if side % n == 0) for side in parts.size)
-    return parts.grid or (height, width)
+    if parts.grid is None or len(parts.grid) != 2:
+        return height, width
+    return parts.grid[0], parts.grid[1]
 
 
 def _attribute(

@@ -50,7 +50,9 @@ def export_explainer(
       several inputs are attributed, `attribution_NAME` for each. With `targets`, (batch, targets, ...);
     - `completeness_error`: |y - inputs - sources| / |y| of every example, (batch,) or (batch, targets).
 
-    All floating-point outputs have the model's dtype. The batch is dynamic, and so is every axis captured as dynamic.
+    All floating-point outputs have the model's dtype. The batch is dynamic, and so is every axis captured as dynamic,
+    unless torch cannot keep it free in the attribution: such an axis has the size of `args`, and the metadata's
+    `fixed` names it.
 
     Args:
         converted: what `fxgrad.convert` returned.
@@ -107,6 +109,7 @@ def export_explainer(
         "inputs": list(traced.inputs),
         "outputs": list(traced.outputs),
         "axes": {name: {str(axis): own for axis, own in axes.items()} for name, axes in traced.axes.items()},
+        "fixed": {name: {str(axis): size for axis, size in axes.items()} for name, axes in traced.fixed.items()},
         "pool": pool,
         **(metadata or {}),
     }

@@ -15,7 +15,7 @@ from fxgrad.explainer.settings import Settings
 from fxgrad.graph.axes import Within, where
 from fxgrad.graph.sizes import known, sizes_of
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.run.examples import BATCH, places_of
+from fxgrad.run.examples import BATCH, examples_of, tracked
 from fxgrad.run.recording import Contributions, Recording
 
 
@@ -128,8 +128,9 @@ def _places(converted: ConvertedModule) -> dict[str, Within]:
     """
     captured, decisions = converted.classified.captured, converted.classified.decisions
     entries = captured.entry_nodes
-    batch = next(sizes_of(p)[0] for p in entries if sizes_of(p))
-    axes = places_of(converted.classified, batch)
+    source = next(p for p in entries if sizes_of(p))
+    examples = examples_of(converted.classified, tracked(converted.classified), source)
+    axes, batch = examples.places, examples.size
     found = {}
     for name, decision in decisions.items():
         if decision.keeps:

@@ -19,8 +19,8 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
-from fxgrad.capture.export import without_fast_path
-from fxgrad.errors import ExportError, one_line
+from fxgrad.capture.tracing import without_fast_path
+from fxgrad.errors import ExportError, FxgradError, one_line
 from fxgrad.explainer.compute import Explanation, identifier
 from fxgrad.explainer.plain import with_plain_ops
 from fxgrad.explainer.settings import Settings
@@ -28,6 +28,9 @@ from fxgrad.explainer.simplify import simplify
 from fxgrad.graph.nodes import placeholders_of
 from fxgrad.graph.places import Place, place_of
 from fxgrad.module.converted import ConvertedModule
+
+FARTHEST = 4096
+"""How far from the example's size another one is looked for, such as the next multiple of a patch's side."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ class Traced:
         places: name of each node of the graph before torch.export -> its place in the model.
         inputs, outputs: names, in order.
         axes: input -> axis -> name, for dynamic axes.
+        fixed: input -> axis -> size, for axes that are free in the model, but not in its attribution.
     """
 
     program: ExportedProgram
@@ -46,6 +50,7 @@ class Traced:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     axes: Mapping[str, Mapping[int, str]]
+    fixed: Mapping[str, Mapping[int, int]]
 
 
 def trace(
@@ -63,74 +68,141 @@ def trace(
         decompositions: ATen op -> a function with the same signature to trace instead.
 
     Returns:
-        The program, with every axis dynamic that was captured as dynamic.
+        The program. Every axis is dynamic that was captured as dynamic, unless torch fixes it in the attribution.
 
     Raises:
         ExportError: no output is logits, or tracing failed.
     """
-    captured = converted.classified.captured
-    tensors = {identifier(i.name): v.detach() for i, v in zip(captured.inputs, leaves) if i.dtype is not None}
-    sizes = _Sizes(converted, tensors)
-    examples = {name: sizes.example(name, tensor) for name, tensor in tensors.items()}
-    batch, axis = sizes.batch(examples)
+    sizes = _Sizes(converted, leaves)
     explanation = Explanation(with_plain_ops(converted), settings)
-    rank = explanation.rank
+    while True:
+        try:
+            traced = _attempt(converted, explanation, sizes, decompositions or {})
+            lost = sizes.lost(traced.program)
+            if not lost:
+                return traced
+            error: Exception | None = None
+        except FxgradError:
+            raise
+        except Exception as failed:
+            said = r"(?:You marked|Not all values of) (\w+) (?:as dynamic but your code specialized|=)"
+            lost, error = set(re.findall(said, str(failed))), failed
+            if not lost and not sizes.free_lengths():
+                said = f"forward and attribution cannot be traced into one graph: {one_line(failed)}"
+                raise ExportError(said) from failed
+        if sizes.batch_name in lost:
+            raise ExportError(
+                f"the size of {sizes.batch_name} is free in the model, but torch {torch.__version__} does not keep it "
+                "free in its attribution. Convert the model with that size fixed: dynamic_shapes of fxgrad.convert."
+            ) from error
+        sizes.fix(lost or sizes.free_lengths())
+
+
+def _attempt(
+    converted: ConvertedModule,
+    explanation: Explanation,
+    sizes: _Sizes,
+    decompositions: Mapping[Any, Callable[..., Any]],
+) -> Traced:
+    """The traced explainer, for these free sizes."""
+    settings, rank = explanation.settings, explanation.rank
+    examples = {name: sizes.example(name, tensor) for name, tensor in sizes.tensors.items()}
+    batch, axis = sizes.batch(examples)
     shape = [n for n in (batch, settings.targets, rank if rank > 1 else None) if n is not None]
     examples["target"] = torch.zeros(shape, dtype=torch.long)
     axes = {**sizes.names, "target": {0: axis} if axis else {}}
     names: list[str] = []
 
     def explain(state: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
-        given = {f"converted.{path}": tensor for path, tensor in zip(captured.state, state)}
+        given = {f"converted.{path}": t for path, t in zip(converted.classified.captured.state, state)}
         outputs: dict[str, Tensor] = torch.func.functional_call(explanation, given, (inputs,))
         names[:] = list(outputs)
         return list(outputs.values())
 
-    try:
-        graph = _traced(explain, converted.state, examples, axes, decompositions or {})
-        simplify(graph.graph)
-        program, places = _exported(graph, converted, examples, axes)
-    except ExportError:
-        raise
-    except Exception as error:
-        said = r"(?:You marked|Not all values of) (\w+) (?:as dynamic but your code specialized|=)"
-        fixed = sorted(set(re.findall(said, str(error))))
-        if fixed:
-            raise ExportError(
-                f"the size of {', '.join(fixed)} is free in the model, but torch {torch.__version__} does not keep it "
-                "free in its attribution. Convert the model with that size fixed: dynamic_shapes of fxgrad.convert."
-            ) from error
-        raise ExportError(f"forward and attribution cannot be traced into one graph: {one_line(error)}") from error
-    return Traced(program, places, tuple(examples), tuple(names), axes)
+    graph = _traced(explain, converted.state, examples, axes, decompositions)
+    simplify(graph.graph)
+    program, places = _exported(graph, converted, examples, axes)
+    return Traced(program, places, tuple(examples), tuple(names), axes, sizes.fixed)
 
 
 class _Sizes:
-    """The dynamic axes: their names, and a size to trace each with."""
+    """The dynamic axes: their names, and a size to trace each with.
 
-    def __init__(self, converted: ConvertedModule, tensors: Mapping[str, Tensor]) -> None:
-        captured = converted.classified.captured
-        places = captured.entry_nodes
-        shapes = [p.meta["val"].shape for p, i in zip(places, captured.inputs) if i.dtype is not None]
-        self.names: dict[str, dict[int, str]] = {name: {} for name in tensors}
-        self.sizes: dict[str, int] = {}
+    Attributes:
+        tensors: input -> its example.
+        names: input -> axis -> name, for dynamic axes.
+        fixed: input -> axis -> size, for axes that had to be fixed.
+    """
+
+    def __init__(self, converted: ConvertedModule, leaves: Sequence[Any]) -> None:
+        self.captured = converted.classified.captured
+        self.leaves = leaves
+        inputs = [(at, identifier(i.name)) for at, i in enumerate(self.captured.inputs) if i.dtype is not None]
+        self.tensors: dict[str, Tensor] = {name: leaves[at].detach() for at, name in inputs}
+        self.names: dict[str, dict[int, str]] = {name: {} for name in self.tensors}
+        self.fixed: dict[str, dict[int, int]] = {}
+        self.places: dict[str, list[tuple[int, int]]] = {}
         called: dict[str, str] = {}
-        for (name, tensor), shape in zip(tensors.items(), shapes):
-            for axis, size in enumerate(shape):
+        for at, name in inputs:
+            tensor = self.tensors[name]
+            for axis, size in enumerate(self.captured.entry_nodes[at].meta["val"].shape):
                 if is_concrete_int(size):
                     continue
                 wanted = "batch" if axis == 0 else "sequence" if not tensor.is_floating_point() else f"{name}_{axis}"
-                while wanted in self.sizes and str(size) not in called:
+                while wanted in self.places and str(size) not in called:
                     wanted += "_"
-                own = called.setdefault(str(size), wanted)
-                self.names[name][axis] = own
-                self.sizes.setdefault(own, tensor.shape[axis])
-        # Tracing takes equal sizes for the same axis, and small sizes for constants.
-        taken = {0, 1, 2, 3, 4, *(size for tensor in tensors.values() for size in tensor.shape[1:])}
-        for own, size in self.sizes.items():
-            while size in taken:
-                size += 1
-            taken.add(size)
-            self.sizes[own] = size
+                own = self.names[name][axis] = called.setdefault(str(size), wanted)
+                self.places.setdefault(own, []).append((at, axis))
+        self.batch_name = next((named.get(0) for name, named in self.names.items() if self.tensors[name].dim()), None)
+        self.sizes: dict[str, int] = {}
+        self._choose()
+
+    def _choose(self) -> None:
+        """Choose a size for every name. Tracing takes equal sizes for the same axis, and small sizes for constants."""
+        self.sizes = {}
+        taken = {0, 1, 2, 3, 4, *(size for tensor in self.tensors.values() for size in tensor.shape[1:])}
+        for own, ((at, axis), *_) in self.places.items():
+            start = self.leaves[at].shape[axis]
+            candidates = [*range(start, start + FARTHEST), *range(start, 4, -1)]
+            found = next((n for n in candidates if n not in taken and self._fits({**self.sizes, own: n})), None)
+            if found is None:
+                self.fix({own})
+                return
+            taken.add(found)
+            self.sizes[own] = found
+
+    def _fits(self, sizes: Mapping[str, int]) -> bool:
+        """Whether the program holds for these sizes, and the examples' for the other axes."""
+        shapes = [list(leaf.shape) if isinstance(leaf, Tensor) else [] for leaf in self.leaves]
+        for own, size in sizes.items():
+            for at, axis in self.places[own]:
+                shapes[at][axis] = size
+        return all(check.fits(shapes) for check in self.captured.checks)
+
+    def free_lengths(self) -> set[str]:
+        """The names of the dynamic axes other than the batch."""
+        return set(self.places) - {self.batch_name}
+
+    def fix(self, names: set[str]) -> None:
+        """Keep these axes as they are in the examples."""
+        for own in names & set(self.places):
+            del self.places[own]
+            for name, named in self.names.items():
+                for axis in [axis for axis, other in named.items() if other == own]:
+                    del named[axis]
+                    self.fixed.setdefault(name, {})[axis] = self.tensors[name].shape[axis]
+        self._choose()
+
+    def lost(self, program: ExportedProgram) -> set[str]:
+        """The names of the dynamic axes that are none in a program."""
+        nodes = {node.name: node for node in placeholders_of(program.graph)}
+        inputs = [nodes[name] for name in program.graph_signature.user_inputs if name in nodes]
+        return {
+            own
+            for node, named in zip(inputs, self.names.values())
+            for axis, own in named.items()
+            if is_concrete_int(node.meta["val"].shape[axis])
+        }
 
     def example(self, name: str, tensor: Tensor) -> Tensor:
         """Zeros like the input, with the sizes to trace with."""
@@ -168,7 +240,7 @@ class _Echo(nn.Module):
         return [x.clone() for x in inputs]
 
 
-def _shapes(axes: Mapping[str, Mapping[int, str]]) -> tuple[dict[int, Dim], ...]:
+def _shapes(axes: Mapping[str, Mapping[int, str]]) -> tuple[dict[int, Any], ...]:
     """The dynamic axes in the form of torch.export's `dynamic_shapes`; axes of one name have one size."""
     dims = {name: Dim(name) for name in {own for named in axes.values() for own in named.values()}}
     return tuple({axis: dims[own] for axis, own in named.items()} for named in axes.values())
@@ -183,7 +255,8 @@ def _exported(
     """(exported program with named inputs and parameters, node name -> place)."""
     module = _with_names(graph.graph, converted, list(examples))
     with torch.no_grad():
-        program = torch.export.export(module, tuple(examples.values()), strict=False, dynamic_shapes=_shapes(axes))
+        free = tuple(dict.fromkeys(named, Dim.AUTO) for named in axes.values())
+        program = torch.export.export(module, tuple(examples.values()), strict=False, dynamic_shapes=free)
     return program, {node.name: _origin(node) for node in module.graph.nodes if node.op == "call_function"}
 
 

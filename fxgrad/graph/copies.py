@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import fx
 
+from fxgrad.graph.decided import is_decision
 from fxgrad.graph.nodes import arguments_of
 
 
@@ -74,12 +75,24 @@ def prune(graph: fx.Graph) -> None:
         >>> [node.name for node in graph.nodes]
         ['x', 'add', 'output']
     """
-    graph.eliminate_dead_code(is_impure_node=lambda node: node.is_impure() and not _draws_nothing(node))
+    graph.eliminate_dead_code(is_impure_node=_is_kept)
 
 
-def _draws_nothing(node: fx.Node) -> bool:
-    """Whether an op that may draw random numbers draws none: attention without dropout, or any op in eval mode."""
-    if torch.Tag.nondeterministic_seeded not in getattr(node.target, "tags", ()):
-        return False
-    arguments = arguments_of(node)
-    return arguments.get("dropout_p") == 0 or arguments.get("train") is False or arguments.get("training") is False
+def _is_kept(node: fx.Node) -> bool:
+    return is_decision(node) or (node.is_impure() and not (_may_draw(node) and not draws(node)))
+
+
+def draws(node: fx.Node) -> bool:
+    """Whether an op draws random numbers: not attention without dropout, nor any op in eval mode.
+
+    Example:
+        >>> graph = torch.export.export(torch.nn.Dropout().eval(), (torch.ones(2),)).graph
+        >>> [draws(node) for node in graph.nodes if node.op == "call_function"]
+        [False]
+    """
+    arguments = arguments_of(node) if _may_draw(node) else {"train": False}
+    return not (arguments.get("dropout_p") == 0 or False in (arguments.get("train"), arguments.get("training")))
+
+
+def _may_draw(node: fx.Node) -> bool:
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())

@@ -76,6 +76,7 @@ class _Tracker:
             if node.op == "placeholder":
                 shape = sizes_of(node)
                 self.axes[node] = tuple(fresh(node.name, i, shape[i]) if a is None else a for i, a in enumerate(axes))
+                self.note(node)
 
     def visit(self, node: fx.Node) -> None:
         shape = sizes_of(node)
@@ -85,7 +86,11 @@ class _Tracker:
                 self.unite(axis, found[i])
                 found[i] = axis
         self.axes[node] = tuple(found)
-        self.whole |= {atom[:2]: atom.size for axis in found for atom in axis if atom.origin == node.name}
+        self.note(node)
+
+    def note(self, node: fx.Node) -> None:
+        """Note the sizes of a node's own axes."""
+        self.whole |= {atom[:2]: atom.size for axis in self.axes[node] for atom in axis if atom.origin == node.name}
 
     def by_size(self, node: fx.Node, i: int, axis: Axis) -> Axis:
         """Take an unknown axis of a free size for the known axis of the same size."""
@@ -152,7 +157,7 @@ class _Tracker:
         """The axes after any other op: an axis stays if no argument names it and its size stays."""
         rank = len(sizes_of(operands[0])) if operands else 0
         arguments = arguments_of(node)
-        named = _named(arguments, rank)
+        named = named_axes(arguments, rank)
         if rank == len(shape):
             weight = arguments.get("weight")
             if isinstance(weight, fx.Node):  # (out, in, ...): makes new channels
@@ -185,8 +190,17 @@ class _Tracker:
         return tuple(found)
 
 
-def _named(arguments: Mapping[str, Any], rank: int) -> set[int]:
-    """The axes that an op's arguments name."""
+def named_axes(arguments: Mapping[str, Any], rank: int) -> set[int]:
+    """The axes that an op's arguments name.
+
+    Args:
+        arguments: see `fxgrad.graph.nodes.arguments_of`.
+        rank: the number of the operand's axes.
+
+    Example:
+        >>> named_axes({"self": None, "dim": -1}, 3), named_axes({"indices": [None, 5]}, 3)
+        ({2}, {1})
+    """
     named = arguments.get("dim", arguments.get("dims"))
     given = named if isinstance(named, (list, tuple)) else [named]
     found = {d % rank for d in given if isinstance(d, int) and rank}

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
+import types
 from typing import Any
 
 import torch
@@ -30,6 +32,22 @@ def differentiable(node: fx.Node) -> bool:
     return any(v.is_floating_point() or v.is_complex() for v in tensors_of(node))
 
 
+def descendants(node: fx.Node) -> set[fx.Node]:
+    """The node, and all nodes that depend on it.
+
+    Example:
+        >>> graph = fx.symbolic_trace(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Tanh())).graph
+        >>> sorted(node.name for node in descendants(list(graph.nodes)[1]))
+        ['_0', '_1', 'output']
+    """
+    found, pending = {node}, [node]
+    while pending:
+        new = [user for user in pending.pop().users if user not in found]
+        found.update(new)
+        pending += new
+    return found
+
+
 def op_name(node: fx.Node) -> str:
     """The name of a node's op, without namespace and overload; "" if the node calls no op of PyTorch.
 
@@ -44,6 +62,8 @@ def arguments_of(node: fx.Node) -> dict[str, Any]:
     """The node's arguments by their names in the op's schema, defaults filled in."""
     if node.target is operator.getitem:
         return dict(zip(("self", "index"), node.args))
+    if isinstance(node.target, types.FunctionType):
+        return dict(zip(inspect.signature(node.target).parameters, node.args)) | node.kwargs
     if not isinstance(node.target, torch._ops.OpOverload):
         return {f"args[{i}]": a for i, a in enumerate(node.args)} | node.kwargs
     schema: Any = node.target._schema.arguments

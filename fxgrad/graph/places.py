@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import linecache
 import os
 import re
 import sys
 import traceback
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import fx
 
+_EXPORT, _LAYERS = (os.path.join(os.path.dirname(torch.__file__), folder, "") for folder in ("export", "nn"))
+_CALLER = os.path.join(_LAYERS, "modules", "module.py")
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 
@@ -41,10 +44,10 @@ def place_of(node: fx.Node) -> Place:
     path = next(reversed([path for path, _ in stack.values()]), "")
     lines = [line.strip() for line in (node.meta.get("stack_trace") or "").splitlines()]
     for where, code in reversed(list(zip(lines, [*lines[1:], ""]))):
-        if where.startswith('File "') and not _of_library(where.split('"')[1]):
+        if where.startswith('File "') and not of_library(where.split('"')[1]):
             file, line = where.split('"')[1], where.split("line ")[1].split(",")[0]
             known = code and not code.startswith('File "')  # else the source text is not at hand
-            return Place(path, f"{_short(file)}:{line}{': ' + code if known else ''}")
+            return Place(path, f"{short(file)}:{line}{': ' + code if known else ''}")
     return Place(path, "")
 
 
@@ -55,19 +58,60 @@ def raised_at(error: BaseException) -> str:
         chain.append(cause)
     for link in reversed(chain):
         for frame in reversed(traceback.extract_tb(link.__traceback__)):
-            if os.path.exists(frame.filename) and not _of_library(frame.filename):
-                return f"{_short(frame.filename)}:{frame.lineno}: {frame.line}"
+            if os.path.exists(frame.filename) and not of_library(frame.filename):
+                return f"{short(frame.filename)}:{frame.lineno}: {frame.line}"
     return ""
 
 
-def _of_library(file: str) -> bool:
-    """Whether a file belongs to torch (generated ones too) or to fxgrad, except for its demo, which is user code."""
+def called_from() -> str:
+    """`file:line: code` of the innermost frame of the model that torch.export is tracing, or of one of torch's layers.
+
+    Returns "" where there is neither.
+
+    Example:
+        >>> called_from()  # nothing is being traced
+        ''
+    """
+    frame: Any = sys._getframe(1)
+    own, layers = None, None
+    while frame is not None and not frame.f_code.co_filename.startswith(_EXPORT):
+        file = frame.f_code.co_filename
+        own = own or (None if of_library(file) else frame)
+        layers = layers or (frame if file.startswith(_LAYERS) and file != _CALLER else None)
+        frame = frame.f_back
+    found = None if frame is None else own or layers
+    return line_of(found.f_code.co_filename, found.f_lineno) if found else ""
+
+
+def line_of(file: str, number: int | None) -> str:
+    """`file:line: code`, the file's path relative to where it can be imported from.
+
+    Example:
+        >>> line_of("/nowhere/model.py", 3)
+        '/nowhere/model.py:3'
+    """
+    code = linecache.getline(file, number or 0).strip()
+    return f"{short(file)}:{number}{': ' + code if code else ''}"
+
+
+def of_library(file: str) -> bool:
+    """Whether a file belongs to torch (generated ones too) or to fxgrad, except for its demo, which is user code.
+
+    Example:
+        >>> of_library(torch.__file__), of_library("model.py")
+        (True, False)
+    """
     own = file.startswith(_PACKAGE) and not file.startswith(os.path.join(_PACKAGE, "demo", ""))
     return own or file.startswith(("<", os.path.join(os.path.dirname(torch.__file__), "")))
 
 
-def _short(file: str) -> str:
-    """A file's path relative to the working directory or to an import root."""
+def short(file: str) -> str:
+    """A file's path relative to the working directory or to an import root.
+
+    Example:
+        >>> short(os.path.join(os.getcwd(), "model.py"))
+        'model.py'
+    """
     roots = [os.getcwd(), *(p for p in sys.path if p)]
     return min((os.path.relpath(file, r) for r in roots if file.startswith(r + os.sep)), key=len, default=file)
 

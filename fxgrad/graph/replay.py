@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, fx
+
+from fxgrad.errors import one_line
+from fxgrad.graph.places import place_of
 
 
 class Replay:
@@ -67,3 +70,39 @@ class Replay:
             return [None] * len(wanted)
         ends, starts = [z for z, _ in pairs], [c for _, c in pairs]
         return list(torch.autograd.grad(ends, list(leaves.values()), starts, allow_unused=True))
+
+
+def failure(program: fx.GraphModule, inputs: Sequence[Any], error: Exception) -> str:
+    """What went wrong in a run of a program: the op that fails, its place, and its error.
+
+    Args:
+        program: run once more, without gradients, up to the op that fails.
+        inputs: of its placeholders.
+        error: what the run raised.
+
+    Example:
+        >>> program = fx.symbolic_trace(torch.nn.Linear(2, 3))
+        >>> print(failure(program, [torch.ones(1, 4)], ValueError("no")).split(":")[0])
+        <built-in function linear> at the model itself, source line unknown fails on these inputs
+    """
+    watched = _Watched(program)
+    try:
+        with torch.no_grad():
+            watched.run(*inputs)
+    except Exception as again:
+        error = again
+    where = f"{watched.last.target} at {place_of(watched.last)}" if watched.last else "the program"
+    return (
+        f"{where} fails on these inputs: {one_line(error)}. The model itself takes inputs like its example: compare "
+        "shapes, and ids with the size of their table."
+    )
+
+
+class _Watched(fx.Interpreter):
+    """Runs a program, and knows the node that ran last."""
+
+    last: fx.Node | None = None
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.last = n
+        return super().run_node(n)

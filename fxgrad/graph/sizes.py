@@ -88,6 +88,33 @@ def same(a: Size, b: Size) -> bool:
     return not both_numbers and sympy.expand(a - b) == 0
 
 
+def number(size: Size) -> int | None:
+    """A size as an int; None where it is free.
+
+    Example:
+        >>> s = sympy.Symbol("s")
+        >>> number(s + 2 - s), number(s)
+        (2, None)
+    """
+    if isinstance(size, int):
+        return size
+    expanded = sympy.expand(size)
+    return int(expanded) if expanded.is_Integer else None
+
+
+def at_most(a: Size, b: Size) -> bool | None:
+    """Whether a <= b, whatever the free sizes are; None where that depends on them.
+
+    Example:
+        >>> s = sympy.Symbol("s", integer=True, positive=True)
+        >>> at_most(s, 2 * s), at_most(s + 1, s), at_most(s, 2)
+        (True, False, None)
+    """
+    difference = sympy.expand(b - a)
+    found: bool | None = difference.is_nonnegative
+    return found
+
+
 def quotient(a: Size, b: Size) -> Size | None:
     """a / b if that is a size, else None.
 

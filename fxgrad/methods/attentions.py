@@ -64,19 +64,23 @@ def gradsam(problem: Problem) -> Map:
 def attcat(problem: Problem) -> Map:
     """Sum over blocks of the attention to a token (mean over heads and rows) times its sum_c h * g after the block.
 
-    h is the next block's input; for the last block, its output.
+    h is the next block's input; for the last block, its output. Rows of tokens that the target does not depend on, such
+    as padding, do not count.
 
     Source: Qiang et al., AttCAT, NeurIPS 2022, section 3.
     """
     problem.anatomy.of_attentions("attcat")
-    blocks = [block for block in problem.anatomy.blocks if block.attentions]
-    entries = {block.path: block.entry for block in problem.anatomy.blocks}
-    following = dict(zip(entries, [*list(entries.values())[1:], problem.anatomy.blocks[-1].exit]))
+    reached = problem.blocks("attcat")
+    if not any(block.attentions for block in reached):
+        reached = list(problem.anatomy.blocks)
+    blocks = [block for block in reached if block.attentions]
+    entries = {block.path: block.entry for block in reached}
+    following = dict(zip(entries, [*list(entries.values())[1:], reached[-1].exit]))
     found = problem.run(_reads([b.attentions for b in blocks]) | {following[b.path] for b in blocks})
     terms = []
     for block in blocks:
         h, g = found.values[following[block.path]], found.cotangents[following[block.path]]
-        received = _weights(problem, found.values, block.attentions).mean((1, 2))
+        received = problem.mean(_weights(problem, found.values, block.attentions).mean(1))
         if g is None or h.dim() != 3 or h.shape[:2] != received.shape:
             raise InputError(
                 f"attcat needs (batch, tokens, channels) with a cotangent behind {block.path}; {following[block.path]} "
@@ -108,8 +112,8 @@ def tokentm(problem: Problem) -> Map:
         values = [found.values[a.value] for a in block.attentions]
         side_by_side = torch.cat([_heads(v, len(h)).transpose(1, 2).flatten(2) for v in values], 2)
         stream, branch = (found.values[name] for name in _branch(block))
-        c = c + next(relevant) @ (_transformed(block, h, side_by_side)[:, :, None] * c)
-        c = c + _transformed(block, stream, branch)[:, :, None] * c
+        c = c + next(relevant) @ (_transformed(problem, block, h, side_by_side)[:, :, None] * c)
+        c = c + _transformed(problem, block, stream, branch)[:, :, None] * c
     assert c is not None
     return Map(tokens=problem.row_of(c))
 
@@ -189,7 +193,7 @@ def _branch(block: Block) -> tuple[str, str]:
     return stream, branch
 
 
-def _transformed(block: Block, before: Tensor, after: Tensor) -> Tensor:
+def _transformed(problem: Problem, block: Block, before: Tensor, after: Tensor) -> Tensor:
     """The transformation weights of tokens, (batch, tokens)."""
     if before.shape != after.shape:
         raise InputError(
@@ -198,7 +202,7 @@ def _transformed(block: Block, before: Tensor, after: Tensor) -> Tensor:
         )
     direction = torch.nn.functional.cosine_similarity(before, after, dim=2).exp()
     length = after.norm(dim=2) / before.norm(dim=2).clamp(min=torch.finfo(before.dtype).tiny)
-    weights: Tensor = length * direction / direction.mean(1, keepdim=True)
+    weights: Tensor = length * direction / problem.mean(direction)[:, None]
     return weights
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from fxgrad.methods.text import Text
 
 
+_INTERPOLATED = {1: "linear", 2: "bilinear", 3: "trilinear"}
+
+
 @dataclass(frozen=True, eq=False)
 class Attribution:
     """One target, attributed by one method under one policy, for a batch of examples.
@@ -28,11 +31,17 @@ class Attribution:
         rules: the policy's name; "gradient" is the plain gradient.
         label: the target, in words.
         output: the target's value, (batch,).
-        map: over pixels, (batch, height, width), or over tokens, (batch, prefix tokens and patches).
-        apart: contributions that belong to no part of the map, such as the head's bias, (batch,); None if the method's
-            numbers are no shares of the target's value.
+        map: of the attributed input: over pixels, (batch, height, width); over tokens, (batch, prefix tokens and
+            patches); or over its own axes without its channels, (batch, ...). Several embeddings of the same tokens
+            that are added up have one map, their sum.
+        maps: name of an attributed input, or of an embedding -> its map, (batch, *its own axes without its channels).
+            An input that all examples share, such as a graph's nodes, has one for each: all of its axes follow the
+            batch's. Methods that look at blocks have `map` for their input.
+        apart: contributions of constants that belong to no part of the maps, such as the head's bias, (batch,); None if
+            the method's numbers are no shares of the target's value.
         copies: all shares add up to this multiple of the target's value (fullgrad_plus: the number of blocks).
         anatomy: the model's anatomy, with its grid of patches and its number of prefix tokens.
+        of_pixels: whether `map` is over pixels, and not over tokens.
         note: a warning, or "".
     """
 
@@ -41,15 +50,12 @@ class Attribution:
     label: str
     output: Tensor
     map: Tensor
+    maps: Mapping[str, Tensor]
     apart: Tensor | None
     copies: int
     anatomy: Anatomy
+    of_pixels: bool
     note: str = ""
-
-    @property
-    def of_pixels(self) -> bool:
-        """Whether the method attributes to pixels, and not to tokens."""
-        return self.map.dim() == 3
 
     @property
     def grid(self) -> Grid:
@@ -68,7 +74,9 @@ class Attribution:
     @property
     def tokens(self) -> Tensor:
         """(batch, tokens), without prefix tokens; for a map of pixels, the sum of each patch."""
-        return resample(self.map, self.grid).flatten(1) if self.of_pixels else self.map[:, self.anatomy.prefix :]
+        if self.of_pixels and (self.anatomy.grid is not None or self.map.dim() > 2):
+            return resample(self.map, self._grid_of_pixels()).flatten(1)
+        return self.map.reshape(len(self.map), -1)[:, 0 if self.of_pixels else self.anatomy.prefix :]
 
     @property
     def prefix(self) -> Tensor:
@@ -86,25 +94,40 @@ class Attribution:
 
     @property
     def pixels(self) -> Tensor:
-        """(batch, height, width): the map of pixels, or the patches, interpolated bilinearly.
+        """(batch, height, width): the map of pixels, or the patches, interpolated linearly along each axis.
 
         Raises:
             InputError: the model's input is no picture.
         """
         if self.of_pixels:
             return self.map
-        if self.anatomy.size is None:
+        size = self.anatomy.size
+        if size is None:
             raise InputError(
                 f"input {self.anatomy.input!r} is no picture (batch, channels, height, width): use .tokens."
             )
-        return F.interpolate(self.patches[:, None], self.anatomy.size, mode="bilinear")[:, 0]
+        if len(size) != len(self._grid_of_pixels()):
+            raise InputError(
+                f"the model's map of features has {len(self.grid)} axes, input {self.anatomy.input!r} has {len(size)}: "
+                "use .patches."
+            )
+        return F.interpolate(self.patches[:, None], size, mode=_INTERPOLATED[len(size)])[:, 0]
+
+    def _grid_of_pixels(self) -> Grid:
+        """The grid of the patches, with as many axes as the map of pixels."""
+        if self.of_pixels and len(self.grid) != self.map.dim() - 1:
+            raise InputError(
+                f"the model's map of features has {len(self.grid)} axes, the map of input {self.anatomy.input!r} has "
+                f"{self.map.dim() - 1}: use .map."
+            )
+        return self.grid
 
     @property
     def total(self) -> Tensor | None:
         """The sum of all shares of each example, divided by `copies`, (batch,); None if there are no shares."""
         if self.apart is None:
             return None
-        return (self.map.flatten(1).sum(1) + self.apart) / self.copies
+        return (sum((m.reshape(len(m), -1).sum(1) for m in self.maps.values()), self.apart)) / self.copies
 
     @property
     def completeness_error(self) -> float | None:
@@ -142,8 +165,8 @@ class Attribution:
 
         self._has(example)
         size, error = self.anatomy.size, self.completeness_error
-        if size is None:
-            raise InputError("the input is no picture: show a text's tokens by .text(words).")
+        if size is None or len(size) != 2:
+            raise InputError("the input is no picture: show a text's tokens by .text(words); .map has the numbers.")
         values = (self.map if self.of_pixels else self.patches)[example].detach().float().cpu()
         complete = "" if error is None else f", completeness error {error:#.2g}"
         title = title or f"{self.label}: {float(self.output[example]):.3g}"
@@ -178,7 +201,7 @@ class Attribution:
         return Text(tuple(words), tuple(scores.double().tolist()), self.label, clip)
 
     def save(self, path: str | Path) -> None:
-        """Write the numbers to an .npz file: map, output, total if there is one, and the names.
+        """Write the numbers to an .npz file: map, output, total if there is one, and the names; maps of several inputs.
 
         Raises:
             InputError: the path does not end in .npz, or cannot be written.
@@ -188,6 +211,8 @@ class Attribution:
         if Path(path).suffix != ".npz":
             raise InputError(f"{path}: the numbers go to an .npz file; plot(path) draws a .png, .svg or .pdf.")
         found = {"map": self.map, "output": self.output, "apart": self.apart, "total": self.total}
+        if len(self.maps) > 1:
+            found |= {f"maps[{name}]": map for name, map in self.maps.items()}
         if not self.of_pixels or self.anatomy.grid is not None:
             found["tokens"] = self.tokens
         arrays: dict[str, Any] = {k: v.detach().float().cpu().numpy() for k, v in found.items() if v is not None}
@@ -202,7 +227,9 @@ class Attribution:
         complete = "not made of shares" if error is None else f"completeness error {error:#.2g}"
         kind = "pixels" if self.of_pixels else "tokens"
         first = f"{self.method} of {self.label} under {self.rules}: {tuple(self.map.shape)} {kind}, {complete}"
-        return "\n".join(filter(None, (first, self.note)))
+        several = ", ".join(f"{name} {tuple(map.shape)}" for name, map in self.maps.items())
+        of = f"inputs: {several}; .map is of {self.anatomy.input}" if len(self.maps) > 1 else ""
+        return "\n".join(filter(None, (first, of, self.note)))
 
     def __repr__(self) -> str:
         return str(self)
@@ -223,8 +250,10 @@ def joined(parts: Sequence[Attribution]) -> Attribution:
         first.label if len(labels) == 1 else "a class per example",
         torch.cat([p.output for p in parts]),
         torch.cat([p.map for p in parts]),
+        {name: torch.cat([p.maps[name] for p in parts]) for name in first.maps},
         torch.cat(apart) if apart else None,
         first.copies,
         first.anatomy,
+        first.of_pixels,
         first.note,
     )

@@ -1,4 +1,4 @@
-"""Methods of one layer: h is its value, g its cotangent; by default it is the input of the last block."""
+"""Methods of one layer: h is its value, g its cotangent; by default it is the input of the last block with one."""
 
 from __future__ import annotations
 
@@ -8,22 +8,26 @@ import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
+from fxgrad.graph.sizes import sizes_of
 from fxgrad.methods.definition import method
-from fxgrad.methods.placing import layout, per_token
+from fxgrad.methods.parts import TOKENS
+from fxgrad.methods.placing import Layout, layout, per_token
 from fxgrad.methods.problem import Map, Problem
 from fxgrad.run.recording import Contributions
 
-Score = Callable[[Tensor, Tensor], Tensor]
-"""h and g, (batch, tokens, channels) -> (batch, tokens), without prefix tokens."""
+Mean = Callable[[Tensor], Tensor]
+"""(batch, tokens, channels) -> (batch, channels): the mean over the tokens that count."""
+Score = Callable[[Tensor, Tensor, Mean], Tensor]
+"""h and g, (batch, tokens, channels), without prefix tokens, and the mean -> (batch, tokens)."""
 
 
 @method(layered=True)
 def gradcam(problem: Problem) -> Map:
-    """relu(sum_c h * mean_t(g)), the mean over the patches.
+    """relu(sum_c h * mean_t(g)), the mean over the patches; padding does not count.
 
     Source: Selvaraju et al., Grad-CAM, ICCV 2017, arXiv:1610.02391, eqs. 1 and 2.
     """
-    return _cam(problem, "gradcam", lambda h, g: (h * g.mean(1, keepdim=True)).sum(2).relu())
+    return _cam(problem, "gradcam", lambda h, g, mean: (h * mean(g)[:, None]).sum(2).relu())
 
 
 @method(layered=True)
@@ -32,7 +36,7 @@ def gradcam_plus(problem: Problem) -> Map:
 
     Source: Mehri et al., SkipPLUS, CVPR 2024 workshops; LibraGrad, arXiv:2411.16760.
     """
-    return _cam(problem, "gradcam_plus", lambda h, g: (h * g.mean(1, keepdim=True)).sum(2))
+    return _cam(problem, "gradcam_plus", lambda h, g, mean: (h * mean(g)[:, None]).sum(2))
 
 
 @method(layered=True)
@@ -43,10 +47,9 @@ def xgradcam_plus(problem: Problem) -> Map:
     workshops, for |h| and no ReLU.
     """
 
-    def score(h: Tensor, g: Tensor) -> Tensor:
-        strength = h.abs().sum(1, keepdim=True)
-        weights = (g * h.abs()).sum(1, keepdim=True) / strength.clamp(min=torch.finfo(h.dtype).tiny)
-        return (h * weights).sum(2)
+    def score(h: Tensor, g: Tensor, mean: Mean) -> Tensor:
+        weights = mean(g * h.abs()) / mean(h.abs()).clamp(min=torch.finfo(h.dtype).tiny)
+        return (h * weights[:, None]).sum(2)
 
     return _cam(problem, "xgradcam_plus", score)
 
@@ -57,18 +60,28 @@ def hirescam(problem: Problem) -> Map:
 
     Source: Draelos, Carin, Use HiResCAM instead of Grad-CAM, arXiv:2011.08891.
     """
-    name = _layer(problem, "hirescam")
+    name = _layer(problem, "hirescam", complete=True)
     found = problem.run([name], sources=True)
     value, cotangent = _met(problem, found, name)
-    tokens, lost = per_token(value * cotangent, problem.nodes[name], problem.anatomy, problem.batch)
+    if problem.layer is not None:
+        _laid(problem, "hirescam", name, value)
+    tokens, lost = per_token(value * cotangent, problem.nodes[name], problem.anatomy, problem.batch, problem.example)
     behind = problem.behind(name)
-    return Map(tokens=tokens, apart=lost + problem.kept(found, behind) + problem.beside(found, behind))
+    return Map(tokens=tokens, apart=lost + problem.kept(found, behind), maps=problem.beside(found, behind))
 
 
-def _layer(problem: Problem, method: str) -> str:
+def _layer(problem: Problem, method: str, complete: bool = False) -> str:
     if problem.layer is not None:
         return problem.layer_node("")
-    return problem.anatomy.of_blocks(method)[-1].entry
+    found = problem.blocks(method, complete)
+    return next((b.entry for b in reversed(found) if _lies(problem, b.entry)), found[-1].entry)
+
+
+def _lies(problem: Problem, name: str) -> bool:
+    """Whether a value has the tokens of the map, as far as its shape tells."""
+    anatomy, rank = problem.anatomy, len(sizes_of(problem.nodes[name]))
+    tokens = any(atom.origin == TOKENS for axis in anatomy.places.get(name, ()) for atom in axis)
+    return tokens or (anatomy.grid is not None and rank == len(anatomy.grid) + 2)
 
 
 def _met(problem: Problem, found: Contributions, name: str) -> tuple[Tensor, Tensor]:
@@ -86,14 +99,22 @@ def _cam(problem: Problem, method: str, score: Score) -> Map:
     """The map of a score of the layer's tokens."""
     name = _layer(problem, method)
     value, cotangent = _met(problem, problem.run([name]), name)
+    where = _laid(problem, method, name, value)
+    h, g = where.rows(value), where.rows(cotangent)
+    inside = slice(None) if where.map else slice(where.ahead, where.ahead + problem.anatomy.count)
+    scores = torch.zeros_like(h[:, :, 0])
+    scores[:, inside] = score(h[:, inside], g[:, inside], problem.mean)
+    if not where.map and problem.counted is not None and problem.counted.shape == scores.shape:
+        scores = scores * problem.counted  # padding may have a value, but the target does not depend on it
+    return Map(tokens=where.put(scores, problem.anatomy))
+
+
+def _laid(problem: Problem, method: str, name: str, value: Tensor) -> Layout:
+    """How the tokens lie in a layer's value."""
     where = layout(value, problem.nodes[name], problem.anatomy, problem.batch)
     if where is None:
         raise InputError(
             f"{method} looks at a layer's tokens or map of features, and {problem.layer or name!r} of shape "
             f"{tuple(value.shape)} has no axis of tokens. Pick another layer."
         )
-    h, g = where.rows(value), where.rows(cotangent)
-    inside = slice(where.ahead, where.ahead + problem.anatomy.count) if len(where.tokens) == 1 else slice(None)
-    scores = torch.zeros_like(h[:, :, 0])
-    scores[:, inside] = score(h[:, inside], g[:, inside])
-    return Map(tokens=where.put(scores, problem.anatomy))
+    return where

@@ -25,6 +25,7 @@ class Method:
             examples of a batch one by one.
         layered: whether it is a method of one layer, with the option `layer=`.
         takes_gradient: whether its result depends on the policy.
+        of_inputs: whether it maps every attributed input, element by element or summed over the axis `channels=`.
     """
 
     name: str
@@ -32,6 +33,7 @@ class Method:
     shares: bool = False
     layered: bool = False
     takes_gradient: bool = True
+    of_inputs: bool = False
 
     def refused(self, option: str) -> str | None:
         """Why the method has no such option; None if it has.
@@ -49,12 +51,17 @@ class Method:
 
 
 def method(
-    *, name: str | None = None, shares: bool = False, layered: bool = False, takes_gradient: bool = True
+    *,
+    name: str | None = None,
+    shares: bool = False,
+    layered: bool = False,
+    takes_gradient: bool = True,
+    of_inputs: bool = False,
 ) -> Callable[[Function], Function]:
     """State facts about a method. The function stays as it is, and nothing is registered.
 
     Args:
-        name, shares, layered, takes_gradient: see `Method`; the name is the function's by default.
+        name, shares, layered, takes_gradient, of_inputs: see `Method`; the name is the function's by default.
 
     Returns:
         A decorator.
@@ -68,7 +75,7 @@ def method(
     """
 
     def marked(function: Function) -> Function:
-        facts = Method(name or _name(function), function, shares, layered, takes_gradient)
+        facts = Method(name or _name(function), function, shares, layered, takes_gradient, of_inputs)
         setattr(function, _MARK, facts)
         return function
 

@@ -7,15 +7,19 @@ from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from fxgrad.errors import InputError
 from fxgrad.methods import attentions, cams, fullgrad, inputs
+from fxgrad.methods.aim import aimed, axis_of, outputs_of
 from fxgrad.methods.attribution import Attribution, joined
 from fxgrad.methods.definition import Method, method_of
+from fxgrad.methods.maps import Channels
+from fxgrad.methods.names import Names
 from fxgrad.methods.parts import Grid
-from fxgrad.methods.problem import Map, Problem
-from fxgrad.methods.search import Search
-from fxgrad.methods.targets import Target, scored
+from fxgrad.methods.problem import Map, Problem, size_of_batch
+from fxgrad.methods.search import GRAPH, Search
+from fxgrad.methods.targets import Contrast, Target, scored
 from fxgrad.module.converted import ConvertedModule
 
 METHODS: dict[str, Callable[..., Map]] = {
@@ -40,6 +44,7 @@ def attribute(
     target: list[Target],
     method: str | Callable[..., Map] = ...,
     layer: str | None = ...,
+    channels: int | str | Channels | None = ...,
     **options: Any,
 ) -> list[Attribution]: ...
 @overload
@@ -51,6 +56,7 @@ def attribute(
     target: Target,
     method: str | Callable[..., Map] = ...,
     layer: str | None = ...,
+    channels: int | str | Channels | None = ...,
     **options: Any,
 ) -> Attribution: ...
 def attribute(
@@ -61,12 +67,13 @@ def attribute(
     target: Target | list[Target],
     method: str | Callable[..., Map] = "input_x_gradient",
     layer: str | None = None,
-    class_names: Sequence[str] | None = None,
+    class_names: Names | None = None,
     input: str | None = None,
     blocks: Sequence[str] | None = None,
     grid: Grid | None = None,
     prefix: int | None = None,
     class_token: int | None = None,
+    channels: int | str | Channels | None = GRAPH,
     **options: Any,
 ) -> Attribution | list[Attribution]:
     """Attribute a target to the input: which parts speak for it, and which against it.
@@ -80,14 +87,20 @@ def attribute(
         method: a name in `fxgrad.methods.METHODS`, or a function of your own from a `fxgrad.methods.Problem` to a
             `fxgrad.methods.Map`. The decorator `fxgrad.methods.method` says that it counts constants, or takes a layer.
         layer: module path of the layer for gradcam, gradcam_plus, xgradcam_plus and hirescam, which use its output; by
-            default they use the input of the last block.
-        class_names: one per logit, for targets by name.
-        input: name of the attributed input, if there are several.
+            default they use the input of the last block that the target's gradient reaches.
+        class_names: for targets by name: one per logit, a mapping such as config.id2label or tokenizer.get_vocab(), or
+            the tokenizer.
+        input: name of the attributed input, if there are several: `.map` and methods that look at blocks are of this
+            one, by default the first. An embedding of token ids has the name of its module.
+        channels: for methods of the inputs, the axis of the input that its map sums over: a number, None to map every
+            element, or a dict of these by the input's name. By default it is the axis that the model's own layers read
+            as channels (or as features, where an input has other axes besides).
         blocks, grid, prefix, class_token: override what is read from the graph; see `fxgrad.methods.Anatomy`.
         **options: options of the method, such as n_steps of integrated_gradients.
 
     Returns:
-        The attribution: .tokens (batch, tokens), .patches (batch, rows, columns), .pixels (batch, height, width).
+        The attribution: .tokens (batch, tokens), .patches (batch, rows, columns), .pixels (batch, height, width), and
+        .maps, name of an input -> (batch, *the input's own axes without its channels).
 
     Raises:
         InputError: no such method, option, layer or target; the model lacks what the method needs; or your own method
@@ -110,22 +123,29 @@ def attribute(
 
     Source: docs/methods.md has every method's formula and paper.
     """
-    chosen = _chosen(method, layer, options)
+    chosen = _chosen(method, layer, channels, options)
     with torch.no_grad():
         entries = converted.entries(args, kwargs)
     search = Search(converted.classified, input, entries)
-    parts = search.anatomy(blocks, grid, prefix, class_token)
+    parts = search.anatomy(blocks, grid, prefix, class_token, channels)
     with torch.no_grad():
         outputs = converted.run(entries)
+    leaves, spec = pytree.tree_flatten(outputs)
+    batch = size_of_batch(converted.classified, entries, parts, leaves)
+    if not batch:
+        raise InputError(f"input {parts.input!r} has no examples: its first axis has size 0.")
+    where = outputs_of(converted.classified, parts)
 
     def one(target: Target) -> Attribution:
-        fitted = scored(target, outputs, class_names)
-        output = fitted.score(outputs).detach()
-        problem = Problem(converted, entries, fitted, parts, layer)
-        if problem.batch > 1 and chosen.shares and problem.mixed:
-            single = [problem.only(i) for i in range(problem.batch)]
-            return joined([_solved(chosen, p, y[None], options) for p, y in zip(single, output)])
-        return _solved(chosen, problem, output, options)
+        count = batch if parts.inputs else _count(target, outputs, batch)
+        fitted = scored(target, outputs, class_names, batch=count, axis=axis_of(leaves, where, count))
+        problem = Problem(converted, entries, aimed(fitted, leaves, spec, where, count), parts, layer).on_layer()
+        if not chosen.of_inputs:
+            problem.refuse_several(chosen.name)
+        each = (chosen.shares and problem.mixed) or (chosen.takes_gradient and problem.shared)
+        if count > 1 and each:
+            return joined([_solved(chosen, problem.only(i, whole=not chosen.shares), options) for i in range(count)])
+        return _solved(chosen, problem, options)
 
     return [one(t) for t in target] if isinstance(target, list) else one(target)
 
@@ -145,8 +165,10 @@ def known(method: str | Callable[..., Map]) -> Method:
     return method_of(METHODS[method] if isinstance(method, str) else method)
 
 
-def _chosen(method: str | Callable[..., Map], layer: str | None, options: Mapping[str, Any]) -> Method:
-    """The requested method, checked to take the layer and the options."""
+def _chosen(
+    method: str | Callable[..., Map], layer: str | None, channels: object, options: Mapping[str, Any]
+) -> Method:
+    """The requested method, checked to take the layer, the channels and the options."""
     chosen = known(method)
     for option in options:
         if refused := chosen.refused(option):
@@ -154,22 +176,39 @@ def _chosen(method: str | Callable[..., Map], layer: str | None, options: Mappin
     if layer is not None and not chosen.layered:
         others = ", ".join(name for name, function in METHODS.items() if method_of(function).layered)
         raise InputError(f"{chosen.name} does not look at one layer. Leave out layer={layer!r}; {others} do.")
+    if channels != GRAPH and method in METHODS and not chosen.of_inputs:
+        others = ", ".join(name for name, function in METHODS.items() if method_of(function).of_inputs)
+        raise InputError(f"{chosen.name} maps tokens, not elements. Leave out channels={channels!r}; {others} take it.")
     return chosen
 
 
-def _solved(method: Method, problem: Problem, output: Tensor, options: Mapping[str, Any]) -> Attribution:
+def _count(target: Target, outputs: Any, rows: int) -> int:
+    """How many values a target has where the inputs have no examples: one for each row, unless it is a function."""
+    if isinstance(target, Contrast):
+        return _count(target.a, outputs, rows)
+    if not callable(target) or isinstance(target, Tensor):
+        return rows
+    with torch.no_grad():
+        value: Any = target(outputs)
+    return (len(value) if value.dim() else 1) if isinstance(value, Tensor) else rows
+
+
+def _solved(method: Method, problem: Problem, options: Mapping[str, Any]) -> Attribution:
     found = method.function(problem, **options)
     map = _checked(method, problem, found)
+    maps = found.maps if problem.anatomy.input in found.maps else {problem.anatomy.input: map, **found.maps}
     return Attribution(
         method.name,
         problem.converted.classified.table.name,
-        problem.target.label,
-        output,
-        map.detach(),
-        None if found.apart is None else found.apart.detach(),
+        problem.aim.target.label,
+        problem.row(problem.aim.values, always=True),
+        problem.row(map.detach()),
+        {name: problem.row(values.detach()) for name, values in maps.items()},
+        None if found.apart is None else problem.row(found.apart.detach()),
         found.copies,
         problem.anatomy,
-        problem.target.note,
+        problem.anatomy.size is not None and found.tokens is None,
+        problem.aim.target.note,
     )
 
 
@@ -179,11 +218,13 @@ def _checked(method: Method, problem: Problem, found: Map) -> Tensor:
     if not isinstance(found, Map):
         raise InputError(f"{returns}, of fxgrad.methods; it returned {type(found).__name__}.")
     map = found.tokens if found.pixels is None else found.pixels
+    if map is None and problem.anatomy.input in found.maps:
+        return torch.stack([found.maps[name] for name in problem.main]).sum(0)
     if map is None or (found.pixels is not None and found.tokens is not None):
         raise InputError(f"{returns}; its Map has {'neither' if map is None else 'both'}. Give one of them.")
     anatomy, batch = problem.anatomy, problem.batch
     if found.pixels is not None:
-        size = tuple(problem.entries[list(problem.inputs).index(anatomy.input)].shape[2:])
+        size = anatomy.size or ("no", "picture")
         if tuple(map.shape) != (batch, *size):
             raise InputError(f"{returns}; its pixels are {tuple(map.shape)}, the input's {(batch, *size)}.")
     elif map.dim() != 2 or len(map) != batch or (anatomy.grid and map.shape[1] != anatomy.prefix + anatomy.count):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.methods.definition import method
@@ -23,8 +24,9 @@ def fullgrad(problem: Problem) -> Map:
     found = problem.run(sources=True)
     everywhere = problem.behind()
     tokens, apart = problem.placed(found, everywhere)
-    own = on_tokens(problem, products(problem, found))
-    return Map(tokens=own + tokens, apart=apart + problem.beside(found, everywhere))
+    maps = products(problem, found)
+    own = on_tokens(problem, torch.stack([maps[name] for name in problem.main]).sum(0), "fullgrad")
+    return Map(tokens=own + tokens, apart=apart, maps=problem.beside(found, everywhere))
 
 
 @method(shares=True)
@@ -32,13 +34,15 @@ def fullgrad_plus(problem: Problem) -> Map:
     """sum over blocks l of (sum_c h_l * g_l plus the sources from block l on), h_l the block's input.
 
     If the policy balances, each term alone adds up to the target's value, so the whole adds up to that times the number
-    of blocks. A source is "from block l on" if the block's input does not depend on its node.
+    of blocks. Blocks that something passes by on its way to the target do not count. A source is "from block l on" if
+    the block's input does not depend on its node.
 
     Source: Mehri et al., SkipPLUS, CVPR 2024 workshops; LibraGrad, arXiv:2411.16760 (FullGrad+).
     """
-    blocks = problem.anatomy.of_blocks("fullgrad_plus")
+    blocks = problem.blocks("fullgrad_plus", complete=True)
     found = problem.run([block.entry for block in blocks], sources=True)
     tokens, apart = [], []
+    maps: dict[str, Tensor] = {}
     for block in blocks:
         cotangent = found.cotangents[block.entry]
         if cotangent is None:
@@ -47,9 +51,11 @@ def fullgrad_plus(problem: Problem) -> Map:
                 "the module paths of others."
             )
         product = found.values[block.entry] * cotangent
-        own, lost = per_token(product, problem.nodes[block.entry], problem.anatomy, problem.batch)
+        own, lost = per_token(product, problem.nodes[block.entry], problem.anatomy, problem.batch, problem.example)
         behind = problem.behind(block.entry)
         sources, rest = problem.placed(found, behind)
         tokens.append(own + sources)
-        apart.append(lost + rest + problem.beside(found, behind))
-    return Map(tokens=torch.stack(tokens).sum(0), apart=torch.stack(apart).sum(0), copies=len(blocks))
+        apart.append(lost + rest)
+        for name, map in problem.beside(found, behind).items():
+            maps[name] = maps.get(name, torch.zeros_like(map)) + map
+    return Map(tokens=torch.stack(tokens).sum(0), apart=torch.stack(apart).sum(0), copies=len(blocks), maps=maps)

@@ -10,8 +10,8 @@ from typing import Any
 from fxgrad.errors import InputError
 from fxgrad.graph.axes import Axes
 
-Grid = tuple[int, int]
-"""Rows and columns."""
+Grid = tuple[int, ...]
+"""Rows and columns; one number for a signal, three for a volume."""
 TOKENS = "tokens"
 """The origin of the tokens' atoms; rows and columns of a map are parts of them."""
 
@@ -35,7 +35,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Block:
-    """One numbered part of the model.
+    """One repeated part of the model.
 
     Attributes:
         path: the module's path.
@@ -57,16 +57,20 @@ class Anatomy:
 
     Attributes:
         input: name of the attributed input that everything here depends on.
-        batch: the captured size of its first axis, such as s77, by which the batch's axis is recognized.
-        size: height and width of the input picture; None if the input is no picture.
+        batch: the captured size of the axis of examples, such as s77.
+        size: height and width of the input picture, or as many sizes as a signal or a volume has; None if the input is
+            no such thing.
         blocks: the blocks, in the order of the graph.
         tokens: number of tokens, prefix tokens included; None if no axis of tokens is found.
         prefix: number of tokens before the patches (class token, registers).
-        grid: (rows, columns) of the patches; None for text and other sequences.
+        grid: (rows, columns) of the patches, or of as many axes as `size`; None for text and other sequences.
         class_token: index of the token that the output is read from; None: all tokens.
         places: node name -> its axes as atoms, as far as they come from examples and tokens.
         examples: the size of the batch's axis, a symbol if it is free.
         free: free size -> its value, if the inputs are known.
+        inputs: name of an input -> its axis of examples. The examples share all other inputs.
+        channels: name of an attributed input -> its axes of channels, which its map sums over.
+        given: whether the blocks were named by the user.
     """
 
     input: str
@@ -80,6 +84,9 @@ class Anatomy:
     places: Mapping[str, Axes] = field(default_factory=dict, repr=False)
     examples: Any = field(default=1, repr=False)
     free: Mapping[Any, int] = field(default_factory=dict, repr=False)
+    inputs: Mapping[str, int] = field(default_factory=dict, repr=False)
+    channels: Mapping[str, tuple[int, ...]] = field(default_factory=dict, repr=False)
+    given: bool = field(default=False, repr=False)
 
     @property
     def axes(self) -> dict[str, int]:
@@ -101,9 +108,10 @@ class Anatomy:
         if self.grid is not None:
             return math.prod(self.grid)
         if self.tokens is None:
+            advice = "Pass grid=(rows, columns)." if self.size else "Use a method of the inputs: input_x_gradient."
             raise InputError(
                 "neither patches nor tokens are found in the model: nothing before its blocks is a map of features or "
-                "a sequence. Pass grid=(rows, columns)."
+                f"a sequence. {advice}"
             )
         return self.tokens - self.prefix
 
@@ -115,8 +123,9 @@ class Anatomy:
         """
         if not self.blocks:
             raise InputError(
-                f"{method} needs blocks, and no module path with a number in it (as blocks.0, layers.1) has nodes that "
-                f"depend on {self.input!r} and take tokens or a map of features. Pass blocks=[...], module paths."
+                f"{method} needs blocks, and no module path with a number in it (as blocks.0, layers.1, layer_1) has "
+                f"nodes that depend on {self.input!r} and take tokens or a map of features. Pass blocks=[...], module "
+                "paths."
             )
         return self.blocks
 

@@ -7,12 +7,15 @@ the sum of all elements.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
+from fxgrad.errors import InputError
 from fxgrad.graph.axes import Within, where
 from fxgrad.graph.sizes import known, same, sizes_of
 from fxgrad.methods.maps import is_map, spatial_axes
@@ -27,14 +30,16 @@ class Layout:
     Attributes:
         shape: the value's shape, with merged axes split.
         batch: the axis of the examples; None if it is not found and there is only one example.
-        tokens: the axis of the tokens, or the two axes of rows and columns.
+        tokens: the axes of the tokens, outermost first: one, those of a map's rows and columns, or those of windows.
         ahead: number of prefix tokens among these tokens.
+        map: the sizes of the map that these tokens are, row by row, of any resolution; () if they are the model's own.
     """
 
     shape: tuple[int, ...]
     batch: int | None
     tokens: tuple[int, ...]
     ahead: int
+    map: tuple[int, ...] = ()
 
     def rows(self, value: Tensor) -> Tensor:
         """A value as (batch, tokens, channels); all axes except batch and tokens are channels."""
@@ -45,51 +50,77 @@ class Layout:
 
     def put(self, scores: Tensor, anatomy: Anatomy) -> Tensor:
         """Move scores of these tokens, (batch, tokens), to the model's tokens: (batch, prefix tokens and patches)."""
-        if len(self.tokens) == 2:
-            maps = scores.reshape(-1, *(self.shape[axis] for axis in self.tokens))
+        if self.map:
+            maps = scores.reshape(-1, *self.map)
             assert anatomy.grid is not None
             return F.pad(resample(maps, anatomy.grid).flatten(1), (anatomy.prefix, 0))
         return F.pad(scores, (anatomy.prefix - self.ahead, 0))[:, : anatomy.prefix + anatomy.count]
 
 
 def layout(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout | None:
-    """How the tokens lie in a node's value; None without an axis of tokens, or without an axis of examples.
+    """How the tokens lie in a node's value; None without axes of tokens, or without an axis of examples.
 
-    The axis has all tokens, or the patches alone. A feature map of any resolution covers the whole picture.
+    The axes have all tokens, the patches alone, or a map of another resolution, which covers the whole picture.
     """
     examples = within(node, anatomy)
     if value.dim() != len(sizes_of(node)) or (examples is None and batch > 1):
         return None
-    if anatomy.tokens is not None and not is_map(node):
-        return _sequence(value, node, anatomy, batch)
-    if anatomy.grid is not None and value.dim() == 4 and examples == (0, 1, 1):
-        return Layout(tuple(value.shape), 0, spatial_axes(node), 0)
-    return None
+    if not is_map(node):
+        found = _of_atoms(value, node, anatomy, batch)
+        if found is not None or anatomy.tokens is not None:
+            return found
+    if anatomy.grid is None or value.dim() != len(anatomy.grid) + 2 or (examples != (0, 1, 1) and len(value) != 1):
+        return None
+    axes = spatial_axes(node)
+    return Layout(tuple(value.shape), 0, axes, 0, tuple(value.shape[axis] for axis in axes))
 
 
-def _sequence(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout | None:
-    """How one axis of tokens lies in a value, even if it is merged with others."""
+def _of_atoms(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout | None:
+    """How the tokens lie in a value by its axes' atoms, even if they are merged with others, or in windows."""
     places = anatomy.places.get(node.name, ())
-    found = [atom for axis in places for atom in axis if atom.origin == TOKENS]
-    if len(found) != 1 or found[0].stride != 1:
-        return None
-    (tokens,) = found
-    count = known(tokens.size, anatomy.free)
-    if count not in (anatomy.tokens, anatomy.count):
-        return None
     parts = [atom for axis in places for atom in axis or (None,)]
+    sizes = [1 if atom is None else known(atom.size, anatomy.free) for atom in parts]
     whole = [i for i, p in enumerate(parts) if p is not None and p.origin == BATCH and same(p.size, anatomy.examples)]
-    shape = tuple(
-        batch if i in whole else 1 if atom is None else known(atom.size, anatomy.free) for i, atom in enumerate(parts)
-    )
-    if min(shape) < 0 or math.prod(shape) != value.numel() or (batch > 1 and not whole):
+    shape = tuple(batch if i in whole else size for i, size in enumerate(sizes))
+    if min(shape, default=-1) < 0 or math.prod(shape) != value.numel() or (batch > 1 and not whole):
         return None
-    return Layout(
-        shape, whole[0] if whole else None, (parts.index(tokens),), anatomy.prefix if count == anatomy.tokens else 0
-    )
+    own = [(known(p.stride, anatomy.free), i) for i, p in enumerate(parts) if p is not None and p.origin == TOKENS]
+    tokens = tuple(i for _, i in sorted(own, reverse=True))
+    chain = [(stride, shape[i]) for stride, i in sorted(own, reverse=True)]
+    count = math.prod(size for _, size in chain)
+    examples = whole[0] if whole else None
+    counts = [anatomy.tokens, *([] if anatomy.tokens is None and anatomy.grid is None else [anatomy.count])]
+    if _contiguous(chain) and chain[-1][0] == 1 and count in counts:
+        return Layout(shape, examples, tokens, anatomy.prefix if count == anatomy.tokens else 0)
+    map = _covered(chain, anatomy.grid) if anatomy.grid is not None else ()
+    return Layout(shape, examples, tokens, 0, map) if map else None
 
 
-def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tuple[Tensor, Tensor]:
+def _contiguous(chain: Sequence[tuple[int, int]]) -> bool:
+    """Whether axes with these (strides, sizes), outermost first, count without gaps, and there is one."""
+    return bool(chain) and all(a[0] == b[0] * b[1] for a, b in pairwise(chain))
+
+
+def _covered(chain: Sequence[tuple[int, int]], grid: Grid) -> tuple[int, ...]:
+    """The sizes of a coarser map that covers a grid, if axes with these (strides, sizes) are one; else ().
+
+    Example:
+        >>> _covered([(32, 2), (8, 2), (2, 2)], (6, 4)), _covered([(4, 6), (1, 4)], (6, 4))
+        ((), (6, 4))
+    """
+    found = []
+    for axis, size in enumerate(grid):
+        inner = math.prod(grid[axis + 1 :])
+        own = [(stride, n) for stride, n in chain if inner <= stride < inner * size]
+        if not _contiguous(own) or own[0][0] * own[0][1] != inner * size:
+            return ()
+        found.append(math.prod(n for _, n in own))
+    return tuple(found)
+
+
+def per_token(
+    part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int, only: int | None = None
+) -> tuple[Tensor, Tensor]:
     """Sums of a value's elements, token by token.
 
     Args:
@@ -97,6 +128,7 @@ def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tupl
         node: a node of the captured graph.
         anatomy: the model's anatomy.
         batch: number of examples.
+        only: the example whose contributions they are, if it is one.
 
     Returns:
         (sums of the tokens, (batch, prefix tokens and patches); the rest, which belongs to no token, (batch,)).
@@ -113,18 +145,18 @@ def per_token(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> tupl
     """
     place = layout(part, node, anatomy, batch)
     if place is None:
-        return part.new_zeros(batch, anatomy.prefix + anatomy.count), per_example(part, node, anatomy, batch)
+        return part.new_zeros(batch, anatomy.prefix + anatomy.count), per_example(part, node, anatomy, batch, only)
     scores = place.rows(part).sum(2)
     tokens = place.put(scores, anatomy)
     # Tokens after the patches are not on the map.
-    return tokens, scores[:, place.ahead + anatomy.count :].sum(1) if len(place.tokens) == 1 else part.new_zeros(batch)
+    return tokens, part.new_zeros(batch) if place.map else scores[:, place.ahead + anatomy.count :].sum(1)
 
 
-def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Tensor:
-    """Sums of a tensor's elements per example, (batch,).
+def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int, only: int | None = None) -> Tensor:
+    """Sums of a tensor's elements per example, (batch,); see `per_token`.
 
     Raises:
-        ValueError: its examples cannot be told apart (see `Problem.mixed`).
+        InputError: its examples cannot be told apart (see `Problem.mixed`).
     """
     if batch == 1:
         return part.sum()[None]
@@ -134,7 +166,12 @@ def per_example(part: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Te
         or part.dim() != len(sizes_of(node))
         or part.shape[place.axis] != place.ahead * batch * place.behind
     ):
-        raise ValueError(f"{node.name}: no axis of {tuple(part.shape)} is that of {batch} examples")
+        if only is not None:
+            return torch.stack([part.sum() if i == only else part.new_zeros(()) for i in range(batch)])
+        raise InputError(
+            f"no axis of the value {node.name!r} of shape {tuple(part.shape)} is known to be that of the {batch} "
+            "examples. Attribute one example at a time, or pick another layer."
+        )
     return place.sums(part, batch)
 
 
@@ -151,7 +188,7 @@ def resample(maps: Tensor, grid: Grid) -> Tensor:
     """Maps on another grid: a new cell gets from each old cell the share that it overlaps; the total stays the same.
 
     Args:
-        maps: (batch, rows, columns), any floating dtype.
+        maps: (batch, rows, columns), any floating dtype; or with another number of axes behind the batch's.
         grid: the new (rows, columns).
 
     Example:
@@ -160,8 +197,11 @@ def resample(maps: Tensor, grid: Grid) -> Tensor:
     """
     if tuple(maps.shape[1:]) == tuple(grid):
         return maps
-    rows, columns = (_overlap(new, old).to(maps) for new, old in zip(grid, maps.shape[1:]))
-    return rows @ maps @ columns.mT
+    found = maps
+    for axis, new in enumerate(grid, start=1):
+        share = _overlap(new, maps.shape[axis]).to(maps)
+        found = torch.tensordot(found, share, ([axis], [1])).movedim(-1, axis)
+    return found
 
 
 def _overlap(new: int, old: int) -> Tensor:

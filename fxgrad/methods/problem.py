@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
+from fxgrad.classify.decision import Classified
+from fxgrad.classify.liveness import handed_on, passed_by
 from fxgrad.errors import InputError
+from fxgrad.graph.axes import Atom
+from fxgrad.graph.nodes import descendants
 from fxgrad.graph.places import calls_of
-from fxgrad.graph.sizes import sizes_of
-from fxgrad.methods.parts import Anatomy
-from fxgrad.methods.placing import per_example, per_token, within
+from fxgrad.graph.sizes import known, sizes_of
+from fxgrad.graph.sums import sums_of
+from fxgrad.methods.aim import Aim
+from fxgrad.methods.maps import is_map, spatial_axes
+from fxgrad.methods.outputs import differentiable
+from fxgrad.methods.parts import TOKENS, Anatomy, Block
+from fxgrad.methods.placing import layout, per_example, per_token, within
 from fxgrad.methods.targets import Scored
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.recording import Contributions, Recorder, contributions
@@ -26,16 +34,27 @@ class Map:
     """The result of a method: a map of the input's pixels, or of the tokens.
 
     Attributes:
-        pixels: (batch, height, width); None if the map is of tokens.
+        pixels: (batch, height, width), or as many axes as the input's map has; None if the map is of tokens.
         tokens: (batch, prefix tokens and patches); None if the map is of pixels.
-        apart: contributions that belong to no part of the map, (batch,); None if the numbers are no shares.
+        apart: contributions that belong to no part of any map, (batch,); None if the numbers are no shares.
         copies: all shares add up to this multiple of the target's value.
+        maps: name of an attributed input -> its map, `Problem.reduced`; for shares, those of all inputs that are not in
+            `pixels` or `tokens`. If it has the problem's own input, `pixels` and `tokens` are left out.
     """
 
     pixels: Tensor | None = None
     tokens: Tensor | None = None
     apart: Tensor | None = None
     copies: int = 1
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+def size_of_batch(classified: Classified, entries: Sequence[Any], anatomy: Anatomy, outputs: Sequence[Any]) -> int:
+    """The number of examples among a program's entries; of the first output's rows if the inputs have no examples."""
+    for declared, value in zip(classified.captured.entries, entries):
+        if declared.name in anatomy.inputs:
+            return int(value.shape[anatomy.inputs[declared.name]])
+    return next((len(v) for v in outputs if differentiable(v) and v.dim()), 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +64,34 @@ class Problem:
     Attributes:
         converted: the model under some policy.
         entries: its flattened inputs, then its embedded tokens.
-        target: the target, fitted to the model's outputs.
+        aim: the target, its values and its cotangents at the outputs of the whole batch.
         anatomy: the model's anatomy.
         layer: module path for methods of one layer; None: the method's default.
+        example: index of the only example of the batch that is looked at; None: all are.
+        whole: whether the entries hold the other examples, too, whose cotangents are then 0.
     """
 
     converted: ConvertedModule
     entries: list[Any]
-    target: Scored
+    aim: Aim
     anatomy: Anatomy
     layer: str | None = None
+    example: int | None = None
+    whole: bool = False
+
+    @property
+    def target(self) -> Scored:
+        """The target, fitted to the model's outputs.
+
+        Raises:
+            InputError: this is one example of a batch, and a target sees whole batches only.
+        """
+        if self.example is not None and not self.whole:
+            raise InputError(
+                "this method gets the examples of a batch one by one (shares=True), and a target is a function of the "
+                "whole batch's outputs. Use problem.run(), which has the example's part, or pass one example at a time."
+            )
+        return self.aim.target
 
     @cached_property
     def nodes(self) -> dict[str, fx.Node]:
@@ -70,57 +107,146 @@ class Problem:
 
     @cached_property
     def main(self) -> list[str]:
-        """Names of the attributed inputs on the map: the anatomy's input, and those with the same tokens."""
-        own = sizes_of(self.inputs[self.anatomy.input])
-        return [name for name in self.attributed if name == self.anatomy.input or self._alike(name, own)]
+        """Names of the attributed inputs on the map: the anatomy's input, and other embeddings of the same tokens."""
+        own = self.inputs[self.anatomy.input]
+        embedded = {declared.name for declared in self.converted.classified.captured.embedded}
+        if self.anatomy.input not in embedded:
+            return [self.anatomy.input]
+        sums = {node for node in sums_of(own) if sizes_of(node) == sizes_of(own)}
+        return [
+            n
+            for n in self.attributed
+            if n in embedded and (sums & set(sums_of(self.inputs[n])) or n == self.anatomy.input)
+        ]
 
     @cached_property
     def attributed(self) -> list[str]:
         """Names of the attributed inputs."""
         return [entry.name for entry in self.converted.classified.captured.entries if entry.attributed]
 
-    def _alike(self, name: str, own: tuple[Any, ...]) -> bool:
-        return len(own) == 3 and sizes_of(self.inputs[name]) == own and self._varies(name)
-
-    def _varies(self, name: str) -> bool:
-        """Whether an input has one row per example."""
-        place = within(self.inputs[name], self.anatomy)
-        return place is not None and place.axis == 0
+    @cached_property
+    def shared(self) -> list[str]:
+        """Names of the attributed inputs that all examples share."""
+        return [name for name in self.attributed if name not in self.anatomy.inputs]
 
     @cached_property
     def mixed(self) -> bool:
         """Whether some contribution cannot be split by example, so that examples must run one by one.
 
         This is so if a bias's contribution comes from its gradient, which is summed over the batch; if the axis of the
-        examples is not known at a node; or if all examples share an input.
+        examples is not known at a node; or if all examples share an input, or an output that the target reads.
         """
         kept = [d for d in self.converted.classified.decisions.values() if d.keeps]
-        shared = not all(self._varies(name) for name in self.attributed)
-        return shared or any(
+        return bool(self.shared or self.aim.shared) or any(
             d.backward.sums_the_batch or within(self.nodes[d.node], self.anatomy) is None for d in kept
         )
 
     @property
     def batch(self) -> int:
-        """The number of examples."""
-        return int(self.entries[list(self.inputs).index(self.anatomy.input)].shape[0])
+        """The number of examples in a method's results; without an axis of examples, each goes by itself."""
+        if not self.anatomy.inputs:
+            return self.aim.batch if self.example is None else 1
+        return size_of_batch(self.converted.classified, self.entries, self.anatomy, self.aim.outputs)
 
-    def only(self, example: int) -> Problem:
-        """The problem of one example of the batch."""
-        one = slice(example, example + 1)
+    def only(self, example: int, whole: bool = False) -> Problem:
+        """The problem of one example of the batch.
+
+        Args:
+            example: its index.
+            whole: whether to run all examples, with cotangents of this one. It is so anyway if the program takes
+                batches of this size only, or the inputs have no examples.
+        """
+        axes = self.anatomy.inputs
+        if whole or not axes or isinstance(self.anatomy.examples, int):
+            return replace(self, example=example, whole=True)
         entries = [
-            value[one] if isinstance(value, Tensor) and self._varies(name) else value
+            value.narrow(axes[name], example, 1) if isinstance(value, Tensor) and name in axes else value
             for name, value in zip(self.inputs, self.entries)
         ]
-        target = replace(self.target, tensors=tuple(t[one] for t in self.target.tensors))
-        return replace(self, entries=entries, target=target)
+        return replace(self, entries=entries, example=example)
+
+    def on_layer(self) -> Problem:
+        """The problem with the layer's map of features, or its tokens, as those of a model that has none in blocks."""
+        parts = self.anatomy
+        if self.layer is None or parts.grid is not None or parts.tokens is not None:
+            return self
+        node = self.nodes[self.layer_node("")]
+        shape = [known(size, parts.free) for size in sizes_of(node)]
+        if is_map(node) or len(shape) > 3:
+            return replace(self, anatomy=replace(parts, grid=tuple(shape[axis] for axis in spatial_axes(node))))
+        place = within(node, parts)
+        if len(shape) != 3 or (place is not None and place.axis == 2):
+            return self
+        axis = 1 if place is None or place.axis == 0 else 0
+        axes = list(parts.places.get(node.name, ((), (), ())))
+        axes[axis] = (Atom(TOKENS, 0, shape[axis]),)
+        places = {**parts.places, node.name: tuple(axes)}
+        return replace(self, anatomy=replace(parts, tokens=shape[axis], places=places))
+
+    def row(self, values: Tensor, always: bool = False) -> Tensor:
+        """The row of the only example, if the values have one for every example; else the values.
+
+        Args:
+            values: (batch, ...).
+            always: whether they have one for every example of the whole batch, whatever the entries hold.
+        """
+        if self.example is None or not (always or (self.whole and len(values) > 1)):
+            return values
+        return values[self.example : self.example + 1]
+
+    def refuse_several(self, method: str) -> None:
+        """Refuse an input with an axis like that of examples, if all examples share it, for methods of its tokens.
+
+        Raises:
+            InputError: it is one.
+        """
+        name, parts = self.anatomy.input, self.anatomy
+        shape = tuple(self.entries[list(self.inputs).index(name)].shape)
+        own = len(shape) - len(parts.channels.get(name, ()))
+        several = own > (1 if parts.size is None else len(parts.size)) and shape[0] > 1
+        if name not in parts.inputs and several and (parts.tokens or parts.grid):
+            raise InputError(
+                f"{method} looks at the tokens of one example, and input {name!r} of shape {shape} has {shape[0]} that "
+                "all examples share. Pass one, or use input_x_gradient, whose .maps have them all."
+            )
+
+    def reduced(self, name: str, values: Tensor, over: Callable[[Tensor, list[int]], Tensor] = torch.sum) -> Tensor:
+        """Values of an input's elements as its map: (batch, *the input's own axes without its channels).
+
+        Args:
+            name: the input's name.
+            values: shaped as the input.
+            over: reduces some axes of a tensor.
+        """
+        examples = self.anatomy.inputs.get(name)
+        gone = self.anatomy.channels.get(name, ())
+        if examples is None:  # one example, which has all of it
+            examples, gone, values = 0, tuple(axis + 1 for axis in gone), values[None]
+        found = values.movedim(examples, 0)
+        order = [examples, *(axis for axis in range(values.dim()) if axis != examples)]
+        return over(found, [order.index(axis) for axis in gone]) if gone else found
 
     def run(self, also: Collection[str] = (), sources: bool = False) -> Contributions:
         """One forward and one backward pass of the target; `also` names nodes whose values and cotangents to return."""
+        return contributions(self.converted, self.entries, self._cotangents, also=also, sources=sources)
+
+    def _cotangents(self, outputs: list[Any]) -> list[Tensor | None]:
         spec = self.converted.classified.captured.out_spec
-        return contributions(
-            self.converted, self.entries, lambda y: self.target.cotangents(y, spec), also=also, sources=sources
-        )
+        if self.example is None:
+            return self.aim.whole(outputs, spec)
+        if self.whole:
+            return self.aim.alone(self.example, outputs, spec)
+        return self.aim.only(self.example, outputs)
+
+    def at(self, inputs: Mapping[str, Tensor]) -> Problem:
+        """The same problem at other values of some inputs."""
+        entries = [inputs.get(name, value) for name, value in zip(self.inputs, self.entries)]
+        return replace(self, entries=entries)
+
+    def values_of_target(self) -> Tensor:
+        """The target's value per example, (batch,)."""
+        with torch.no_grad():
+            return self.row(self.target.score(self.converted.run(self.entries)).detach(), always=True)
 
     def values(self, names: Collection[str]) -> dict[str, Any]:
         """Node name -> value, from one forward pass, for methods that do not use the target."""
@@ -128,6 +254,42 @@ class Problem:
         with torch.no_grad():
             recorder.run(*self.converted.state, *self.entries)
         return recorder.values
+
+    @cached_property
+    def reached(self) -> set[str]:
+        """Names of the nodes and inputs that a cotangent of the target reaches."""
+        return passed_by(self.ends, (), self._before)
+
+    @cached_property
+    def ends(self) -> list[str]:
+        """Names of the output's nodes that the target has a cotangent for."""
+        outputs: Any = self.converted.classified.captured.graph.output_node().args[0]
+        return [n.name for n, g in zip(outputs, self.aim.cotangents) if g is not None and isinstance(n, fx.Node)]
+
+    @cached_property
+    def _before(self) -> dict[str, list[str]]:
+        return handed_on(self.converted.classified.decisions)
+
+    def blocks(self, method: str, complete: bool = False) -> list[Block]:
+        """The blocks that a cotangent reaches; those that the user named, as they are.
+
+        Args:
+            method: the method's name.
+            complete: whether to leave out blocks that some of what reaches the target passes by, if there are others.
+
+        Raises:
+            InputError: there are none.
+        """
+        found = list(self.anatomy.of_blocks(method))
+        if self.anatomy.given:
+            return found
+        reached = [block for block in found if block.entry in self.reached]
+        whole = [block for block in reached if self._separates(block.entry)] if complete else []
+        return whole or reached or found
+
+    def _separates(self, name: str) -> bool:
+        """Whether all that comes before a node reaches the target through it only."""
+        return not passed_by(self.ends, {name}, self._before) - self.behind(name)
 
     def behind(self, name: str | None = None) -> set[str]:
         """Names of all nodes that are not ancestors of `name`; of all nodes for None."""
@@ -143,15 +305,13 @@ class Problem:
     def kept(self, found: Contributions, nodes: set[str]) -> Tensor:
         """The contributions of the constants of some nodes, (batch,)."""
         each = [(part, name) for name, parts in found.sources.items() if name in nodes for part in parts]
-        shares = (per_example(part, self.nodes[name], self.anatomy, self.batch) for part, name in each)
+        shares = (per_example(part, self.nodes[name], self.anatomy, self.batch, self.example) for part, name in each)
         return sum(shares, self._nothing(found))
 
-    def beside(self, found: Contributions, nodes: set[str]) -> Tensor:
-        """The contributions of attributed inputs among `nodes` that are not main, (batch,)."""
-        others = {n: self.inputs[n] for n in self.attributed if n not in self.main and self.inputs[n].name in nodes}
-        products = ((found.inputs[name] * found.gradients[name], node) for name, node in others.items())
-        shares = (per_example(product, node, self.anatomy, self.batch) for product, node in products)
-        return sum(shares, self._nothing(found))
+    def beside(self, found: Contributions, nodes: set[str]) -> dict[str, Tensor]:
+        """The maps of the contributions of attributed inputs among `nodes` that are not main."""
+        others = [n for n in self.attributed if n not in self.main and self.inputs[n].name in nodes]
+        return {name: self.reduced(name, found.inputs[name] * found.gradients[name]) for name in others}
 
     def placed(self, found: Contributions, nodes: set[str]) -> tuple[Tensor, Tensor]:
         """The contributions of the constants of some nodes: (per token, the rest).
@@ -163,7 +323,7 @@ class Problem:
         for name, parts in found.sources.items():
             if name in nodes:
                 for part in parts:
-                    on, off = per_token(part, self.nodes[name], self.anatomy, self.batch)
+                    on, off = per_token(part, self.nodes[name], self.anatomy, self.batch, self.example)
                     tokens, apart = tokens + on, apart + off
         if self.anatomy.class_token is not None and self.anatomy.class_token < tokens.shape[1]:
             tokens[:, self.anatomy.class_token] += apart
@@ -205,7 +365,7 @@ class Problem:
         own = {name: nodes for name, nodes in calls.items() if name.partition("@")[0] == path}
         if not own:
             return {n for n, d in decisions.items() if f"{d.place.module_path}.".startswith(f"{path}.")}
-        reached = self._reached()
+        reached = {n.name for n in descendants(self.inputs[self.anatomy.input])}
         fitting = {name: nodes for name, nodes in own.items() if nodes & reached} if len(own) > 1 else own
         if len(fitting) > 1:
             choices = ", ".join(repr(name if "@" in name else f"{name}@0") for name in fitting)
@@ -215,19 +375,40 @@ class Problem:
             )
         return next(iter(fitting.values()), set())
 
-    def _reached(self) -> set[str]:
-        """Names of the nodes that depend on the anatomy's input."""
-        reached = {self.inputs[self.anatomy.input].name}
-        for node in self.nodes.values():
-            if any(n.name in reached for n in node.all_input_nodes):
-                reached.add(node.name)
-        return reached
+    @cached_property
+    def counted(self) -> Tensor | None:
+        """Which tokens the target depends on at all, (batch, tokens), by the first block's input; None for all.
+
+        The others are padding, or come after the position that a language model's target is read from. Models without
+        integer inputs have none.
+        """
+        inputs = self.converted.classified.captured.inputs
+        if not any(i.dtype is not None and not i.attributed for i in inputs) or not self.anatomy.tokens:
+            return None
+        name = next((block.entry for block in self.anatomy.blocks if block.entry in self.reached), None)
+        g = None if name is None else self.run([name]).cotangents[name]
+        place = None if g is None or name is None else layout(g, self.nodes[name], self.anatomy, self.batch)
+        if g is None or place is None or place.map:
+            return None
+        found = (place.rows(g) != 0).any(2)
+        return found | ~found.any(1, keepdim=True)
+
+    def mean(self, values: Tensor) -> Tensor:
+        """The mean over axis 1, of tokens: over those that the target depends on."""
+        if self.counted is None or self.counted.shape != values.shape[:2]:
+            return values.mean(1)
+        share = self.counted.to(values) / self.counted.sum(1, keepdim=True).to(values)
+        return (values * share.reshape(*share.shape, *[1] * (values.dim() - 2))).sum(1)
 
     def row_of(self, matrix: Tensor) -> Tensor:
         """The matrix's row for the token that the output is read from: (batch, rows, columns) to (batch, tokens).
 
-        It is the row of the class token, or of the position of a language model's target, or the mean over all rows.
+        It is the row of the class token, or of the position of a language model's target, or the mean over all rows of
+        tokens that the target depends on.
         """
-        row = self.anatomy.class_token if self.target.row is None else self.target.row
-        read = matrix.mean(1) if row is None else matrix[:, row]
+        row = self.anatomy.class_token if self.aim.target.row is None else self.aim.target.row
+        if isinstance(row, Tensor):
+            row = row if len(row) == len(matrix) else self.row(row, always=True)
+            return matrix[torch.arange(len(matrix)), row][:, : self.anatomy.count + self.anatomy.prefix]
+        read = self.mean(matrix) if row is None else matrix[:, row]
         return read[:, : self.anatomy.count + self.anatomy.prefix]

@@ -1,7 +1,7 @@
 """Targets: functions from the outputs of a model to one number per example, which is attributed.
 
 A target is a class's number or name, a tensor with one index per example, one of the classes below, or any function of
-the outputs. A list of targets gives one attribution each.
+the outputs. A list of targets gives one attribution each. A target always sees the outputs of a whole batch.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
-from fxgrad.errors import InputError
+from fxgrad.errors import FxgradError, InputError, first_line, one_line
+from fxgrad.methods.names import Names, listed, resolve, token_id, whole
+from fxgrad.methods.outputs import differentiable, instead, logits_of, path_of
 
 
 @dataclass(frozen=True)
@@ -33,15 +35,17 @@ class Contrast:
 
 @dataclass(frozen=True)
 class Token:
-    """For language models: the logit of a token at a position of the output.
+    """For language models: the logit of a token at a position of the output. `Token()` is the next token.
 
     Attributes:
-        position: the output's position, which predicts the next token; negative numbers count from the end.
-        id: the token's id; None: the token with the largest logit.
+        position: the output's position, which predicts the next token; negative numbers count from the end. An int64
+            tensor (batch,) has one per example, as where texts are padded: attention_mask.sum(1) - 1.
+        id: the token's number, or the token itself as a string, if attribute has class_names=tokenizer.get_vocab(); an
+            int64 tensor (batch,) has one number per example; None: the token with the largest logit.
     """
 
-    position: int
-    id: int | None = None
+    position: int | Tensor = -1
+    id: int | str | Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -78,41 +82,67 @@ class Scored:
 
     Attributes:
         label: the target, in words.
-        tensors: further arguments of `of` with one value per example, (batch, ...).
-        of: outputs, and these tensors -> (batch,).
+        of: the outputs of the whole batch -> (batch,).
         note: a warning for every attribution of this target, or "".
-        row: index of the token that the target is read from, or None.
+        row: index of the token that the target is read from, one for all examples or int64 (batch,); or None.
+        function: whether a function of the user's has a part in it.
     """
 
     label: str
-    tensors: tuple[Tensor, ...]
-    of: Callable[..., Tensor]
+    of: Callable[[Any], Tensor]
     note: str = ""
-    row: int | None = None
+    row: int | Tensor | None = None
+    function: bool = False
 
-    def score(self, outputs: Any, *tensors: Tensor) -> Tensor:
-        """The target's value per example, (batch,)."""
-        return self.of(outputs, *(tensors or self.tensors))
+    def score(self, outputs: Any) -> Tensor:
+        """The target's value per example, (batch,). `outputs` are those of the whole batch, at any inputs."""
+        return self.of(outputs)
+
+    def graph(self, outputs: list[Any], spec: pytree.TreeSpec) -> tuple[Tensor, list[Any]]:
+        """The target's values (batch,), with a graph whose leaves are copies of the flattened outputs; these copies.
+
+        Raises:
+            InputError: the target does not depend on the outputs.
+        """
+        leaves = [v.detach().requires_grad_() if differentiable(v) else v for v in outputs]
+        with torch.enable_grad():
+            values = self.score(pytree.tree_unflatten(leaves, spec))
+        if not values.requires_grad:
+            raise InputError(f"the target ({self.label}) does not depend on the model's outputs.")
+        return values, leaves
 
     def cotangents(self, outputs: list[Any], spec: pytree.TreeSpec) -> list[Tensor | None]:
-        """The target's gradient with respect to the flattened outputs; None for outputs that take no part."""
-        leaves = [v.detach().requires_grad_() if _floating(v) else v for v in outputs]
-        with torch.enable_grad():
-            total = self.score(pytree.tree_unflatten(leaves, spec)).sum()
-        wanted = [v for v in leaves if _floating(v)]
-        if not total.requires_grad:
-            raise InputError(f"the target ({self.label}) does not depend on the model's outputs.")
-        found = iter(torch.autograd.grad(total, wanted, allow_unused=True))
-        return [next(found) if _floating(v) else None for v in leaves]
+        """The gradient of the values' sum with respect to the flattened outputs; None for outputs without a part."""
+        values, leaves = self.graph(outputs, spec)
+        return gradients(values, leaves, torch.ones_like(values))
 
 
-def scored(target: Target, outputs: Any, class_names: Sequence[str] | None = None) -> Scored:
+def gradients(values: Tensor, leaves: list[Any], weights: Tensor) -> list[Tensor | None]:
+    """The gradient of a weighted sum of a target's values with respect to each leaf of `Scored.graph`."""
+    wanted = [v for v in leaves if differentiable(v)]
+    try:
+        found = iter(torch.autograd.grad(values, wanted, weights, allow_unused=True, retain_graph=True))
+    except RuntimeError as error:
+        raise InputError(f"the target has no gradient: {first_line(error)}") from error
+    return [next(found) if differentiable(v) else None for v in leaves]
+
+
+def scored(
+    target: Target,
+    outputs: Any,
+    class_names: Names | None = None,
+    *,
+    batch: int | None = None,
+    axis: Callable[[Tensor], int] = lambda logits: 0,
+) -> Scored:
     """Fit a target to a model's outputs.
 
     Args:
         target: see `Target`. An int64 tensor (batch,) has one class per example.
         outputs: the model's outputs for the examples to attribute.
-        class_names: one per logit.
+        class_names: one per logit, or a vocabulary; see `fxgrad.methods.names.Names`.
+        batch: the number of examples; by default the logits'.
+        axis: the axis of the examples in one of the outputs; by default the first.
 
     Raises:
         InputError: there is no such class, or the outputs lack the form that the target needs.
@@ -123,49 +153,64 @@ def scored(target: Target, outputs: Any, class_names: Sequence[str] | None = Non
         (tensor([5., 4.]), tensor([5., 2.]))
     """
     if isinstance(target, Contrast):
-        a, b = (scored(t, outputs, class_names) for t in (target.a, target.b))
-        split = len(a.tensors)
+        a, b = (scored(t, outputs, class_names, batch=batch, axis=axis) for t in (target.a, target.b))
         return Scored(
             f"{a.label} minus {b.label}",
-            a.tensors + b.tensors,
-            lambda y, *t: a.of(y, *t[:split]) - b.of(y, *t[split:]),
+            lambda y: a.score(y) - b.score(y),
             " ".join(dict.fromkeys(filter(None, (a.note, b.note)))),
-            a.row if a.row == b.row else None,
+            a.row if _equal(a.row, b.row) else None,
+            a.function or b.function,
         )
-    if isinstance(target, Probability):
-        index, label = class_of(target.target, logits_of(outputs), class_names)
-        return Scored(f"probability of {label}", (index,), lambda y, i: _pick(logits_of(y).softmax(-1), i), _INCOMPLETE)
-    if isinstance(target, Similarity):
-        return _similarity(target, outputs)
-    if isinstance(target, Token):
-        return _token(target, outputs)
     if callable(target) and not isinstance(target, Tensor):
-        return Scored(getattr(target, "__name__", "a function of the outputs"), (), lambda y: _one_each(target(y), y))
-    index, label = class_of(target, logits_of(outputs), class_names)
-    return Scored(label, (index,), lambda y, i: _pick(logits_of(y), i))
+        return _function(target, outputs, batch)
+    logits = logits_of(outputs, lambda v: v.dim() > 0 and axis(v) == 0 and batch in (None, len(v)))
+    along = axis(logits) if logits.dim() else 0
+    path = "" if along else path_of(outputs, logits)
+
+    def rows(outputs: Any) -> Tensor:
+        return logits_of(outputs).movedim(along, 0) if along else logits_of(outputs)
+
+    _fits(logits, rows(outputs), batch, path_of(outputs, logits))
+    names = listed(class_names)
+    if isinstance(target, Token):
+        return _token(target, rows(outputs), rows, names)
+    if isinstance(target, Similarity):
+        return _similarity(target, rows(outputs), rows)
+    if isinstance(target, Probability):
+        index, label = class_of(target.target, rows(outputs), names, path)
+        return Scored(f"probability of {label}", lambda y: _pick(rows(y).softmax(-1), index), _PROBABILITY)
+    index, label = class_of(target, rows(outputs), names, path)
+    return Scored(label, lambda y: _pick(rows(y), index))
 
 
-_INCOMPLETE = (
+_PROBABILITY = (
     "Warning: a probability is no sum of contributions (softmax is only ever a multiplier), so its attribution cannot "
     "be complete. Attribute the logit, or a Contrast of two logits, for one that is."
 )
 
 
-def class_of(target: Any, logits: Tensor, names: Sequence[str] | None) -> tuple[Tensor, str]:
-    """(the class of each example, int64 (batch,); the classes in words)."""
+def class_of(target: Any, logits: Tensor, names: Sequence[str] | None, path: str = "output") -> tuple[Tensor, str]:
+    """(the class of each example, int64 (batch,); the classes in words).
+
+    Args:
+        target: a class's number or name, an int64 tensor (batch,), or None for the largest logit.
+        logits: (batch, classes).
+        names: one per class.
+        path: the expression for the logits in a function of the outputs, for messages.
+
+    Raises:
+        InputError: there is no such class, or these are no logits.
+    """
     if logits.dim() != 2:
+        known = logits.shape[-1 if logits.dim() == 3 else 1] if logits.dim() > 2 else 1
+        asked = whole(target)
+        advice = instead(logits, path, asked if asked is not None and 0 <= asked < known else 0)
         raise InputError(
-            f"a class as the target needs logits (batch, classes); the output is {tuple(logits.shape)}. Pass "
-            "Token(position, id) for a language model, or a function of the output."
+            f"a class as the target needs logits (batch, classes); the output is {tuple(logits.shape)}. Pass {advice}."
         )
+    count = logits.shape[1]
     if isinstance(target, Tensor):
-        count, whole = logits.shape[1], not (target.is_floating_point() or target.dtype is torch.bool)
-        if not whole or target.shape not in ((), (len(logits),)):
-            raise InputError(
-                f"a tensor as the target holds one class per example, int64 ({len(logits)},); this one is "
-                f"{target.dtype} {tuple(target.shape)}."
-            )
-        index = target.to(logits.device, torch.int64).expand(len(logits))
+        index = _each(target, len(logits), "a tensor as the target holds one class per example").to(logits.device)
         if bool(((index < 0) | (index >= count)).any()):
             raise InputError(
                 f"there is no class {int(index[(index < 0) | (index >= count)][0])}: the model has {count}."
@@ -173,124 +218,132 @@ def class_of(target: Any, logits: Tensor, names: Sequence[str] | None) -> tuple[
     elif target is None:
         index = logits.detach().argmax(1)
     else:
-        index = torch.full((len(logits),), resolve(target, logits.shape[1], names), device=logits.device)
+        index = torch.full((len(logits),), resolve(target, count, names), device=logits.device)
     classes = sorted(set(index.tolist()))
     if len(classes) > 1:
         return index, "a class per example"
-    named = names is not None and len(names) == logits.shape[1]
+    named = names is not None and len(names) == count
     return index, str(names[classes[0]]) if named and names else f"class {classes[0]}"
 
 
-def logits_of(outputs: Any) -> Tensor:
-    """The logits among a model's outputs: the one named logits, or the only tensor of floating dtype.
+def _function(target: Callable[[Any], Tensor], outputs: Any, batch: int | None) -> Scored:
+    """A function of the user's, checked to return one number per example."""
+    label = getattr(target, "__name__", "a function of the outputs")
+    rows = [len(v) for v in pytree.tree_leaves(outputs) if differentiable(v) and v.dim()]
+    count = batch if batch is not None else next(iter(rows), 1)
 
-    Raises:
-        InputError: there are several outputs, none of them named logits.
-    """
-    if isinstance(outputs, Tensor):
-        return outputs
-    named = outputs.get("logits") if isinstance(outputs, dict) else getattr(outputs, "logits", None)
-    if isinstance(named, Tensor):
-        return named
-    found = [v for v in pytree.tree_leaves(outputs) if _floating(v)]
-    if len(found) == 1:
-        only: Tensor = found[0]
-        return only
-    shapes = ", ".join(str(tuple(v.shape)) for v in found)
-    raise InputError(
-        f"the model returns {len(found)} tensors ({shapes}), none of them called logits. Pass a function of the output "
-        "as the target, such as lambda output: output[0][:, 3]."
-    )
+    def of(outputs: Any) -> Tensor:
+        try:
+            value = target(outputs)
+        except FxgradError:
+            raise
+        except Exception as error:
+            shapes = ", ".join(str(tuple(v.shape)) for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor))
+            raise InputError(
+                f"the target function ({label}) ended in {one_line(error).rstrip('.')}. It gets what the "
+                f"model returns for the whole batch, here {type(outputs).__name__} with {shapes}."
+            ) from error
+        return _one_each(value, count)
 
-
-def resolve(target: int | str, count: int, names: Sequence[str] | None = None) -> int:
-    """The index of a class, by number or name.
-
-    Args:
-        target: an index (a number, or digits), a class name, or one of a name's synonyms, which are separated by
-            commas; case does not matter.
-        count: number of classes.
-        names: the names of all classes, or None.
-
-    Raises:
-        InputError: no such index or name, or a name of several classes; the message says what to write instead.
-
-    Example:
-        >>> resolve("Ounce", 2, ["tench, Tinca tinca", "snow leopard, ounce"])
-        1
-    """
-    import difflib
-
-    if not isinstance(target, (int, str)) or isinstance(target, bool):
-        raise InputError(f"{target!r} is no target: a class's number or name, a Contrast, a Token, or a function.")
-    if isinstance(target, int) or target.strip().lstrip("-").isdecimal():
-        if 0 <= int(target) < count:
-            return int(target)
-        raise InputError(f"there is no class {target}: the model has {count}, numbered 0 to {count - 1}.")
-    if names is None:
-        raise InputError(f"{target!r}: the model's classes have no names. Give a number from 0 to {count - 1}.")
-    wanted = target.strip().lower()
-    known: dict[str, list[int]] = {}
-    for index, name in enumerate(names):
-        for synonym in {name.lower(), *(part.strip().lower() for part in name.split(","))}:
-            known.setdefault(synonym, []).append(index)
-    matches = known.get(wanted, [])
-    if len(matches) == 1:
-        return matches[0]
-    if matches:
-        raise InputError(f"{target!r} names the classes {', '.join(map(str, matches))}. Give the number of one.")
-    close = difflib.get_close_matches(wanted, known, 5) or [name for name in known if wanted in name][:5] or ["none"]
-    raise InputError(f"no class {target!r}. Close to it: {'; '.join(close)}. Numbers go from 0 to {count - 1}.")
+    return Scored(label, of, function=True)
 
 
-def _token(target: Token, outputs: Any) -> Scored:
-    logits = logits_of(outputs)
+def _fits(logits: Tensor, rows: Tensor, batch: int | None, path: str) -> None:
+    """Check that an output has real numbers, with a row for each example."""
+    if logits.is_complex():
+        raise InputError(
+            "the output is complex, and a target is real. Pass a function of the output, such as lambda output: "
+            f"{path}.abs(){'[:, 0]' * (logits.dim() == 2)}."
+        )
+    if batch is not None and batch > 1 and not logits.dim():
+        raise InputError(f"the model returns one number for all {batch} examples. Attribute one example at a time.")
+    if batch is not None and logits.dim() and len(rows) != batch:
+        raise InputError(
+            f"the output {tuple(logits.shape)} has no row for each of the {batch} examples of the attributed input. "
+            f"Pass a function of the output as the target, which returns ({batch},)."
+        )
+
+
+def _token(target: Token, logits: Tensor, rows: Callable[[Any], Tensor], names: list[str] | None) -> Scored:
     if logits.dim() != 3:
         raise InputError(f"Token needs logits (batch, tokens, vocabulary); the output is {tuple(logits.shape)}.")
-    length, vocabulary = logits.shape[1:]
-    if not -length <= target.position < length:
-        raise InputError(f"there is no position {target.position}: the output has {length} tokens.")
-    if target.id is not None and not 0 <= target.id < vocabulary:
-        raise InputError(f"there is no token {target.id}: the vocabulary has {vocabulary}, numbered from 0.")
-    row = target.position % length
-    ids = logits[:, row].detach().argmax(-1)
-    index = ids if target.id is None else torch.full_like(ids, target.id)
-    which = f"token {target.id}" if target.id is not None else "the likeliest token"
-    return Scored(f"{which} at position {row}", (index,), lambda y, i: _pick(logits_of(y)[:, row], i), "", row)
+    batch, length, vocabulary = logits.shape
+    position = _each(target.position, batch, "a Token's position is a number, or one per example").to(logits.device)
+    if wrong := position[(position < -length) | (position >= length)].tolist():
+        raise InputError(f"there is no position {wrong[0]}: the output has {length} tokens.")
+    position = position % length
+    here = torch.arange(batch, device=logits.device)
+    given = token_id(target.id, vocabulary, names) if isinstance(target.id, str) else target.id
+    if given is None:
+        index = logits[here, position].detach().argmax(-1)
+    else:
+        index = _each(given, batch, "a Token's id is a number, a string, or one number per example").to(logits.device)
+    if wrong := index[(index < 0) | (index >= vocabulary)].tolist():
+        raise InputError(f"there is no token {wrong[0]}: the vocabulary has {vocabulary}, numbered from 0.")
+    places, ids = set(position.tolist()), set(index.tolist())
+    row = places.pop() if len(places) == 1 else position
+    if given is None:
+        which = "the likeliest token"
+    else:
+        which = _word(ids.pop(), names) if len(ids) == 1 else "a token per example"
+    where = f"position {row}" if isinstance(row, int) else "a position per example"
+    return Scored(f"{which} at {where}", lambda y: _pick(rows(y)[here, position], index), row=row)
 
 
-def _similarity(target: Similarity, outputs: Any) -> Scored:
-    features = logits_of(outputs)
-    width = target.embedding.shape[-1]
-    if features.dim() != 2 or features.shape[1] != width or target.embedding.dim() > 2:
+def _word(token: int, names: list[str] | None) -> str:
+    return f"token {names[token]!r} ({token})" if names and token < len(names) and names[token] else f"token {token}"
+
+
+def _similarity(target: Similarity, features: Tensor, rows: Callable[[Any], Tensor]) -> Scored:
+    given = target.embedding
+    shape = tuple(given.shape) if isinstance(given, Tensor) else ()
+    fits = features.dim() == 2 and shape in [tuple(features.shape[d:]) for d in (0, 1)] + [(1, features.shape[-1])]
+    if not fits:
         raise InputError(
             f"Similarity compares embeddings (batch, width): the model's is {tuple(features.shape)}, the one given is "
-            f"{tuple(target.embedding.shape)}."
+            f"{shape or type(given).__name__}."
         )
-    wanted = F.normalize(target.embedding.detach().to(features), dim=-1).expand(len(features), width)
+    wanted = F.normalize(given.detach().to(features), dim=-1).expand(features.shape)
 
-    def cosine(outputs: Any, wanted: Tensor) -> Tensor:
-        features = logits_of(outputs)
+    def cosine(outputs: Any) -> Tensor:
+        features = rows(outputs)
         cosines: Tensor = (features * wanted).sum(-1) / features.detach().norm(dim=-1)
         return target.scale * cosines
 
-    return Scored(f"similarity with {target.label}", (wanted,), cosine)
+    return Scored(f"similarity with {target.label}", cosine)
 
 
 def _pick(values: Tensor, index: Tensor) -> Tensor:
     return values.gather(1, index[:, None])[:, 0]
 
 
-def _one_each(value: Any, outputs: Any) -> Tensor:
-    """The result of the user's function, checked to have one number per example, (batch,)."""
-    batch = next(len(v) for v in pytree.tree_leaves(outputs) if _floating(v) and v.dim())
+def _each(value: Any, batch: int, what: str) -> Tensor:
+    """A number, or a tensor with one per example, as int64 (batch,)."""
+    if isinstance(value, Tensor):
+        if differentiable(value) or value.dtype is torch.bool or value.shape not in ((), (batch,)):
+            raise InputError(f"{what}, int64 ({batch},); this one is {value.dtype} {tuple(value.shape)}.")
+        return value.to(torch.int64).expand(batch)
+    number = whole(value)
+    if number is None:
+        raise InputError(f"{what}, int64 ({batch},); this one is {value!r}.")
+    return torch.full((batch,), number)
+
+
+def _one_each(value: Any, batch: int) -> Tensor:
+    """The result of the user's function, checked to have one real number per example, (batch,)."""
     if not isinstance(value, Tensor) or value.shape not in ((), (batch,)):
         given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
         raise InputError(f"a function as the target returns one number per example, ({batch},); this one gave {given}.")
+    if value.is_complex():
+        raise InputError(
+            "a function as the target returns real numbers; this one gave complex ones. Return a real part."
+        )
     if value.dim() == 0 and batch > 1:
         raise InputError(f"the target function returned one number for {batch} examples; return ({batch},), one each.")
     return value.reshape(batch)
 
 
-def _floating(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
+def _equal(a: int | Tensor | None, b: int | Tensor | None) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return torch.equal(a, b)
+    return not isinstance(a, Tensor) and not isinstance(b, Tensor) and a == b

@@ -13,6 +13,8 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import refuse_other_dtype
 from fxgrad.classify.decision import Classified
+from fxgrad.errors import FxgradError, InputError
+from fxgrad.graph.replay import failure
 from fxgrad.module.checkpoint import checkpointed
 from fxgrad.module.rewrite import rewrite
 from fxgrad.module.unflatten import Root, unflatten
@@ -173,20 +175,30 @@ class Core(nn.Module):
             InputError: inputs of another structure, shape or dtype than the captured ones.
         """
         leaves = self.classified.captured.flatten(args, kwargs)
-        return leaves + (list(self.lookup(*self.state, *leaves)) if self.lookup else [])
+        return leaves + (list(self._called(self.lookup, leaves)) if self.lookup else [])
 
     def run(self, entries: list[Any]) -> Any:
         """Run the program on the result of `entries`; returns what the original model returns.
 
         Raises:
-            InputError: inputs of another dtype than the weights, which the model does not run on together.
+            InputError: an op fails on these inputs, or they have another dtype than the weights.
         """
-        try:
-            outputs = self.runner(*self.state, *entries)
-        except RuntimeError as error:
-            self.refuse_other_dtype(entries, error)
-            raise
+        outputs = self._called(self.runner, entries)
         return pytree.tree_unflatten(list(outputs), self.classified.captured.out_spec)
+
+    def _called(self, runner: Any, entries: list[Any]) -> Any:
+        """What a part of the program returns; an error of an op names the op and its place."""
+        if torch.compiler.is_compiling():
+            return runner(*self.state, *entries)
+        try:
+            return runner(*self.state, *entries)
+        except (FxgradError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:
+            part = self.lookup if runner is self.lookup else self.program
+            if part is self.program:
+                self.refuse_other_dtype(entries, error)
+            raise InputError(failure(part, [*self.state, *entries], error)) from error
 
     def refuse_other_dtype(self, entries: list[Any], error: BaseException) -> None:
         """Raise `InputError` if `error`, raised on these entries, comes of inputs of another dtype than the weights."""

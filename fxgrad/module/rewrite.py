@@ -6,11 +6,14 @@ the captured node itself.
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import fx
 
 from fxgrad.classify.decision import Classified
 from fxgrad.graph.nodes import differentiable
 from fxgrad.ops.backward import Rewriting, replace_call
+from fxgrad.ops.refused import refuse
 from fxgrad.ops.weights import weighted
 
 
@@ -21,7 +24,8 @@ def rewrite(classified: Classified) -> fx.Graph:
         classified: what `classify` returned; its graph is copied, not changed.
 
     Returns:
-        A graph with the same placeholders, and one node of the same name for every captured node.
+        A graph with the same placeholders, and one node of the same name for every captured node. Behind them come
+        calls of `refuse`, for outputs that cannot be balanced.
 
     Raises:
         NoRuleError: an op whose row asks for a secant has none (not finite at 0, or not 0 at the row's point).
@@ -51,8 +55,25 @@ def rewrite(classified: Classified) -> fx.Graph:
             # A step function, say: it is constant, so record nothing.
             replace_call(copy, weighted, tuple(0.0 for _ in node.args))
         done.nodes[node.name] = copy
+    _refuse(graph, classified, done)
     graph.lint()
     return graph
+
+
+def _refuse(graph: fx.Graph, classified: Classified, done: Rewriting) -> None:
+    """Let a gradient of an output that cannot be balanced be an error."""
+    if not classified.refusals:
+        return
+    captured, output = classified.captured, graph.output_node()
+    inputs = [done.nodes[n.name] for n, i in zip(captured.entry_nodes, captured.entries) if i.attributed]
+    outputs: list[Any] = list(output.args[0])  # type: ignore[arg-type]
+    for refusal in classified.refusals:
+        value = outputs[refusal.index]
+        with graph.inserting_before(output):
+            call = graph.call_function(refuse, (refusal.error, refusal.message, value, *inputs))
+        call.meta = dict(value.meta)
+        outputs[refusal.index] = call
+    output.args = (tuple(outputs),)
 
 
 def _reads(node: fx.Node, names: set[str]) -> bool:

@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 from fxgrad.capture.captured import Captured, Input
 from fxgrad.capture.export import captured_from
 from fxgrad.capture.objects import opened
+from fxgrad.capture.shapes import Sizes
 from fxgrad.classify.walk import classify
 from fxgrad.errors import ArtefactError, FxgradError, one_line
 from fxgrad.installed import version
@@ -200,6 +201,7 @@ def _manifest_of(converted: ConvertedModule, captured: Captured, digests: Mappin
         "cite": table.cite,
         "inputs": [_described(i) for i in captured.inputs],
         "embedded": [_described(i) for i in captured.embedded],
+        "sizes": Sizes.within(captured).to_data(),
         "outputs": [f"output{pytree.keystr(path)}" for path, _ in paths],
         "forward": _parameters(captured.signature),
         "options": {
@@ -260,6 +262,8 @@ def _restored(
         table = from_data(rules, twins, manifest["twins"], needed)
         options, signature = manifest["options"], _signature(manifest["forward"])
         captured = captured_from(program, signature, program.example_inputs, table, options["through_no_grad"])
+        if "sizes" in manifest:  # older files have none
+            captured = Sizes.from_data(manifest["sizes"], [len(i.shape or ()) for i in captured.inputs]).of(captured)
         if tensors is not None:
             captured = captured.with_tensors(*tensors)
         converted = ConvertedModule(classify(captured, table))

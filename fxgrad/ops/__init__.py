@@ -7,10 +7,12 @@ arguments. It returns the op's result, bit for bit.
 from fxgrad.ops.attention import value_only
 from fxgrad.ops.composed import TWINS
 from fxgrad.ops.normalization import Layout, hold_scale
+from fxgrad.ops.pieces import piece
+from fxgrad.ops.refused import refuse
 from fxgrad.ops.rows import Rows, rows_of
 from fxgrad.ops.secants import Taylor, reference, rescale, root_of, secant, taylor, through
 from fxgrad.ops.twins import Twin
-from fxgrad.ops.weights import relaid, weighted
+from fxgrad.ops.weights import packed, relaid, weighted
 
 __all__ = [
     "TWINS",
@@ -19,7 +21,10 @@ __all__ = [
     "Taylor",
     "Twin",
     "hold_scale",
+    "packed",
+    "piece",
     "reference",
+    "refuse",
     "relaid",
     "rescale",
     "root_of",

@@ -7,6 +7,7 @@ zero *holds* the operand: no autograd graph is recorded for it.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -84,6 +85,49 @@ def relaid(op: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
     if isinstance(result, Tensor):
         return _Relaid.call(result, x)
     return (_Relaid.call(result[0], x), *result[1:])
+
+
+class _Packed(Function):
+    """Identity in `result` = x Wᵀ; its backward multiplies by W, which is what `op` makes of the unit vectors."""
+
+    @staticmethod
+    def forward(result: Tensor, x: Tensor, op: Callable[[Tensor], Tensor]) -> Tensor:
+        return result.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Any], output: Tensor) -> None:
+        ctx.features, ctx.dtype, ctx.op = inputs[1].shape[-1], inputs[1].dtype, inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor, None]:
+        units = torch.eye(ctx.features, dtype=ctx.dtype, device=cotangent.device)
+        return None, cotangent @ ctx.op(units).to(cotangent.dtype).T, None
+
+
+def packed(op: Any, sources: tuple[str, ...], x: Tensor, **others: Any) -> Any:
+    """Call `op`, a product of the rows of `x` and a packed matrix W that only `op` can read; its vjp multiplies by W.
+
+    Such ops have no derivative in PyTorch. Called on the unit vectors, `op` shows W, in the numbers that it uses.
+
+    Args:
+        op: returns x Wᵀ, (..., outputs), plus its bias if it has one.
+        sources: the names of biases among the other arguments; without them (None), `op` returns x Wᵀ.
+        x: its first operand, (..., features).
+        **others: all other arguments of `op`, constants.
+
+    Returns:
+        The result of `op`.
+
+    Example:
+        >>> W = torch.tensor([[1, 2], [3, 4], [5, 6]], dtype=torch.int8)
+        >>> x = torch.ones(1, 2, requires_grad=True)
+        >>> y = packed(lambda x, W: x @ W.float().T, (), x, W=W)
+        >>> torch.autograd.grad(y, x, torch.tensor([[0.0, 1.0, 0.0]]))[0]
+        tensor([[3., 4.]])
+    """
+    if not recording(x):
+        return op(x, **others)
+    return _Packed.call(op(x.detach(), **others), x, functools.partial(op, **{**others, **dict.fromkeys(sources)}))
 
 
 def recording(*operands: Any) -> bool:
@@ -231,6 +275,8 @@ class Weighted(Backward):
             _weigh(node, decided)
         elif decided.options.get("relaid"):
             replace_call(node, relaid)
+        elif decided.options.get("packed"):
+            _pack(node, decided)
         return node
 
 
@@ -265,6 +311,14 @@ def _weigh(node: fx.Node, decided: Decided) -> None:
         return by_place.get((position, None), 1.0)
 
     replace_call(node, weighted, tuple(weight(p, a) for p, a in enumerate(node.args)))
+
+
+def _pack(node: fx.Node, decided: Decided) -> None:
+    """Call the op through `packed`, with all arguments but the first by their names."""
+    arguments = arguments_of(node)
+    node.args = (arguments.pop(next(iter(arguments))),)
+    node.kwargs = arguments
+    replace_call(node, packed, tuple(o.name for o in decided.operands if o.part == "source"))
 
 
 NATIVE = Weighted("native", frozenset(Kind) - {Kind.CONSTANT})

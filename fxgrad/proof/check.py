@@ -19,13 +19,14 @@ from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import call_of
-from fxgrad.capture.export import without_fast_path
 from fxgrad.capture.objects import returned, spared, with_tensors
+from fxgrad.capture.tracing import without_fast_path
 from fxgrad.errors import InputError
 from fxgrad.graph.places import Place
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.proof.ledger import Ledger, LedgerRow, SourceRow, dot
 from fxgrad.report import Table
+from fxgrad.run.recording import refuse_unbalanced
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Coarsest dtype of a run -> the largest relative completeness error that passes."""
@@ -45,6 +46,7 @@ class CheckReport:
         tolerance: the largest error that passes.
         ledger: one row per live node, the least balanced first.
         sources: one row per source, the largest contribution first.
+        left_out: names of the outputs that cannot be balanced, and so take no part.
     """
 
     forward_identical: bool
@@ -55,6 +57,7 @@ class CheckReport:
     tolerance: float
     ledger: Table[LedgerRow]
     sources: Table[SourceRow]
+    left_out: tuple[str, ...] = ()
 
     @property
     def passed(self) -> bool:
@@ -70,6 +73,8 @@ class CheckReport:
             f"output {self.output:.6g} = inputs {self.inputs:.6g} + sources {sources:.6g} "
             f"+ residual {self.output - self.inputs - sources:.2e}",
         ]
+        if self.left_out:
+            lines.append(f"left out, since it cannot be balanced: {', '.join(self.left_out)}")
         wrong = [row for row in self.ledger if not row.error <= self.tolerance]
         if wrong:
             first = wrong[0]
@@ -83,8 +88,8 @@ class CheckReport:
         return f"<pre>{str(self).split(chr(10) * 2)[0]}</pre>{self.ledger._repr_html_()}{self.sources._repr_html_()}"
 
     def to_json(self) -> str:
-        """The report as one JSON object; the same report gives the same text."""
-        plain = {k: v for k, v in vars(self).items() if not isinstance(v, Table)}
+        """The report as one JSON object, with `left_out` if there is any; the same report gives the same text."""
+        plain = {k: v for k, v in vars(self).items() if not isinstance(v, Table) and v != ()}
         tables = {"ledger": json.loads(self.ledger.to_json()), "sources": json.loads(self.sources.to_json())}
         return json.dumps({"passed": self.passed, **plain, **tables}, indent=1)
 
@@ -108,7 +113,8 @@ def check(
         original: the model to compare the forward with, bit for bit under `torch.no_grad()` and without
             MultiheadAttention's fast path; by default the captured program.
         cotangent: v in y = <v, f(x)>, structured and shaped as the outputs, such as a one-hot for one
-            logit; None for an output that takes no part, or that is no tensor. By default random.
+            logit; None for an output that takes no part, or that is no tensor. By default random, for all outputs that
+            can be balanced.
         tolerance: for `passed`; by default that of the coarsest dtype between the inputs and the outputs:
             1e-10 in float64, 1e-4 in float32 (`TOLERANCE`).
         seed: seed of the random cotangent: standard normal, one number per output element.
@@ -119,6 +125,7 @@ def check(
     Raises:
         InputError: the module does not take the inputs; or an input, or a value that a cotangent reaches, has NaN or
             infinities (the message names the node).
+        NotBalanceableError, NoRuleError: a cotangent is given for an output that cannot be balanced.
 
     Example:
         >>> import fxgrad
@@ -139,7 +146,11 @@ def check(
         theirs = _outputs(original, args, kwargs) if original else _plain(converted, leaves)
     same = identical(books.outputs, theirs)
 
+    refusals = converted.classified.refusals
     cotangents = _random_like(books.outputs, seed) if cotangent is None else _like(books.outputs, cotangent)
+    for refusal in refusals if cotangent is None else ():
+        cotangents[refusal.index] = None
+    refuse_unbalanced(converted, cotangents)
     pairs = [(v, g) for v, g in zip(books.outputs, cotangents) if g is not None]
     output = sum(dot(g, v) for v, g in pairs)
     scale = max(abs(output), sum(dot(g.abs().square(), v.abs().square()) for v, g in pairs) ** 0.5) or 1.0
@@ -156,6 +167,7 @@ def check(
         tolerance=TOLERANCE[books.coarsest] if tolerance is None else tolerance,
         ledger=Table("Ledger, least balanced first", sorted(rows, key=lambda r: _rank(r.error)), shown=10),
         sources=Table("Sources, largest first", sorted(sources, key=lambda s: -abs(s.contribution)), shown=10),
+        left_out=tuple(refusal.output for refusal in refusals),
     )
 
 

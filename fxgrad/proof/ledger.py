@@ -101,6 +101,10 @@ class Ledger:
     def coarsest(self) -> torch.dtype:
         """The dtype of least precision among the values that a cotangent reaches."""
         live = [self.values[name] for name, decision in self.decisions.items() if decision.live]
+        # A kernel for packed weights computes in the dtype of their scales (those of one byte are codes).
+        kernels = [d for d in self.decisions.values() if d.live and d.options.get("packed")]
+        constants = [self.values.get(str(o.value)) for d in kernels for o in d.operands if not o.data]
+        live += [v for v in constants if isinstance(v, Tensor) and v.dtype.itemsize > 1]
         dtypes = {v.dtype for v in pytree.tree_leaves([live, self.outputs]) if isinstance(v, Tensor)}
         real = {d.to_real() for d in dtypes if d.is_floating_point or d.is_complex}
         return max(real, key=lambda d: torch.finfo(d).eps)

@@ -45,7 +45,7 @@ INTERNAL = _words(
 """Namespaces of ops that act on more than their operands: processes, devices, memory."""
 TEXTS = _words(
     "UPLO activation approximate assert_msg driver equation indexing interpolation mode norm ord p pad_mode padding "
-    "padding_side reduce rounding_mode side"
+    "padding_side quant_type reduce rounding_mode side"
 )
 """Operands that may be text. File names are not among them."""
 _PLAIN_TYPE = re.compile(r"((Optional|List)\[)*(Tensor|int|float|bool|number|Device|Generator|complex)\]*")

@@ -1,62 +1,181 @@
-"""Which axis of every value has the examples of the batch, so that constants' contributions are known per example."""
+"""Which axes have the examples of the batch, so that contributions are known example by example.
+
+An axis of examples is an axis of an input that reaches an axis of an output, with nothing on the way that mixes its
+elements. So the nodes of a graph are no examples: an edge list gathers some of them, and a mean takes all.
+"""
 
 from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from torch import fx
 
 from fxgrad.classify.decision import Classified
 from fxgrad.classify.moves import word_of
-from fxgrad.graph.axes import Atom, Axes, Axis
+from fxgrad.graph.axes import MOVES, Atom, Axes, Axis, source_of
 from fxgrad.graph.follow import Seeds, follow
-from fxgrad.graph.sizes import Size, sizes_of
+from fxgrad.graph.mixing import mixes
+from fxgrad.graph.nodes import tensors_of
+from fxgrad.graph.sizes import Size, same, sizes_of
 
 BATCH = "batch"
 """The label of the examples among the atoms of an axis."""
 
 
-def places_of(classified: Classified, batch: Size, seeds: Seeds | None = None) -> dict[str, Axes]:
-    """The axes of the outputs and of all values that depend on an attributed input, as atoms.
+@dataclass(frozen=True)
+class Examples:
+    """Where the examples are.
+
+    Attributes:
+        size: the captured size of their axis, mostly a symbol; 1 if no input has such an axis.
+        inputs: placeholder's name -> its axis of examples. The examples share all other inputs.
+        places: node name -> its axes as atoms; examples have the origin `BATCH`.
+    """
+
+    size: Size
+    inputs: Mapping[str, int]
+    places: Mapping[str, Axes] = field(repr=False)
+
+
+def tracked(classified: Classified, seeds: Seeds | None = None) -> dict[fx.Node, Axes]:
+    """The axes of the outputs and of all values that depend on an attributed input, as atoms of the inputs' axes.
 
     Args:
         classified: what `fxgrad.classify.classify` returned.
-        batch: the captured number of examples, mostly a symbol.
         seeds: further known axes; see `fxgrad.graph.follow.follow`.
 
-    Returns:
-        Node name -> axes.
+    Example:
+        >>> import fxgrad, torch
+        >>> from torch import nn
+        >>> classified = fxgrad.convert(nn.Flatten().eval(), (torch.zeros(3, 5, 2),)).classified
+        >>> [[(atom.origin, atom.axis) for axis in axes for atom in axis] for axes in tracked(classified).values()]
+        [[('input_', 0), ('input_', 1), ('input_', 2)], [('input_', 0), ('input_', 1), ('input_', 2)]]
+    """
+    captured, decisions = classified.captured, classified.decisions
+    given = seeds or {}
+    entries: dict[fx.Node, Sequence[Axis | None]] = {n: _entry(n, given.get(n)) for n in captured.entry_nodes}
+    own = {**given, **{n: axes for n, axes in entries.items() if axes}}
+    outputs = captured.graph.output_node().all_input_nodes
+    nodes = [n for n in captured.graph.nodes if n.name in decisions or (n in outputs and n not in own)]
+    return follow(nodes, lambda node: word_of(node, decisions), own)
+
+
+def examples_of(classified: Classified, found: Mapping[fx.Node, Axes], source: fx.Node) -> Examples:
+    """The axes of examples: those of the inputs that are one axis of an output, and that nothing mixes on the way.
+
+    Args:
+        classified: what `fxgrad.classify.classify` returned.
+        found: what `tracked` returned.
+        source: the input whose examples are preferred, where outputs have axes of several inputs' examples.
 
     Example:
         >>> import fxgrad, torch
-        >>> from fxgrad.graph.axes import where
         >>> class Merged(torch.nn.Module):
         ...     def forward(self, x):
-        ...         return x.transpose(0, 1).reshape(-1, 2).exp()
+        ...         return x.transpose(0, 1).reshape(-1, 2).exp().reshape(5, -1, 2)
         >>> classified = fxgrad.convert(Merged().eval(), (torch.zeros(3, 5, 2),)).classified
-        >>> batch = sizes_of(next(iter(classified.captured.graph.nodes)))[0]
-        >>> [where(axes, BATCH, batch)[:2] for axes in places_of(classified, batch).values()]
-        [(0, 1), (1, 1), (0, 5), (0, 5)]
-    """
-    graph, decisions = classified.captured.graph, classified.decisions
-    known = {**batch_of(classified, batch), **(seeds or {})}
-    outputs = graph.output_node().all_input_nodes
-    nodes = [node for node in graph.nodes if node.name in decisions or (node in outputs and node not in known)]
-    found = follow(nodes, lambda node: word_of(node, decisions), known)
-    return {node.name: axes for node, axes in found.items()}
-
-
-def batch_of(classified: Classified, batch: Size) -> dict[fx.Node, list[Axis | None]]:
-    """Seeds for every input: its first axis has the examples if its size is `batch`; other axes are unknown.
-
-    Example:
-        >>> import fxgrad, torch
-        >>> classified = fxgrad.convert(torch.nn.ReLU().eval(), (torch.zeros(3, 5),)).classified
-        >>> [axes[1] for axes in batch_of(classified, 3).values()]
-        [None]
+        >>> found = examples_of(classified, tracked(classified), classified.captured.entry_nodes[0])
+        >>> found.inputs, [[atom.origin for atom in axes[0]] for axes in found.places.values()]
+        ({'x': 0}, [['batch'], ['x'], ['x', 'batch'], ['x', 'batch'], ['x']])
     """
     captured = classified.captured
-    found: dict[fx.Node, list[Axis | None]] = {}
-    for node in captured.entry_nodes:
+    entries = [n for n in captured.entry_nodes if sizes_of(n)]
+    attributed = {n for n, declared in zip(captured.entry_nodes, captured.entries) if declared.attributed}
+    outputs = tensors_among(captured.graph.output_node().all_input_nodes)
+    # The last axis of several is that of classes or features.
+    own = [(output, i, size) for output in outputs for i, size in enumerate(sizes_of(output)[:-1] or sizes_of(output))]
+    sound: list[tuple[dict[fx.Node, int], set[Atom], Size]] = []
+    for output, i, size in own:
+        axes = found.get(output, ())
+        lead = axes[i] if i < len(axes) else ()
+        members = _members(entries, found, lead, size, axes, first=i == 0)
+        if not attributed & set(members):
+            continue
+        atoms = {axis[0] for axis in (lead, *(found[n][i] for n, i in members.items())) if len(axis) == 1}
+        if not _mixed(classified, found, output, atoms):
+            sound.append((members, atoms, size))
+            if source in members:
+                break
+    for members, atoms, size in [s for s in sound if source in s[0]] or sound[:1]:
+        return Examples(size, {n.name: i for n, i in members.items()}, _labelled(found, atoms))
+    return Examples(1, {}, _labelled(found, set()))
+
+
+def _entry(node: fx.Node, given: Sequence[Axis | None] | None) -> list[Axis | None]:
+    """The axes of an input: its first axis has a label of its own."""
+    shape = sizes_of(node)
+    axes = list(given or [None] * len(shape))
+    if shape and axes[0] is None and not same(shape[0], 1):
+        axes[0] = (Atom(node.name, 0, shape[0]),)
+    return axes
+
+
+def _members(
+    entries: list[fx.Node], found: Mapping[fx.Node, Axes], lead: Axis, size: Size, output: Axes, *, first: bool
+) -> dict[fx.Node, int]:
+    """Input -> its axis that is an axis of the output: by its atom, else the first axis, if it has this size."""
+    members: dict[fx.Node, int] = {}
+    for node in entries:
         shape = sizes_of(node)
-        if shape:
-            found[node] = [(Atom(BATCH, 0, batch),) if shape[0] == batch else None, *[None] * (len(shape) - 1)]
-    return found
+        axes = found.get(node, ())
+        reached = [i for i, axis in enumerate(axes) if axis and axis == lead and same(shape[i], size)]
+        elsewhere = axes and axes[0] and axes[0] in output and axes[0] != lead
+        if reached:
+            members[node] = reached[0]
+        elif same(shape[0], size) and not elsewhere:
+            members[node] = 0
+    linked = any(found[n][i] == lead for n, i in members.items() if lead and n in found)
+    return members if linked or first else {}
+
+
+def _mixed(classified: Classified, found: Mapping[fx.Node, Axes], output: fx.Node, atoms: set[Atom]) -> bool:
+    """Whether a node on the way of a cotangent from an output to the inputs mixes the elements of an axis."""
+    decisions, named = classified.decisions, {n.name: n for n in classified.captured.graph.nodes}
+    data = _data(classified)
+    seen, pending = {output.name}, [output.name]
+    while pending:
+        name = pending.pop()
+        if name not in decisions:
+            continue
+        node = named[name]
+        for operand in decisions[name].data:
+            if not decisions[name].receives(str(operand.value)):
+                continue
+            source = named[str(operand.value)]
+            word = word_of(node, decisions)
+            whole = source_of(node) if word in MOVES and isinstance(source.meta["val"], (list, tuple)) else source
+            axes = [i for i, axis in enumerate(found.get(whole, ())) if len(axis) == 1 and axis[0] in atoms]
+            # A piece of a layer's features has the layer's input for its operand, and mixes none of its rows.
+            direct = source in node.all_input_nodes
+            if direct and any(mixes(node, whole, axis, word, data) for axis in axes):
+                return True
+            if source.name not in seen:
+                seen.add(source.name)
+                pending.append(source.name)
+    return False
+
+
+def _data(classified: Classified) -> set[fx.Node]:
+    """The nodes that depend on attributed inputs, those of integers, too."""
+    captured = classified.captured
+    data = {n for n, d in zip(captured.entry_nodes, captured.entries) if d.attributed}
+    for node in captured.graph.nodes:
+        if tensors_of(node) and any(n in data for n in node.all_input_nodes):
+            data.add(node)
+    return data
+
+
+def _labelled(found: Mapping[fx.Node, Axes], examples: Collection[Atom]) -> dict[str, Axes]:
+    """All axes, those of examples under the label `BATCH`."""
+    origins = {atom[:2] for atom in examples}
+
+    def renamed(atom: Atom) -> Atom:
+        return atom._replace(origin=BATCH, axis=0) if atom[:2] in origins else atom
+
+    return {n.name: tuple(tuple(renamed(atom) for atom in axis) for axis in axes) for n, axes in found.items()}
+
+
+def tensors_among(outputs: Iterable[fx.Node]) -> list[fx.Node]:
+    """The nodes of a graph's outputs that are tensors of floating dtype, in order."""
+    return [n for n in outputs if any(t.is_floating_point() for t in tensors_of(n))]

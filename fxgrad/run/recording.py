@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
+from fxgrad import errors
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.ops.backward import Pairs
 from fxgrad.run.sources import Offsets, detached, products, reads
@@ -60,6 +61,18 @@ class Contributions:
 Cotangents = Sequence["Tensor | None"]
 
 
+def refuse_unbalanced(converted: ConvertedModule, cotangents: Sequence[Any]) -> None:
+    """Raise an output's refusal if a cotangent is given for it: `NotBalanceableError` or `NoRuleError`.
+
+    Args:
+        converted: what `fxgrad.convert` returned.
+        cotangents: one per flattened output; None for an output that takes no part.
+    """
+    for refusal in converted.classified.refusals:
+        if cotangents[refusal.index] is not None:
+            raise getattr(errors, refusal.error)(refusal.message)
+
+
 class Recording:
     """One recorded forward pass of a converted program, for any number of backward passes.
 
@@ -102,7 +115,11 @@ class Recording:
         Args:
             cotangents: v, one per flattened output, shaped alike; None for an output that takes no part.
             last: whether the recorded values may be freed.
+
+        Raises:
+            NotBalanceableError, NoRuleError: a cotangent is given for an output that cannot be balanced.
         """
+        refuse_unbalanced(self.converted, cotangents)
         wanted = dict.fromkeys([*self.inputs, *self.also, *self.decisions])
         ends = {name: self.inputs.get(name, self._recorded.get(name)) for name in wanted}
         g = _backward(self._outputs, cotangents, ends, keep=not last)
@@ -146,6 +163,7 @@ def contributions(
         The contributions. Inputs times gradients and sources add up to <v, f(x)> if the policy balances.
 
     Raises:
+        NotBalanceableError, NoRuleError: a cotangent is given for an output that cannot be balanced.
         RuntimeError: an op has no gradient; `fxgrad.check` says which and where.
 
     Example:

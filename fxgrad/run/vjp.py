@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.errors import InputError, first_line
 from fxgrad.module.converted import ConvertedModule
+from fxgrad.run.recording import refuse_unbalanced
 
 CACHED = 2**25
 """The largest size in bytes of a batch of cotangents on a CPU; beyond the cache, batching gains nothing."""
@@ -54,6 +55,7 @@ def vjp(
     Raises:
         InputError: cotangents of another structure or shape, a chunk below 1, inputs that the module does not take, or
             an op whose gradient vmap cannot batch.
+        NotBalanceableError, NoRuleError: cotangents of an output that cannot be balanced; pass None for it.
 
     Example:
         >>> import fxgrad
@@ -84,6 +86,7 @@ def vjp(
         outputs = converted.run(entries)
     leaves, spec = pytree.tree_flatten(outputs)
     count, given = _matched(leaves, pytree.tree_leaves(cotangents))
+    refuse_unbalanced(converted, given)
     pairs = [(v, g) for v, g in zip(leaves, given) if g is not None and v.requires_grad]
     size = _size(chunk, count, widest, leaves)
     parts: dict[str, list[Tensor]] = {name: [] for name in attributed}

@@ -19,6 +19,7 @@ Twins = Mapping[str, Callable[..., Any]]
 OPTIONS: dict[str, type | tuple[type, ...]] = {
     "moves": str,  # linear, piecewise linear: how it moves elements, a word of fxgrad.graph.axes
     "relaid": bool,  # linear: PyTorch's backward is wrong for a cotangent of other strides than the input's
+    "packed": bool,  # linear: a product of rows and a packed matrix, for which PyTorch has no derivative
     "saturates": bool,  # piecewise linear: has offsets that are no operands
     "bounded": bool,  # piecewise linear: saturates on both sides, so that f(number + x) is a gate
     "odd": bool,  # squash: odd and bounded, so that number + f(x) is a gate
@@ -34,7 +35,7 @@ OPTIONS: dict[str, type | tuple[type, ...]] = {
 
 # Per kind: parts that a row must name, parts that it may name, options that it may set.
 GRAMMAR: dict[Kind, tuple[set[str], set[str], set[str]]] = {
-    Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "held", "like"}, {"relaid", "moves"}),
+    Kind.LINEAR: ({"carrier"}, {"coefficient", "source", "held", "like"}, {"relaid", "packed", "moves"}),
     Kind.PIECEWISE_LINEAR: ({"carrier"}, {"coefficient", "source"}, {"saturates", "bounded", "moves"}),
     Kind.GATED_ACTIVATION: ({"carrier"}, set(), set()),
     Kind.SQUASH: ({"carrier"}, set(), {"odd"}),

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured
-from fxgrad.capture.export import capture, without_fast_path
+from fxgrad.capture.export import capture
+from fxgrad.capture.tracing import without_fast_path
 from fxgrad.classify.walk import classify
 from fxgrad.data.models import randomize
 from fxgrad.errors import FxgradError

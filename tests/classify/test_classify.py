@@ -171,7 +171,7 @@ def test_operands_that_no_row_provides_for() -> None:
         (lambda x: torch.log_softmax(x, -1), "log_softmax"),
         # Averages of constants: there is nothing but sources, or outputs that are nothing else.
         (lambda x: torch.softmax(x, -1) @ MEMORY[:4] + 1, "softmax -> matmul -> add"),
-        (lambda x: torch.cat([torch.softmax(x, -1) @ MEMORY[:4], x], -1), "softmax -> matmul -> cat"),
+        (lambda x: torch.cat([torch.softmax(x, -1), x], -1), "softmax -> cat"),
         # No weights of an average.
         (lambda x: torch.log_softmax(x, -1) @ MEMORY[:4] + x, "log_softmax -> matmul -> add"),
         (lambda x: torch.softmax(x, -1).log() @ MEMORY[:4] + x, "softmax -> log -> matmul -> add"),
@@ -183,7 +183,7 @@ def test_a_softmax_at_the_end_cannot_be_balanced(forward: object, path: str) -> 
         decisions(forward)
     message = str(caught.value)
     assert f"reaches the output by {path}\n" in re.sub(r"_\d+", "", message) and "test_classify.py:" in message
-    assert "Attribute what comes before: the logits instead of the probabilities" in message
+    assert 'softmax = "native"' in message or "cdist" in message
 
 
 MEMORY = torch.randn(5, 4)

@@ -135,6 +135,139 @@ def test_tokens_of_a_text() -> None:
         scored(3, logits)
 
 
+VOCABULARY = {"cat": 1, "Ġcat": 2, "dog": 3, "7": 4, ",": 5, "▁dog": 0}
+
+
+class Tokenizer:
+    def get_vocab(self) -> dict[str, int]:
+        return VOCABULARY
+
+
+def test_tokens_per_example_and_by_name() -> None:
+    logits = torch.randn(2, 4, 7)
+    here, position, ids = torch.arange(2), torch.tensor([3, -3]), torch.tensor([4, 0])
+    found = {
+        "the likeliest token at position 3": (Token(), logits[:, 3].amax(1)),
+        "the likeliest token at a position per example": (Token(position), logits[here, position].amax(1)),
+        "a token per example at position 1": (Token(1, ids), logits[here, 1, ids]),
+        "a token per example at a position per example": (Token(position, ids), logits[here, position, ids]),
+        "token 'cat' (1) at position 3": (Token(-1, "cat"), logits[:, 3, 1]),
+        "token 'Ġcat' (2) at position 3": (Token(-1, " cat"), logits[:, 3, 2]),
+        "token '▁dog' (0) at position 0": (Token(0, " dog"), logits[:, 0, 0]),
+        "token '7' (4) at position 3": (Token(id="7"), logits[:, 3, 4]),
+        "token ',' (5) at position 3": (Token(id=","), logits[:, 3, 5]),
+        "token 6 at position 2": (Token(np.int64(2), torch.tensor(6)), logits[:, 2, 6]),
+        "token 'cat' (1) at position 3 minus token 'dog' (3) at position 3": (
+            Contrast(Token(-1, "cat"), Token(-1, "dog")),
+            logits[:, 3, 1] - logits[:, 3, 3],
+        ),
+    }
+    for label, (target, wanted) in found.items():
+        for names in (VOCABULARY, {i: name for name, i in VOCABULARY.items()}, Tokenizer()):
+            fitted = scored(target, logits, names)
+            assert fitted.label == label and torch.equal(fitted.score(logits), wanted)
+    row = scored(Token(position), logits).row
+    assert isinstance(row, Tensor) and row.tolist() == [3, 1]
+    assert scored(Contrast(Token(position), Token(position % 4, 1)), logits).row is not None
+    assert scored(Contrast(Token(position), Token(0)), logits).row is None
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (Token(torch.tensor([0, 4])), "there is no position 4: the output has 4 tokens"),
+        (Token(torch.tensor([0, -5])), "there is no position -5"),
+        (
+            Token(torch.tensor([0, 1, 2])),
+            r"position is a number, or one per example, int64 \(2,\); this one is .* \(3,\)",
+        ),
+        (Token(torch.tensor([0.5, 1])), r"position is a number.*; this one is torch.float32 \(2,\)"),
+        (Token("last"), "position is a number.*; this one is 'last'"),
+        (Token(1.5), r"position is a number.*; this one is 1\.5"),
+        (Token(0, torch.tensor([0, 7])), "there is no token 7: the vocabulary has 7"),
+        (Token(0, torch.tensor([[0], [7]])), r"id is a number, a string, or one number per example, int64 \(2,\)"),
+        (Token(0, True), "id is a number, a string.*; this one is True"),
+        (Token(0, "dogs"), "no token 'dogs'. Close to it: dog; ▁dog. Numbers go from 0 to 6"),
+    ],
+)
+def test_tokens_that_there_are_not(target: Token, message: str) -> None:
+    with pytest.raises(fxgrad.InputError, match=message):
+        scored(target, torch.zeros(2, 4, 7), VOCABULARY)
+
+
+def test_names_that_are_no_names() -> None:
+    logits = torch.zeros(2, 4, 7)
+    with pytest.raises(fxgrad.InputError, match=r"'cat': the vocabulary has no names. Pass class_names=tokenizer.get"):
+        scored(Token(0, "cat"), logits)
+    for names in (3, "abc", [1, 2], {"a": "b"}, {-1: "a"}):
+        with pytest.raises(fxgrad.InputError, match="class_names are strings, one per logit in order, or a mapping"):
+            scored(Token(0, "cat"), logits, names)
+    assert scored("cat", torch.zeros(2, 3), {0: "dog", 2: "cat", 1: "bee"}).label == "cat"
+    assert scored("cat", torch.zeros(2, 3), {"cat": 1}).label == "class 1"
+
+
+@pytest.mark.parametrize(
+    ("outputs", "wanted"),
+    [
+        (torch.randn(2, 3, 4, 5), lambda y: (y[:, 0] * (y.argmax(1) == 0)).sum((1, 2))),
+        (torch.randn(2, 3, 4, 5, 6), lambda y: (y[:, 0] * (y.argmax(1) == 0)).sum((1, 2, 3))),
+        ({"out": torch.randn(2, 3, 4, 5)}, lambda y: (y["out"][:, 0] * (y["out"].argmax(1) == 0)).sum((1, 2))),
+        (torch.randn(2, 3, 4), lambda y: y[:, -1, 0]),
+        ((torch.randn(2), None), lambda y: y[0]),
+        ((torch.zeros(()), torch.randn(2, 3)), lambda y: y[1][:, 0]),
+        ({"out": torch.randn(2, 3), "aux": torch.randn(2, 3)}, lambda y: y["out"][:, 0]),
+        (torch.randn(2, 3, dtype=torch.complex64), lambda y: y.abs()[:, 0]),
+    ],
+)
+def test_the_advice_works_as_it_stands(outputs: Any, wanted: Any) -> None:
+    with pytest.raises(fxgrad.InputError, match="lambda output: ") as caught:
+        scored(0, outputs, batch=2)
+    advised = eval(re.search(r"lambda output: .*(?=\.$)", str(caught.value))[0])  # type: ignore[index]
+    assert torch.equal(scored(advised, outputs, batch=2).score(outputs), wanted(outputs))
+
+
+def test_the_advice_names_the_class() -> None:
+    for logits, advice in (
+        (torch.zeros(2, 3, 4, 5), r"for class 2 wherever it is the likeliest: lambda output: \(output\[:, 2\] \* "),
+        (torch.zeros(2, 4, 3), r"a language model, or a function .* such as lambda output: output\[:, -1, 2\]\."),
+    ):
+        with pytest.raises(fxgrad.InputError, match=advice):
+            scored(2, logits)
+
+
+def test_outputs_without_a_row_for_each_example() -> None:
+    for logits, message in (
+        (torch.zeros(3, 5), r"\(3, 5\) has no row for each of the 2 examples.* which returns \(2,\)"),
+        (torch.zeros(()), "the model returns one number for all 2 examples. Attribute one example at a time"),
+    ):
+        for target in (0, None, Token(), Similarity(torch.zeros(5)), Probability(0)):
+            with pytest.raises(fxgrad.InputError, match=message):
+                scored(target, logits, batch=2)
+
+
+@pytest.mark.parametrize(
+    ("target", "message"),
+    [
+        (lambda y: y["logits"], r"\(<lambda>\) ended in IndexError: .* whole batch, here Tensor with \(2, 5\)"),
+        (lambda y: y.mul_(2)[:, 0], r"ended in RuntimeError: a leaf Variable .* in-place operation\. It gets"),
+        (lambda y: y.numpy()[:, 0], "ended in RuntimeError: Can't call numpy"),
+        (lambda y: y.to(torch.complex64)[:, 0], "returns real numbers; this one gave complex ones"),
+        (lambda y: torch.no_grad()(lambda: y[:, 0])(), "does not depend on the model's outputs"),
+        (lambda y: nn.Parameter(torch.ones(2)) * 1, "does not depend on the model's outputs"),
+        (lambda y: y.argmax(1), "does not depend on the model's outputs"),
+        (Token, r"returns one number per example, \(2,\); this one gave Token"),
+        ((1, 2), r"\(1, 2\) is no target: .* A list of them gives one attribution each"),
+        (np.array([1, 2]), r"array\(\[1, 2\]\) is no target: .* or an int64 tensor with one class per example"),
+        (Similarity(torch.zeros(3, 5)), r"the model's is \(2, 5\), the one given is \(3, 5\)"),
+        (Similarity(torch.tensor(1.0)), "the one given is Tensor"),
+        (Probability(Token()), r"Token\(position=-1, id=None\) is no target"),
+    ],
+)
+def test_functions_and_things_that_are_no_targets(target: Any, message: str, model: tuple) -> None:  # type: ignore[type-arg]
+    with pytest.raises(fxgrad.InputError, match=message):
+        attribute(model, target)
+
+
 def test_saving_the_numbers(model: tuple, tmp_path: Path) -> None:  # type: ignore[type-arg]
     found = attribute(model, 1, method="fullgrad")
     found.save(tmp_path / "a.npz")

@@ -1,0 +1,407 @@
+"""Which sizes of a model's inputs are free, which are fixed and by which line, and what must hold of the free ones.
+
+All axes of all tensors are left to `torch.export`, which finds out what the model's code allows. It guards what it
+learns: that a size is a number, equals another one, or lies on one side of a branch. Some of this shows in the graph's
+shapes; the rest is kept as checks here, for the graph says nothing of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import sympy
+import torch
+import torch.fx.experimental as symbolic_config
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from fxgrad.capture.captured import Captured
+from fxgrad.capture.checks import Check, NotSupportedError, text_of
+from fxgrad.errors import one_line
+from fxgrad.graph.nodes import placeholders_of
+from fxgrad.graph.places import called_from, line_of, of_library
+from fxgrad.graph.sizes import size_of
+
+TORCH = os.path.dirname(torch.__file__)
+INSIDE = (*(os.path.join(TORCH, start) for start in ("_", "fx/")), os.path.join(TORCH, "nn", "modules", "module.py"))
+"""Files in which torch computes shapes and strides."""
+STRIDES = r"contiguous|channels_last|strides|view_helper|should_swap|^ge$"
+"""Functions of torch in which sizes decide about strides."""
+CLEAR = 120
+"""The longest condition of torch's own that is kept. Longer ones are of strides, and the op itself checks them."""
+ONE = "the example, whose size of 1 torch.export takes for a constant"
+"""What fixed an axis of size 1."""
+MORE = "torch.export, which takes every other size to be more than 1"
+"""What needs a free axis to be longer than 1."""
+
+
+def choices(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+    """What to give `torch.export.export` as `dynamic_shapes`, best first: all axes free, the first ones, none.
+
+    Args:
+        model: the model to export.
+        args, kwargs: its example inputs.
+
+    Example:
+        >>> choices(nn.ReLU(), (torch.ones(2, 1, 3),), {})[:2]
+        [{'input': {0: DimHint(AUTO), 2: DimHint(AUTO)}}, {'input': {0: DimHint(AUTO)}}]
+    """
+    # torch.export wants one item per parameter of forward, *args and **kwargs included.
+    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+
+    def free(axes: int) -> Any:
+        def of(leaf: Any) -> Any:
+            if not isinstance(leaf, Tensor):
+                return None
+            return {axis: Dim.AUTO for axis, size in enumerate(leaf.shape[:axes]) if size > 1} or None
+
+        return pytree.tree_map(of, given)
+
+    found: list[Any] = []
+    for axes in (max((leaf.dim() for leaf in pytree.tree_leaves(given) if isinstance(leaf, Tensor)), default=0), 1, 0):
+        if (choice := free(axes)) not in found:
+            found.append(choice)
+    return found
+
+
+def first_that_exports(
+    options: Sequence[Any],
+    export: Callable[[Any], ExportedProgram],
+    watch: Watch,
+    hopeless: Callable[[Exception], bool] = lambda error: False,
+) -> ExportedProgram:
+    """The program for the best of these `dynamic_shapes` that can be exported and checked.
+
+    Args:
+        options: `dynamic_shapes`, best first.
+        export: exports with one of them.
+        watch: is told why the first one is not the one.
+        hopeless: says of an error that fewer free sizes would not help.
+
+    Raises:
+        Exception: what exporting for the last one raised.
+    """
+    for choice in options[:-1]:
+        try:
+            with oblivious() if choice is options[0] else nullcontext():
+                program = export(choice)
+            sizes_in(program)
+            return program
+        except Exception as error:
+            if hopeless(error):
+                raise
+            # With fewer free sizes it may work, and else the last error says why.
+            watch.refused = watch.refused or f"torch.export, which cannot leave it free ({one_line(error)})"
+    return export(options[-1])
+
+
+def oblivious() -> AbstractContextManager[Any]:
+    """Have torch trace as if sizes of 1 were not special, so that only the model's own code tells them apart.
+
+    torch.onnx traces like this. It also makes fewer guards.
+
+    Example:
+        >>> with oblivious():
+        ...     program = torch.export.export(nn.ReLU(), (torch.ones(1),), dynamic_shapes=({0: Dim.AUTO},))
+        >>> [str(s) for s in next(iter(program.graph.nodes)).meta["val"].shape][0].startswith("s")
+        True
+    """
+    config = getattr(symbolic_config, "_config", None)
+    known = hasattr(config, "backed_size_oblivious") and hasattr(config, "patch")
+    return config.patch(backed_size_oblivious=True) if config is not None and known else nullcontext()
+
+
+class Watch(TorchFunctionMode):
+    """Notes which line of the user's code called the op inside which torch guarded a size.
+
+    Attributes:
+        lines: index of a guard -> `file:line: code`.
+        refused: why not all sizes were left free, or "".
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._guards: Sequence[Any] | None = None
+        self.lines: dict[int, str] = {}
+        self.refused = ""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if self._guards is None and args and isinstance(args[0], Tensor):
+            shape: Any = args[0].shape
+            environments = (getattr(size.node, "shape_env", None) for size in shape if not is_concrete_int(size))
+            self._guards = getattr(next(environments, None), "guards", None)
+        before = len(self._guards or ())
+        result = func(*args, **(kwargs or {}))
+        if self._guards is not None and len(self._guards) > before:
+            line = called_from()
+            self.lines |= dict.fromkeys(range(before, len(self._guards)), line)
+        return result
+
+    def line(self, guards: Sequence[Any], at: int) -> str:
+        """The line that needs a guard: of the user's code if known, else of torch's; or ""."""
+        file, number = _origin(guards[at])
+        own = line_of(file, number) if file and not _inside(guards[at]) else ""
+        if own and not file.startswith(TORCH):
+            return own
+        return (self.lines.get(at) if guards is self._guards else None) or own
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is known of the sizes of a program's inputs besides their shapes.
+
+    Attributes:
+        checks: what must hold of the free sizes.
+        fixed: (index of an input, axis) -> what fixed this axis.
+    """
+
+    checks: tuple[Check, ...] = ()
+    fixed: Mapping[tuple[int, int], str] = field(default_factory=dict)
+
+    def of(self, captured: Captured) -> Captured:
+        """The captured model with these checks and reasons."""
+        inputs = tuple(
+            replace(i, fixed={axis: line for (own, axis), line in self.fixed.items() if own == at})
+            for at, i in enumerate(captured.inputs)
+        )
+        return replace(captured, inputs=inputs, checks=self.checks)
+
+    @classmethod
+    def within(cls, captured: Captured) -> Sizes:
+        """What a captured model knows of its sizes."""
+        fixed = {(at, axis): line for at, i in enumerate(captured.inputs) for axis, line in i.fixed.items()}
+        return cls(captured.checks, fixed)
+
+    def to_data(self) -> dict[str, Any]:
+        """As JSON values."""
+        checks = [
+            {"holds": c.holds, "sizes": {n: list(p) for n, p in c.sizes.items()}, "line": c.line} for c in self.checks
+        ]
+        return {"checks": checks, "fixed": [[*place, line] for place, line in self.fixed.items()]}
+
+    @classmethod
+    def from_data(cls, data: Any, ranks: Sequence[int]) -> Sizes:
+        """From JSON values; `ranks` are the inputs' numbers of axes.
+
+        Raises:
+            ValueError: the data have another form, or name other axes.
+        """
+
+        def place(at: Any, axis: Any) -> tuple[int, int]:
+            if not (type(at) is type(axis) is int and 0 <= at < len(ranks) and 0 <= axis < ranks[at]):
+                raise ValueError(f"there is no axis {axis} of input {at}.")
+            return at, axis
+
+        checks = [
+            Check(str(c["holds"]), {str(name): place(*own) for name, own in c["sizes"].items()}, str(c["line"]))
+            for c in data["checks"]
+        ]
+        return cls(tuple(checks), {place(at, axis): str(line) for at, axis, line in data["fixed"]})
+
+
+def sizes_in(program: ExportedProgram, watch: Watch | None = None) -> Sizes:
+    """The checks that a program needs, and the lines that fixed sizes.
+
+    Args:
+        program: as torch.export made it. One that was read from a file has lost its guards.
+        watch: was on while the model was traced.
+
+    Raises:
+        NotSupportedError: a branch of the model depends on sizes in a way that cannot be checked.
+
+    Example:
+        >>> class Halves(nn.Module):
+        ...     def forward(self, x):
+        ...         return x[:, ::2] + x[:, 1::2]
+        >>> free = ({0: Dim.AUTO, 1: Dim.AUTO},)
+        >>> program = torch.export.export(Halves(), (torch.ones(3, 4),), dynamic_shapes=free)
+        >>> [check.text(["x"]) for check in sizes_in(program).checks][:1]
+        ['(1 + x.shape[1]) // 2 == x.shape[1] // 2']
+    """
+    return _Reading(program, watch or Watch()).sizes()
+
+
+class _Reading:
+    """The reading of one program's shapes, guards and ranges."""
+
+    def __init__(self, program: ExportedProgram, watch: Watch) -> None:
+        nodes = {node.name: node for node in placeholders_of(program.graph)}
+        specs = [s for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+        values = [nodes[spec.arg.name].meta.get("val") if spec.arg.name in nodes else None for spec in specs]
+        self.dims = [
+            (at, axis, size)
+            for at, value in enumerate(values)
+            if isinstance(value, Tensor)
+            for axis, size in enumerate(value.shape)
+        ]
+        self.program, self.watch = program, watch
+        sizes: list[Any] = [size for _, _, size in self.dims]
+        environments = [size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)]
+        self.environment = environments[0] if environments else None
+        self.guards: Sequence[Any] = getattr(self.environment, "guards", ())
+        self.replaced: Mapping[Any, Any] = getattr(self.environment, "replacements", {})
+        self.places: dict[str, tuple[int, int]] = {}
+        self.names: dict[Any, str] = {}
+
+    def sizes(self) -> Sizes:
+        ties = list(self.ties())
+        branches, layout = ({check.holds: check for check in self.branches(of_layout)} for of_layout in (False, True))
+        ranges = self.ranges([*branches.values(), *layout.values()])
+        return Sizes((*ties, *branches.values(), *ranges), self.fixed())
+
+    def check(self, holds: str, line: str = "") -> Check:
+        return Check(holds, {name: place for name, place in self.places.items() if name in _words(holds)}, line)
+
+    def ties(self) -> Iterator[Check]:
+        """Name each free size by the first axis that has it; yield what other axes with it must be."""
+        later = []
+        for at, axis, size in self.dims:
+            if not is_concrete_int(size):
+                own = f"s{len(self.places)}"
+                self.places[own] = at, axis
+                expression = size_of(size)
+                if isinstance(expression, sympy.Symbol) and expression not in self.names:
+                    self.names[expression] = own
+                else:
+                    later.append((own, expression))
+        for own, expression in later:
+            unknown = [symbol for symbol in expression.free_symbols if symbol not in self.names]
+            if unknown:
+                yield from self.solved(own, expression, unknown)
+            else:
+                yield self.check(f"{own} == {text_of(expression, self.names)}", self.line_for(expression))
+
+    def solved(self, own: str, expression: Any, unknown: Sequence[Any]) -> Iterator[Check]:
+        """Name the symbol of an axis whose size is factor * symbol + rest."""
+        symbol, *more = unknown
+        factor, rest = expression.coeff(symbol), expression.subs(symbol, 0)
+        if more or not (factor.is_Integer and rest.is_Integer and factor > 0):
+            raise NotSupportedError(f"a size is {expression}.")
+        over = own if rest == 0 else f"({own} - {rest})" if rest > 0 else f"({own} + {-rest})"
+        self.names[symbol] = own if over == own and factor == 1 else f"({over} // {factor})"
+        if factor != 1:
+            yield self.check(f"{over} % {factor} == 0")
+
+    def branches(self, of_layout: bool) -> Iterator[Check]:
+        """The guards that the shapes do not show: those of values, or those of memory layouts."""
+        for at, guard, condition in self.conditions():
+            if condition in (sympy.true, True) or not condition.free_symbols <= set(self.names):
+                continue
+            inside = _inside(guard)
+            if (inside and _of_layout(guard, condition)) is not of_layout:
+                continue
+            try:
+                text = text_of(condition, self.names)
+            except NotSupportedError:
+                if not inside:
+                    raise
+            else:
+                if not inside or len(text) <= CLEAR:
+                    yield self.check(text, self.watch.line(self.guards, at))
+
+    def conditions(self) -> Iterator[tuple[int, Any, Any]]:
+        """(index, guard, condition) for each condition of a guard, with the replacements that tracing found."""
+        for at, guard in enumerate(self.guards):
+            condition = self.now(guard.expr)
+            for part in condition.args if type(condition).__name__ == "And" else (condition,):
+                yield at, guard, part
+
+    def ranges(self, others: Sequence[Check]) -> Iterator[Check]:
+        """The ranges of free sizes, but for bounds that other checks imply."""
+        batches = {size_of(size) for _, axis, size in self.dims if axis == 0}
+        for symbol, found in self.program.range_constraints.items():
+            name = self.names.get(symbol)
+            if name is None:
+                continue
+            low, high = (int(bound) if bound.is_Integer else None for bound in (found.lower, found.upper))
+            if low is not None and low > 2 and not self.implied(name, low - 1, others):
+                yield self.check(f"{name} >= {low}")
+            elif low is not None and low > 1 and symbol not in batches and not self.implied(name, 1, others):
+                yield self.check(f"{name} >= 2", MORE)
+            if high is not None and not self.implied(name, high + 1, others):
+                yield self.check(f"{name} <= {high}")
+
+    def implied(self, name: str, size: int, others: Sequence[Check]) -> bool:
+        """Whether a check of this free size alone refuses a size."""
+        place = self.places.get(name)
+        shapes = [[size] * (place[1] + 1)] * (place[0] + 1) if place else []
+        return any(list(check.sizes.values()) == [place] and not check.fits(shapes) for check in others)
+
+    def fixed(self) -> dict[tuple[int, int], str]:
+        found = {}
+        for at, axis, size in self.dims:
+            if is_concrete_int(size):
+                symbol = getattr(getattr(size, "node", None), "_expr", None)
+                if isinstance(symbol, sympy.Symbol):
+                    found[at, axis] = self.line_for(symbol)
+                elif int(size) == 1 or self.watch.refused:
+                    found[at, axis] = ONE if int(size) == 1 else self.watch.refused
+        return found
+
+    def line_for(self, size: Any) -> str:
+        """The line that made a size what it is: that of the first guard of it, one with a number if there is one."""
+        symbols = set(size.free_symbols)
+        while (
+            more := {s for old, new in self.replaced.items() for s in _pair(old, new) if _pair(old, new) & symbols}
+            - symbols
+        ):
+            symbols |= more
+        touching = [at for at, guard in enumerate(self.guards) if guard.expr.free_symbols & symbols]
+        equal = [at for at in touching if type(self.guards[at].expr).__name__ == "Equality"]
+        numbers = [at for at in equal if any(part.is_number for part in self.guards[at].expr.args)]
+        best = next(iter(numbers or equal or touching), None)
+        return "" if best is None else self.watch.line(self.guards, best)
+
+    def now(self, condition: Any) -> Any:
+        """A guard with all replacements that tracing found."""
+        for _ in range(len(self.replaced) + 1):
+            new = condition.xreplace(self.replaced)
+            if new == condition:
+                break
+            condition = new
+        return condition
+
+
+def _pair(old: Any, new: Any) -> set[Any]:
+    return {old, *getattr(new, "free_symbols", ())}
+
+
+def _words(text: str) -> set[str]:
+    return set(re.findall(r"s\d+", text))
+
+
+def _origin(guard: Any) -> tuple[str, int]:
+    """(file, line) of the Python code that made a guard; ("", 0) where this torch does not tell."""
+    location = getattr(getattr(guard, "sloc", None), "framework_loc", None)
+    return getattr(location, "filename", ""), getattr(location, "lineno", 0)
+
+
+def _inside(guard: Any) -> bool:
+    """Whether a computation of shapes and strides made a guard, in torch or here, not a branch of a model or layer."""
+    file = _origin(guard)[0]
+    return file.startswith(INSIDE) or (of_library(file) and not file.startswith(TORCH))
+
+
+def _of_layout(guard: Any, condition: Any) -> bool:
+    """Whether a condition decides about strides only, not about values: it was met where torch compares strides.
+
+    Or it tells unequal sizes, or empty tensors, apart; "a == 1 or a == b" is followed by "a == b" where it matters.
+    """
+    location = getattr(getattr(guard, "sloc", None), "framework_loc", None)
+    kind = type(condition).__name__
+    if re.search(STRIDES, getattr(location, "name", "")) or kind in ("Unequality", "Or"):
+        return True
+    numbers = [int(part) for part in condition.args if part.is_Integer]
+    return kind in ("StrictLessThan", "StrictGreaterThan") and bool(numbers) and numbers[0] <= 1

@@ -1,0 +1,180 @@
+"""Trace a module by torch.export: for all inputs where its code allows it, else for those that decide as the example.
+
+Attempts go from the most general program to the most special one; the first that succeeds counts.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from fxgrad.capture.admission import refuse_other_dtype
+from fxgrad.capture.captured import input_names
+from fxgrad.capture.decisions import Decisions, Reading
+from fxgrad.capture.higher_order import AsWithoutGrad
+from fxgrad.capture.program import Arguments
+from fxgrad.capture.quantised import quantising, readable
+from fxgrad.capture.shapes import Watch, choices, first_that_exports
+from fxgrad.capture.tracing import LastStates, OwnGradMode, StoppedError, settings, under
+from fxgrad.errors import CaptureError, first_line, one_line
+from fxgrad.graph.places import raised_at
+
+OnRandom = Literal["error", "freeze"]
+"""What to do with a model that draws random numbers: refuse it, or draw once and keep the numbers."""
+
+
+def trace(
+    model: nn.Module,
+    example: Arguments,
+    dynamic_shapes: Any = None,
+    on_random: OnRandom = "error",
+    watch: Watch | None = None,
+) -> tuple[ExportedProgram, tuple[Reading, ...]]:
+    """Trace a model with gradients enabled, so that the parts under its own `torch.no_grad()` show.
+
+    Args:
+        model: in eval mode; not changed.
+        example: (args, kwargs), without gradients.
+        dynamic_shapes: as for `torch.export.export`; None leaves all sizes free that can be.
+        on_random: "freeze" draws the model's random numbers once.
+        watch: notes what fixed a size.
+
+    Returns:
+        (the program, the numbers drawn).
+
+    Raises:
+        CaptureError: nothing can trace it; the message says what is in the way, and where.
+
+    Example:
+        >>> class Flagged(nn.Module):
+        ...     def forward(self, x, flag):
+        ...         return x + 1 if flag else x
+        >>> program, _ = trace(Flagged().eval(), ((torch.ones(2), torch.tensor(True)), {}))
+        >>> [str(node.target) for node in program.graph.nodes if node.op == "call_function"][-2:]
+        ['aten._assert_async.msg', 'aten.add.Tensor']
+    """
+    watch = watch or Watch()
+    draws = tuple(_recorded(model, example, Decisions(reads=False, draws=True))) if on_random == "freeze" else ()
+
+    def attempt(example: Arguments, known: Sequence[Reading], reads: bool) -> ExportedProgram:
+        def export(shapes: Any) -> ExportedProgram:
+            modes = (Decisions(known, reads=reads, draws=bool(draws)),) if known else ()
+            return _exported(model, example, shapes, (watch, *modes))
+
+        shapes = choices(model, *example) if dynamic_shapes is None else [dynamic_shapes]
+        return first_that_exports(shapes, export, watch, lambda error: not reads and _about_data(error))
+
+    spread = example if draws or dynamic_shapes is not None else _spread(example)
+    try:
+        return attempt(spread, draws, reads=False), draws
+    except Exception as error:
+        first = error
+    known = _recorded(model, example, Decisions(draws=bool(draws)))
+    if not known:
+        raise CaptureError(_diagnose(model, example, first)) from first
+    if draws:
+        draws = tuple(reading for reading in known if isinstance(reading.value, Tensor))
+    elif not _same(known, _recorded(model, spread, Decisions())):
+        spread = example
+    try:
+        return attempt(spread, known, reads=True), draws
+    except Exception as error:
+        raise CaptureError(_diagnose(model, example, error)) from error
+
+
+def outputs_of(model: nn.Module, example: Arguments, draws: Sequence[Reading] = ()) -> Any:
+    """What the model itself returns, without gradients, with these random numbers.
+
+    Example:
+        >>> outputs_of(nn.ReLU(), ((torch.tensor([-1.0, 2.0]),), {}))
+        tensor([0., 2.])
+    """
+    args, kwargs = example
+    with settings(), torch.no_grad():
+        if not draws:
+            return model(*args, **kwargs)
+        with Decisions(draws, reads=False, draws=True):
+            return model(*args, **kwargs)
+
+
+def _recorded(model: nn.Module, example: Arguments, recorder: Decisions) -> list[Reading]:
+    """What the model reads and draws; nothing if it fails on the example, which the diagnosis then says."""
+    args, kwargs = example
+    try:
+        with settings(), torch.no_grad(), recorder:
+            model(*args, **kwargs)
+    except Exception:
+        return []
+    return recorder.readings
+
+
+def _same(first: Sequence[Reading], second: Sequence[Reading]) -> bool:
+    """Whether both are the same numbers."""
+    numbers = all(isinstance(reading.value, (bool, int, float)) for reading in first)
+    return numbers and list(first) == list(second)
+
+
+def _exported(
+    model: nn.Module, example: Arguments, dynamic_shapes: Any, modes: Sequence[TorchFunctionMode]
+) -> ExportedProgram:
+    args, kwargs = example
+    with settings(), readable(model, args, kwargs), torch.enable_grad():
+        traced = under(model, LastStates(), OwnGradMode(), AsWithoutGrad(), *modes)
+        return torch.export.export(traced, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+
+
+def _spread(example: Arguments) -> Arguments:
+    """The arguments with a batch of one doubled, since torch.export specializes a size of 1."""
+    leaves = [leaf for leaf in pytree.tree_leaves(example) if isinstance(leaf, Tensor) and leaf.dim()]
+    if any(leaf.shape[0] != 1 for leaf in leaves):
+        return example
+
+    def double(leaf: Any) -> Any:
+        return torch.cat([leaf, leaf]) if isinstance(leaf, Tensor) and leaf.dim() else leaf
+
+    args, kwargs = pytree.tree_map(double, example)
+    return args, kwargs
+
+
+def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
+    """A message about why the export failed: the example inputs, the model's control flow, or something else."""
+    try:
+        outputs_of(model, example)
+    except Exception as own:
+        leaves, spec = pytree.tree_flatten(example)
+
+        def run(values: list[Any]) -> None:
+            outputs_of(model, pytree.tree_unflatten(values, spec))
+
+        names = input_names(inspect.signature(model.forward), example)
+        refuse_other_dtype(list(zip(names, leaves)), [*model.parameters(), *model.buffers()], run, own)
+        shapes = ", ".join(
+            str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
+            for leaf in pytree.tree_leaves(example)
+        )
+        return f"the model itself fails on the example inputs ({shapes}): {one_line(own)}"
+    if isinstance(error, StoppedError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    if isinstance(error, CaptureError):
+        return str(error)
+    line = raised_at(error)
+    where = f" at {line}" if line else ""
+    if _about_data(error):
+        return (
+            f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by "
+            f"torch.where, or move it out of forward. torch.export says: {first_line(error)}"
+        )
+    return f"torch.export cannot trace the model{where}: {quantising(error) or one_line(error)}"
+
+
+def _about_data(error: Exception) -> bool:
+    """Whether an export failed because the model's code needs the value of a tensor."""
+    cause = error.__cause__ if isinstance(error, StoppedError) else error
+    return "data-dependent" in str(error).lower() or "DataDependent" in type(cause).__name__

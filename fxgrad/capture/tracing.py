@@ -1,0 +1,143 @@
+"""What holds while a model is traced: PyTorch's settings, and the calls that tracing would record wrongly."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import types
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from fxgrad.errors import one_line
+
+
+@contextlib.contextmanager
+def without_fast_path() -> Iterator[None]:
+    """Disable MultiheadAttention's fast path, a fused inference kernel that no rule covers.
+
+    Example:
+        >>> with without_fast_path():
+        ...     torch.backends.mha.get_fastpath_enabled()
+        False
+    """
+    fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fastpath)
+
+
+@contextlib.contextmanager
+def settings() -> Iterator[None]:
+    """Disable the fast path, and silence the tracer.
+
+    It logs tracebacks and graphs before it raises (the error says the same), and warns that an RNN's cached list of
+    weights is rebuilt, and that a checkpoint's inputs need no gradient.
+
+    Example:
+        >>> with settings():
+        ...     torch.backends.mha.get_fastpath_enabled()
+        False
+    """
+    loggers = [logging.getLogger(name) for name in _LOUD]
+    disabled = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        with without_fast_path(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
+            warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
+            warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
+            warnings.filterwarnings("ignore", message="While compiling, we found certain side effects happened")
+            yield
+    finally:
+        for logger, before in zip(loggers, disabled):
+            logger.disabled = before
+
+
+_LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.fx.experimental.proxy_tensor")
+
+
+class StoppedError(Exception):
+    """A failure of the traced forward, its cause. It takes no graph, which torch.export would print to stderr."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "partial_fx_graph":
+            super().__setattr__(name, value)
+
+
+def under(model: nn.Module, *modes: TorchFunctionMode) -> nn.Module:
+    """A module that shares all with the model, but runs its forward under these modes, above those of the tracer.
+
+    Args:
+        model: any; not changed.
+        modes: entered in this order.
+
+    Example:
+        >>> model = nn.Linear(2, 3)
+        >>> same = under(model, LastStates())
+        >>> torch.equal(same(torch.ones(1, 2)), model(torch.ones(1, 2))), same.weight is model.weight
+        (True, True)
+    """
+    shell = object.__new__(type(model))
+    forward = model.__dict__.get("forward") or types.MethodType(type(model).forward, shell)
+
+    @functools.wraps(forward)
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with contextlib.ExitStack() as stack:
+            for mode in modes:
+                stack.enter_context(mode)
+            try:
+                return forward(*args, **kwargs)
+            except Exception as error:
+                raise StoppedError(one_line(error)) from error
+
+    shell.__dict__ = {**model.__dict__, "forward": run}
+    return shell
+
+
+class LastStates(TorchFunctionMode):
+    """Give an LSTM's last states the shape of its first ones; PyTorch 2.11 traces them with one axis too many."""
+
+    def __torch_function__(
+        self, func: Any, classes: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func is not torch.lstm or len(args) < 2 or not isinstance(args[1], (list, tuple)):  # or a packed sequence
+            return result
+        output, *last = result
+        return output, *(s if s.dim() == s0.dim() else s.reshape(s0.shape) for s, s0 in zip(last, args[1]))
+
+
+class OwnGradMode(TorchFunctionMode):
+    """Keep out of the trace what an autograd.Function does with the grad mode inside its forward.
+
+    PyTorch switches gradients off around such a forward, as its backward is its own, and on again behind it, both
+    unseen by the tracer. A `torch.no_grad()` inside, as in a reentrant checkpoint, would be recorded to begin and never
+    to end, and all that follows would be a constant. To the graph, the ops of the forward are like any others.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.expected = torch.is_grad_enabled()
+        self.inside = 0
+
+    def __torch_function__(
+        self, func: Any, classes: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        if func is not torch._C._set_grad_enabled:
+            return func(*args, **(kwargs or {}))
+        now = torch.is_grad_enabled()
+        if now is not self.expected:  # PyTorch switched, on its way into such a forward or out of it
+            self.inside += 1 if self.expected else -1
+        with torch._C.DisableTorchFunction() if self.inside else contextlib.nullcontext():
+            result = func(*args, **(kwargs or {}))
+        self.expected = torch.is_grad_enabled()
+        return result

@@ -1,0 +1,218 @@
+"""Models whose Python code reads data: right for inputs that decide as the example did, one clear error for others."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import fxgrad
+from fxgrad.errors import CaptureError, InputError
+
+
+class _Base(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+
+class Flag(_Base):
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("ready", torch.tensor(True))
+
+    def forward(self, x, lengths):
+        return self.linear(x).tanh() if self.ready else self.linear(x) * 2
+
+
+class Largest(_Base):
+    def forward(self, x, lengths):
+        mask = torch.arange(int(lengths.max()))[None] < lengths[:, None]
+        return self.linear(x).tanh() * mask[..., None]
+
+
+class Split(_Base):
+    def forward(self, x, lengths):
+        parts = self.linear(x).flatten(0, 1).split(lengths.tolist() + [int(10 - lengths.sum())])
+        return torch.stack([part.tanh().sum(0) for part in parts])
+
+
+class Masked(_Base):
+    def forward(self, x, lengths):
+        y = self.linear(x)
+        kept = y[torch.arange(5)[None] < lengths[:, None]]
+        return kept.tanh().reshape(4 if len(kept) > 2 else 2, -1, 3).sum(1)
+
+
+class Selected(_Base):
+    def forward(self, x, lengths):
+        mask = torch.arange(5)[None] < lengths[:, None]
+        y = torch.masked_select(self.linear(x), mask[..., None]).reshape(-1, 3)
+        return y.tanh() if len(y) > 2 else y
+
+
+class Positions(_Base):
+    def forward(self, x, lengths):
+        where = torch.nonzero(torch.arange(5) < lengths[0])[:, 0]
+        y = self.linear(x)[:, where]
+        return y.tanh() if y.shape[1] > 2 else y
+
+
+class Array(_Base):
+    def forward(self, x, lengths):
+        return self.linear(x)[:, : int(lengths.numpy().max())].tanh()
+
+
+class Same(_Base):
+    def forward(self, x, lengths):
+        y = self.linear(x)
+        return y if torch.equal(lengths, torch.tensor([1, 1])) else y.tanh()
+
+
+class Sized(_Base):
+    def forward(self, x, lengths):
+        most = lengths.max()
+        return self.linear(x)[:, :most].tanh() + torch.zeros(most, 3, dtype=x.dtype)
+
+
+class Repeated(_Base):
+    def forward(self, x, lengths):
+        y = torch.repeat_interleave(self.linear(x[:, 0]), lengths, 0)
+        return y.tanh() if len(y) > 2 else y
+
+
+GENERAL = [Sized]
+MODELS = [Flag, Largest, Split, Masked, Selected, Positions, Array, Same, Sized, Repeated]
+
+
+def _inputs():
+    torch.manual_seed(1)
+    return torch.randn(2, 5, 4).double(), torch.tensor([5, 3])
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_a_model_that_reads_data_is_converted_for_what_the_example_decides(kind):
+    torch.manual_seed(0)
+    model, (x, lengths) = kind().double().eval(), _inputs()
+    libra = fxgrad.convert(model, (x, lengths))
+    other = torch.randn_like(x)  # the same decisions, other numbers
+    assert torch.equal(libra(other, lengths), model(other, lengths))
+    assert fxgrad.check(libra, (other, lengths), original=model).passed
+
+
+@pytest.mark.parametrize("kind", [m for m in MODELS if m is not Flag])
+def test_other_inputs_that_decide_otherwise_are_refused(kind):
+    model, (x, lengths) = kind().double().eval(), _inputs()
+    libra = fxgrad.convert(model, (x, lengths))
+    other = torch.tensor([1, 1])
+    if kind in GENERAL:  # torch.export needs no decision of the example
+        assert torch.equal(libra(x, other), model(x, other))
+        return
+    with pytest.raises(InputError, match=r"reads its data at .*test_decisions\.py:\d+: ") as caught:
+        libra(x, other)
+    assert "finds something else for these inputs" in str(caught.value)
+    assert "Convert it again with an example like them." in str(caught.value)
+
+
+def test_a_buffer_that_decides_is_checked_when_it_changes():
+    model, inputs = Flag().double().eval(), _inputs()
+    libra = fxgrad.convert(model, inputs)
+    libra.load_state_dict({**libra.state_dict(), "ready": torch.tensor(False)})
+    with pytest.raises(InputError, match="found True for the example"):
+        libra(*inputs)
+
+
+class Guarded(_Base):
+    def forward(self, x):
+        if x.max() > 1:
+            x = x / 255
+        return self.linear(x).tanh()
+
+
+def test_a_decision_on_the_attributed_input_itself():
+    model, x = Guarded().double().eval(), torch.rand(1, 4).double()
+    libra = fxgrad.convert(model, (x,))
+    batch = torch.rand(3, 4).double()  # the batch of one stays free
+    assert torch.equal(libra(batch), model(batch))
+    assert fxgrad.attribute(libra, (batch,), target=1).completeness_error < 1e-10
+    with pytest.raises(InputError, match="found False for the example"):
+        libra(batch * 200)
+
+
+def test_a_saved_model_keeps_its_decisions(tmp_path):
+    model, (x, lengths) = Largest().double().eval(), _inputs()
+    fxgrad.save(fxgrad.convert(model, (x, lengths)), tmp_path / "model.pt2")
+    loaded = fxgrad.load(tmp_path / "model.pt2")
+    assert torch.equal(loaded(x, lengths), model(x, lengths))
+    with pytest.raises(InputError, match="reads its data at"):
+        loaded(x, torch.tensor([1, 1]))
+
+
+def test_decisions_hold_under_every_policy_and_for_gradients():
+    model, (x, lengths) = Largest().double().eval(), _inputs()
+    libra = fxgrad.convert(model, (x, lengths))
+    x.requires_grad_()
+    (plain,) = torch.autograd.grad(model(x, lengths).sum(), x)
+    (ours,) = torch.autograd.grad(libra.under("gradient")(x, lengths).sum(), x)
+    assert torch.allclose(plain, ours, rtol=0, atol=1e-12)
+
+
+class Unlike(_Base):
+    def forward(self, x):
+        if torch.compiler.is_exporting() and bool(x.sum() > 0) and x.max() > 9:
+            return x
+        return self.linear(x) if x.sum() > -1e9 else x
+
+
+def test_a_model_that_reads_otherwise_while_it_is_traced_is_refused():
+    with pytest.raises(CaptureError, match=r"reads its data at .* while it is traced, but not where it runs"):
+        fxgrad.convert(Unlike().eval(), (torch.rand(2, 4),))
+
+
+def test_a_model_without_data_dependence_has_no_checks():
+    libra = fxgrad.convert(nn.Linear(4, 3).eval(), (torch.rand(2, 4),))
+    assert not any("decided" in str(n.target) for n in libra.classified.captured.graph.nodes)
+
+
+class Noise(_Base):
+    def forward(self, x):
+        return self.linear(x * torch.randn(4, dtype=x.dtype).exp()).relu()
+
+
+class Sampling(_Base):
+    def forward(self, x):
+        y = self.linear(x)
+        return (y + torch.randn_like(y) * y.exp()).relu() * torch.empty_like(y).uniform_(0.5, 1)
+
+
+class Shuffled(_Base):
+    def forward(self, x):
+        kept = torch.rand(x.shape[1]).argsort()[:2]
+        return F.dropout(self.linear(x).tanh(), 0.5)[:, :2] * (kept + 1)
+
+
+@pytest.mark.parametrize("kind", [Noise, Sampling, Shuffled])
+def test_random_numbers_are_refused_or_drawn_once(kind):
+    torch.manual_seed(0)
+    model, x = kind().double().eval(), torch.randn(2, 4).double()
+    with pytest.raises(CaptureError, match=r"draws random numbers, .*test_decisions\.py:\d+.*on_random=\"freeze\""):
+        fxgrad.convert(model, (x,))
+    libra = fxgrad.convert(model, (x,), on_random="freeze")
+    assert torch.equal(libra(x), libra(x))
+    assert fxgrad.check(libra, (x,)).passed
+    assert list(libra.state_dict()) == list(model.state_dict())
+
+
+def test_frozen_numbers_are_saved(tmp_path):
+    model, x = Noise().double().eval(), torch.randn(2, 4).double()
+    libra = fxgrad.convert(model, (x,), on_random="freeze")
+    fxgrad.save(libra, tmp_path / "model.pt2")
+    assert torch.equal(fxgrad.load(tmp_path / "model.pt2")(x), libra(x))
+
+
+def test_numbers_that_cannot_be_drawn_ahead_say_so():
+    class Gumbel(_Base):
+        def forward(self, x):
+            return F.gumbel_softmax(self.linear(x)) @ self.linear.weight
+
+    with pytest.raises(CaptureError, match="These cannot be drawn ahead: make the model deterministic in eval mode"):
+        fxgrad.convert(Gumbel().eval(), (torch.randn(2, 4),), on_random="freeze")

@@ -184,10 +184,20 @@ def test_flex_attention_and_autocast() -> None:
     inside, plain = InLowPrecision().eval(), Masked().eval()
     same_bits(fxgrad.convert(inside, (x,)), inside, x)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        libra, wanted = fxgrad.convert(plain, (x,)), plain(x)
+        # Run under autocast, it would cast in the middle of the attention, too, which the verification would find.
+        libra, wanted = fxgrad.convert(plain, (x,), verify=False), plain(x)
     with torch.no_grad():
         assert torch.equal(libra(x), wanted)  # its casts are in the program
     assert fxgrad.check(fxgrad.convert(inside, (x,)), original=inside).passed
+
+
+def test_flex_attention_run_under_autocast_is_refused_with_a_way_out() -> None:
+    with (
+        torch.autocast("cpu", torch.bfloat16),
+        pytest.raises(fxgrad.CaptureError, match=r"does not compute what the model computes.*verify=False"),
+    ):
+        torch.manual_seed(0)
+        fxgrad.convert(Masked().eval(), (torch.randn(2, 16, 16),))
 
 
 class Asks(nn.Module):

@@ -16,15 +16,16 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured
-from fxgrad.capture.export import capture, without_fast_path
+from fxgrad.capture.export import without_fast_path
 from fxgrad.classify.walk import classify
 from fxgrad.data.models import randomize
 from fxgrad.errors import FxgradError
 from fxgrad.module.converted import ConvertedModule
+from fxgrad.pipeline import convert
 from fxgrad.proof.check import check, identical
-from fxgrad.table.loading import load
 from fxgrad.zoo.case import Case
 from fxgrad.zoo.rows import Row, bar
+from fxgrad.zoo.runs import Unfit, runnable
 from fxgrad.zoo.shrink import count
 
 _LONGEST = 600
@@ -56,6 +57,8 @@ def measure(case: Case, seed: int = 0) -> Row:
     start = time.perf_counter()
     try:
         _measure(case, seed, found)
+    except Unfit as unfit:
+        found["reason"] = str(unfit)
     except Exception as error:
         found["reason"] = reason(error)
     row = Row(case.name, case.family, **found, seconds=time.perf_counter() - start)
@@ -67,21 +70,31 @@ def measure(case: Case, seed: int = 0) -> Row:
 def _measure(case: Case, seed: int, found: dict[str, Any]) -> None:
     torch.manual_seed(seed)
     model, args, kwargs, found["reduced"], through_no_grad = case.build()
-    randomize(model, seed)
-    model = model.double().eval()
-    args, kwargs = pytree.tree_map(_double, (args, kwargs))
+    randomize(model.eval(), seed)
     found["parameters"] = count(model)
     found["input"] = _sizes(pytree.tree_leaves((args, kwargs)))
+    with runnable(model, args, kwargs) as (args, kwargs, note):
+        found["reduced"] = "; ".join(filter(None, [found["reduced"], note]))
+        _convert(model, args, kwargs, through_no_grad, seed, found)
 
-    table = load("libragrad")
+
+def _convert(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    through_no_grad: bool,
+    seed: int,
+    found: dict[str, Any],
+) -> None:
     start = time.perf_counter()
-    options: dict[str, Any] = {"through_no_grad": through_no_grad, "table": table}
-    captured = capture(model, args, kwargs, **options)
-    found["capture_s"] = time.perf_counter() - start
+    converted = convert(model, args, kwargs, through_no_grad=through_no_grad)
+    whole = time.perf_counter() - start
+    captured, table = converted.classified.captured, converted.classified.table
     found["nodes"] = sum(node.op == "call_function" for node in captured.graph.nodes)
     start = time.perf_counter()
     converted = ConvertedModule(classify(captured, table))
     found["pass_s"] = time.perf_counter() - start
+    found["capture_s"] = max(whole - found["pass_s"], 0.0)
     found["precision"] = _precision(captured, converted)
     kinds = Counter(d.kind.value for d in converted.classified.decisions.values())
     found["kinds"] = "; ".join(f"{kind} {n}" for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
@@ -101,10 +114,6 @@ def _measure(case: Case, seed: int, found: dict[str, Any]) -> None:
     plain = converted.under("gradient")
     del converted
     found["plain_error"] = check(plain, args, kwargs, seed=seed).completeness_error
-
-
-def _double(leaf: Any) -> Any:
-    return leaf.double() if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
 
 
 def _precision(captured: Captured, converted: ConvertedModule) -> str:

@@ -1,0 +1,47 @@
+"""Models of packages that nobody tuned the pass for, written down as recipes: one file per group of packages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from importlib import metadata
+from importlib.util import find_spec
+
+from fxgrad.zoo.case import Built, Case
+from fxgrad.zoo.packages._vit_pytorch import VIT_PYTORCH
+from fxgrad.zoo.packages._x_transformers import X_TRANSFORMERS
+from fxgrad.zoo.packages.recipe import Package
+
+PACKAGES: dict[str, Package] = {package.name: package for package in (VIT_PYTORCH, X_TRANSFORMERS)}
+"""Name of a package, as pip knows it -> its recipes."""
+
+
+def cases(package: Package) -> Iterator[Case]:
+    """The cases of a package, installed or not.
+
+    Example:
+        >>> next(cases(PACKAGES["vit-pytorch"])).name
+        'vit-pytorch:vit'
+    """
+    for name in package.recipes:
+        yield Case(f"{package.name}:{name}", name.partition("/")[0], partial(_build, package.name, name))
+
+
+def missing(package: Package) -> list[str]:
+    """What pip must install before the package's models can be built.
+
+    Example:
+        >>> missing(Package("no-such-package", "no_such_package", {}))
+        ['no-such-package']
+    """
+    absent = [] if find_spec(package.imported) else [package.name]
+    for name in package.needs:
+        try:
+            metadata.version(name)
+        except metadata.PackageNotFoundError:
+            absent.append(name)
+    return absent
+
+
+def _build(package: str, name: str) -> Built:
+    return PACKAGES[package].recipes[name].build()

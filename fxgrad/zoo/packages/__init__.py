@@ -8,11 +8,15 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from fxgrad.zoo.case import Built, Case
+from fxgrad.zoo.packages._diffusers import DIFFUSERS
+from fxgrad.zoo.packages._layers import LAYERS
+from fxgrad.zoo.packages._pictures import KORNIA, MONAI, OPEN_CLIP, SEGMENT_ANYTHING, SMP
 from fxgrad.zoo.packages._vit_pytorch import VIT_PYTORCH
 from fxgrad.zoo.packages._x_transformers import X_TRANSFORMERS
 from fxgrad.zoo.packages.recipe import Package
 
-PACKAGES: dict[str, Package] = {package.name: package for package in (VIT_PYTORCH, X_TRANSFORMERS)}
+_ALL = (VIT_PYTORCH, X_TRANSFORMERS, SMP, MONAI, KORNIA, SEGMENT_ANYTHING, OPEN_CLIP, DIFFUSERS, *LAYERS)
+PACKAGES: dict[str, Package] = {package.name: package for package in _ALL}
 """Name of a package, as pip knows it -> its recipes."""
 
 

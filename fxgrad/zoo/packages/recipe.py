@@ -73,19 +73,19 @@ class Draw:
     Attributes:
         shape: its sizes after the batch.
         low, high: bounds of integers, `high` excluded; None for normal noise.
-        batch: whether the batch is its first axis.
+        batch: size of its first axis, the batch; 0 if it has none.
         flags: zeros and ones as booleans.
     """
 
     shape: tuple[int, ...]
     low: int | None = None
     high: int | None = None
-    batch: bool = True
+    batch: int = BATCH
     flags: bool = False
 
     def __call__(self) -> Tensor:
         """The tensor, from torch's own generator."""
-        shape = (BATCH, *self.shape) if self.batch else self.shape
+        shape = (self.batch, *self.shape) if self.batch else self.shape
         if self.low is None or self.high is None:
             return torch.randn(shape)
         drawn = torch.randint(self.low, self.high, shape)
@@ -93,7 +93,7 @@ class Draw:
 
     def whole(self) -> Draw:
         """The same without a batch: its shape is all there is."""
-        return replace(self, batch=False)
+        return replace(self, batch=0)
 
 
 def floats(*shape: int) -> Draw:

@@ -11,11 +11,16 @@ from fxgrad.zoo.case import Built, Case
 from fxgrad.zoo.packages._diffusers import DIFFUSERS
 from fxgrad.zoo.packages._layers import LAYERS
 from fxgrad.zoo.packages._pictures import KORNIA, MONAI, OPEN_CLIP, SEGMENT_ANYTHING, SMP
+from fxgrad.zoo.packages._sound_text import ESM, NEURALOP, SENTENCES, TORCHAUDIO, ULTRALYTICS
+from fxgrad.zoo.packages._tables_graphs import E3NN, GEOMETRIC, LIGHTLY, NUM_EMBEDDINGS, RTDL, TABM, TABNET
 from fxgrad.zoo.packages._vit_pytorch import VIT_PYTORCH
 from fxgrad.zoo.packages._x_transformers import X_TRANSFORMERS
 from fxgrad.zoo.packages.recipe import Package
 
-_ALL = (VIT_PYTORCH, X_TRANSFORMERS, SMP, MONAI, KORNIA, SEGMENT_ANYTHING, OPEN_CLIP, DIFFUSERS, *LAYERS)
+_ALL = (
+    *(VIT_PYTORCH, X_TRANSFORMERS, SMP, MONAI, KORNIA, SEGMENT_ANYTHING, OPEN_CLIP, DIFFUSERS, TORCHAUDIO, ESM),
+    *(SENTENCES, ULTRALYTICS, NEURALOP, RTDL, TABM, NUM_EMBEDDINGS, TABNET, GEOMETRIC, E3NN, LIGHTLY, *LAYERS),
+)
 PACKAGES: dict[str, Package] = {package.name: package for package in _ALL}
 """Name of a package, as pip knows it -> its recipes."""
 

@@ -42,8 +42,6 @@ RECIPES: Mapping[str, Recipe] = {
         cross_attention_dim=24, down_block_types=("SimpleCrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
         mid_block_type="UNetMidBlock2DSimpleCrossAttn",
         up_block_types=("ResnetUpsampleBlock2D", "SimpleCrossAttnUpBlock2D"))),
-    "unet_1d": net("UNet1DModel", floats(2, 64), STEP, options=dict(
-        sample_size=64, block_out_channels=(32, 32, 64), in_channels=2, extra_in_channels=16, out_channels=2)),
     "unet_3d": net("UNet3DConditionModel", VIDEO, STEP, TEXT, options=UNET | dict(
         cross_attention_dim=24, down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
         up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"))),
@@ -65,8 +63,8 @@ RECIPES: Mapping[str, Recipe] = {
         up_block_types=("UpDecoderBlock2D",) * 2, up_block_out_channels=(8, 16), layers_per_up_block=1,
         norm_num_groups=4)),
     "autoencoder_tiny": net("AutoencoderTiny", PICTURE, options=dict(
-        encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8), num_encoder_blocks=(1, 1, 1, 1),
-        num_decoder_blocks=(1, 1, 1, 1))),
+        encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
+        num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))),
     "autoencoder_dc": net("AutoencoderDC", PICTURE, options=dict(
         in_channels=3, latent_channels=4, attention_head_dim=4, encoder_block_types=("ResBlock", "EfficientViTBlock"),
         decoder_block_types=("ResBlock", "EfficientViTBlock"), encoder_block_out_channels=(8, 16),
@@ -123,7 +121,8 @@ RECIPES: Mapping[str, Recipe] = {
         in_channels=4, out_channels=4, num_layers=2, num_cross_attention_heads=2, cross_attention_head_dim=12,
         cross_attention_dim=24, caption_channels=24, sample_size=16)),
     "qwen_image": net("QwenImageTransformer2DModel", floats(16, 16), TEXT, ones(6, dtype="int64"), floats(),
-                      [[(1, 4, 4)]] * 2, options=JOINT | dict(in_channels=16, out_channels=4, axes_dims_rope=(4, 4, 4))),
+                      [[(1, 4, 4)]] * 2, options=JOINT | dict(
+        in_channels=16, out_channels=4, axes_dims_rope=(4, 4, 4))),
     "lumina2": net("Lumina2Transformer2DModel", LATENT, floats(), TEXT, ones(6), options=dict(
         sample_size=16, in_channels=4, hidden_size=24, num_layers=2, num_refiner_layers=1, num_attention_heads=2,
         num_kv_heads=1, multiple_of=8, axes_dim_rope=(4, 4, 4), axes_lens=(32, 32, 32), cap_feat_dim=24)),
@@ -131,10 +130,10 @@ RECIPES: Mapping[str, Recipe] = {
         num_layers=2, pooled_projection_dim=16, in_channels=4, text_embed_dim=24, time_embed_dim=8,
         max_sequence_length=6)),
     "cogvideox": net("CogVideoXTransformer3DModel", floats(2, 4, 8, 8), TEXT, STEP, options=dict(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8, text_embed_dim=24,
-        num_layers=2, sample_width=8, sample_height=8, sample_frames=5, max_text_seq_length=6)),
-    "cogview4": net("CogView4Transformer2DModel", LATENT, TEXT, STEP, floats(2), floats(2), floats(2), options=HEADS | dict(
-        in_channels=4, out_channels=4, num_layers=2, text_embed_dim=24, time_embed_dim=16, condition_dim=8,
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
+        text_embed_dim=24, num_layers=2, sample_width=8, sample_height=8, sample_frames=5, max_text_seq_length=6)),
+    "cogview4": net("CogView4Transformer2DModel", LATENT, TEXT, STEP, floats(2), floats(2), floats(2),
+                    options=HEADS | dict(in_channels=4, out_channels=4, num_layers=2, text_embed_dim=24, time_embed_dim=16, condition_dim=8,
         pos_embed_max_size=16, sample_size=16, rope_axes_dim=(6, 6))),
     "latte": net("LatteTransformer3DModel", VIDEO, STEP, TEXT, options=HEADS | dict(
         in_channels=4, out_channels=4, num_layers=1, sample_size=8, patch_size=2, caption_channels=24, video_length=3,

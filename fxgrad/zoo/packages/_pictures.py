@@ -30,8 +30,6 @@ SEGMENTATION: Mapping[str, Recipe] = {
     "Unet/no_norm": segmentation("Unet", decoder_use_norm=False),
     "FPN/cat": segmentation("FPN", decoder_merge_policy="cat"),
     "Segformer/mit_b0": segmentation("Segformer", "mit_b0"),
-    "DPT/vit": recipe(make("segmentation_models_pytorch:DPT", encoder_name="tu-vit_tiny_patch16_224",
-                           encoder_weights=None, classes=3), floats(3, 224, 224)),
 }
 SMP = Package("segmentation-models-pytorch", "segmentation_models_pytorch", SEGMENTATION)
 

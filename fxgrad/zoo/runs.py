@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -60,7 +61,8 @@ def runnable(
             torch.set_default_dtype(default)
             ours = _cast(args, kwargs, dtype)
             try:
-                outputs = _run(model.to(dtype), ours, seed=0)
+                model._apply(partial(_in, dtype))  # type: ignore[no-untyped-call]
+                outputs = _run(model, ours, seed=0)
             except Exception as error:
                 fault = fault or error
                 continue
@@ -73,16 +75,22 @@ def runnable(
 
 
 def _cast(args: tuple[Any, ...], kwargs: dict[str, Any], dtype: torch.dtype) -> Example:
-    def cast(leaf: Any) -> Any:
-        return leaf.to(dtype) if isinstance(leaf, Tensor) and leaf.is_floating_point() else leaf
-
-    found: Example = pytree.tree_map(cast, (args, kwargs))
+    found: Example = pytree.tree_map(
+        lambda leaf: _in(dtype, leaf) if isinstance(leaf, Tensor) else leaf, (args, kwargs)
+    )
     return found
+
+
+def _in(dtype: torch.dtype, tensor: Tensor) -> Tensor:
+    """A tensor of real or complex numbers in a precision; others as they are. (`Module.to` would make complex real.)"""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
 def _run(model: nn.Module, example: Example, seed: int) -> Any:
     """The outputs on a copy of the example, with the random generators seeded."""
-    args, kwargs = pytree.tree_map(lambda leaf: leaf.clone() if isinstance(leaf, Tensor) else leaf, example)
+    args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, example)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), without_fast_path():
         torch.manual_seed(seed)
         return model(*args, **kwargs)

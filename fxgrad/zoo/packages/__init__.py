@@ -9,6 +9,7 @@ from importlib.util import find_spec
 
 from fxgrad.zoo.case import Built, Case
 from fxgrad.zoo.packages._diffusers import DIFFUSERS
+from fxgrad.zoo.packages._ideas import IDEAS
 from fxgrad.zoo.packages._layers import LAYERS
 from fxgrad.zoo.packages._pictures import KORNIA, MONAI, OPEN_CLIP, SEGMENT_ANYTHING, SMP
 from fxgrad.zoo.packages._sound_text import ESM, NEURALOP, SENTENCES, TORCHAUDIO, ULTRALYTICS
@@ -19,7 +20,9 @@ from fxgrad.zoo.packages.recipe import Package
 
 _ALL = (
     *(VIT_PYTORCH, X_TRANSFORMERS, SMP, MONAI, KORNIA, SEGMENT_ANYTHING, OPEN_CLIP, DIFFUSERS, TORCHAUDIO, ESM),
-    *(SENTENCES, ULTRALYTICS, NEURALOP, RTDL, TABM, NUM_EMBEDDINGS, TABNET, GEOMETRIC, E3NN, LIGHTLY, *LAYERS),
+    *(SENTENCES, ULTRALYTICS, NEURALOP, RTDL, TABM, NUM_EMBEDDINGS, TABNET, GEOMETRIC, E3NN, LIGHTLY),
+    *LAYERS,
+    *IDEAS,
 )
 PACKAGES: dict[str, Package] = {package.name: package for package in _ALL}
 """Name of a package, as pip knows it -> its recipes."""

@@ -133,7 +133,8 @@ RECIPES: Mapping[str, Recipe] = {
         num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4, time_embed_dim=8,
         text_embed_dim=24, num_layers=2, sample_width=8, sample_height=8, sample_frames=5, max_text_seq_length=6)),
     "cogview4": net("CogView4Transformer2DModel", LATENT, TEXT, STEP, floats(2), floats(2), floats(2),
-                    options=HEADS | dict(in_channels=4, out_channels=4, num_layers=2, text_embed_dim=24, time_embed_dim=16, condition_dim=8,
+                    options=HEADS | dict(
+        in_channels=4, out_channels=4, num_layers=2, text_embed_dim=24, time_embed_dim=16, condition_dim=8,
         pos_embed_max_size=16, sample_size=16, rope_axes_dim=(6, 6))),
     "latte": net("LatteTransformer3DModel", VIDEO, STEP, TEXT, options=HEADS | dict(
         in_channels=4, out_channels=4, num_layers=1, sample_size=8, patch_size=2, caption_channels=24, video_length=3,

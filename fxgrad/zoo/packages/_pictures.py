@@ -70,7 +70,7 @@ MONAI = Package("monai", "monai", {
                          growth_rate=4, block_config=(2, 2)),
     "diffusion_unet": monai("DiffusionModelUNet", FLAT, ints(below=9), **DIFFUSION),
     "dints": recipe(make(f"{NETS}:DiNTS", make(f"{NETS}:TopologyInstance", spatial_dims=2, num_blocks=2, num_depths=2,
-                                               use_downsample=True), spatial_dims=2, in_channels=1, num_classes=2), floats(1, 64, 64)),
+        use_downsample=True), spatial_dims=2, in_channels=1, num_classes=2), floats(1, 64, 64)),
     "dyn_unet": monai("DynUNet", **DYNAMIC),
     "dyn_unet_residual": monai("DynUNet", **DYNAMIC, res_block=True, deep_supervision=True, deep_supr_num=1),
     "efficientnet": monai("EfficientNetBN", floats(1, 64, 64), model_name="efficientnet-b0", pretrained=False,

@@ -25,6 +25,13 @@ def glu(self: Tensor, dim: int = -1) -> Tensor:
     return value * gate.sigmoid().detach()
 
 
+def mse_loss(self: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
+    """The mean, sum (2) or table (0) of squared differences: homogeneous of degree 2."""
+    difference = self - target
+    square = difference * difference.detach()
+    return square.mean() if reduction == 1 else square.sum() if reduction == 2 else square
+
+
 def lerp(self: Tensor, end: Tensor, weight: Tensor) -> Tensor:
     """A weighted mean, its weights held."""
     return torch.lerp(self, end, weight.detach())
@@ -126,6 +133,7 @@ def _layout(
 TWINS: dict[str, Callable[..., Any]] = {
     **RECURRENCES,
     "aten.glu": glu,
+    "aten.mse_loss": mse_loss,
     "aten.lerp.Tensor": lerp,
     "aten.addcdiv": addcdiv,
     "aten.pow.Tensor_Tensor": power,

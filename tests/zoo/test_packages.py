@@ -94,6 +94,12 @@ def test_a_package_that_is_absent_is_skipped(capsys: Any) -> None:
         zoo.named("fake:nett")
 
 
+def test_no_package_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(suites, "PACKAGES", {"fake-absent": ABSENT})
+    with pytest.raises(InputError, match=r"none of the packages is installed. One of them: pip install fake-absent"):
+        zoo.suite("packages")
+
+
 @pytest.mark.usefixtures("fakes")
 def test_fakes_run_through() -> None:
     rows = [measure(case) for case in zoo.suite("packages")]

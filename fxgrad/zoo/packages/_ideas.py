@@ -27,10 +27,10 @@ SCALED: dict[str, Any] = dict(dim=8, dim_mults=(1, 2), channels=3)
 IDEAS = (
     Package("tab-transformer-pytorch", "tab_transformer_pytorch", {
         "tab": one("tab_transformer_pytorch:TabTransformer", ints(2, below=4), floats(5), categories=(4, 4),
-                   num_continuous=5, dim=16, depth=2, heads=2, dim_head=8),
+                   num_continuous=5, dim=16, depth=2, heads=2, dim_head=8, mlp_act=make("torch.nn:ReLU")),
         "ft": one("tab_transformer_pytorch:FTTransformer", ints(2, below=4), floats(5), categories=(4, 4),
                   num_continuous=5, dim=16, depth=2, heads=2, dim_head=8),
-    }, needs=("hyper-connections", "x-mlps-pytorch")),
+    }, needs=("hyper-connections", "x-mlps-pytorch", "discrete-continuous-embed-readout")),
     Package("timesformer-pytorch", "timesformer_pytorch", {
         "video": one("timesformer_pytorch:TimeSformer", floats(4, 3, SIDE, SIDE), num_frames=4, **PATCHES, **HEADS),
         "video_shifted": one("timesformer_pytorch:TimeSformer", floats(4, 3, SIDE, SIDE), num_frames=4,

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from fxgrad.ops.normalization import Layout, hold_scale
@@ -26,10 +27,30 @@ def glu(self: Tensor, dim: int = -1) -> Tensor:
 
 
 def mse_loss(self: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
-    """The mean, sum (2) or table (0) of squared differences: homogeneous of degree 2."""
+    """Squared differences: a difference times itself, held."""
+    return _gated_difference(torch.square, self, target, reduction)
+
+
+def smooth_l1_loss(self: Tensor, target: Tensor, reduction: int = 1, beta: float = 1.0) -> Tensor:
+    """A difference times a gate of it, held."""
+    return _gated_difference(
+        lambda d: F.smooth_l1_loss(d, torch.zeros_like(d), reduction="none", beta=beta), self, target, reduction
+    )
+
+
+def huber_loss(self: Tensor, target: Tensor, reduction: int = 1, delta: float = 1.0) -> Tensor:
+    """A difference times a gate of it, held."""
+    return _gated_difference(
+        lambda d: F.huber_loss(d, torch.zeros_like(d), reduction="none", delta=delta), self, target, reduction
+    )
+
+
+def _gated_difference(loss: Callable[[Tensor], Tensor], self: Tensor, target: Tensor, reduction: int) -> Tensor:
+    """d * (loss(d) / d) for the differences d, where loss(0) = 0; their table (0), mean (1) or sum (2)."""
     difference = self - target
-    square = difference * difference.detach()
-    return square.mean() if reduction == 1 else square.sum() if reduction == 2 else square
+    gate = torch.where(difference == 0, 0, loss(difference) / difference).detach()
+    table = difference * gate
+    return table.mean() if reduction == 1 else table.sum() if reduction == 2 else table
 
 
 def lerp(self: Tensor, end: Tensor, weight: Tensor) -> Tensor:
@@ -134,6 +155,8 @@ TWINS: dict[str, Callable[..., Any]] = {
     **RECURRENCES,
     "aten.glu": glu,
     "aten.mse_loss": mse_loss,
+    "aten.smooth_l1_loss": smooth_l1_loss,
+    "aten.huber_loss": huber_loss,
     "aten.lerp.Tensor": lerp,
     "aten.addcdiv": addcdiv,
     "aten.pow.Tensor_Tensor": power,

@@ -101,7 +101,7 @@ def _convert(
     found["kinds"] = "; ".join(f"{kind} {n}" for kind, n in sorted(kinds.items(), key=lambda item: (-item[1], item[0])))
 
     args, kwargs, found["batches"], same_at_example = _at_batch_of_one(model, converted, captured, args, kwargs)
-    report = check(converted, args, kwargs, original=model, seed=seed)
+    report = check(converted, args, kwargs, original=lambda *a, **k: _call(model, a, k), seed=seed)
     found["forward_identical"] = report.forward_identical and same_at_example
     found["completeness_error"] = report.completeness_error
     if report.ledger:
@@ -136,7 +136,7 @@ def _at_batch_of_one(
         same: whether the outputs agree for the whole example.
     """
     with torch.no_grad(), without_fast_path():
-        same = identical(converted(*args, **kwargs), model(*args, **kwargs))
+        same = identical(converted(*args, **kwargs), _call(model, args, kwargs))
     if captured.signature:
         bound = captured.signature.bind(*args, **kwargs)
         args, kwargs = bound.args, bound.kwargs  # the order of captured.inputs
@@ -150,10 +150,16 @@ def _at_batch_of_one(
     first = pytree.tree_map(lambda leaf: leaf[:1].clone() if next(has_batch) else leaf, (args, kwargs))
     try:
         with torch.no_grad():
-            model(*first[0], **first[1])
+            _call(model, *first)
     except Exception:  # the first axis is no batch, though torch.export could make it dynamic
         return args, kwargs, batches, same
     return *first, f"1, {batches}", same
+
+
+def _call(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """The model's outputs on a copy of the example, since some models write to it."""
+    args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+    return model(*args, **kwargs)
 
 
 def reason(error: Exception) -> str:

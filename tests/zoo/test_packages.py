@@ -178,6 +178,16 @@ def test_a_model_runs_in_the_dtype_that_it_takes() -> None:
     assert torch.get_default_dtype() is before
 
 
+def test_a_model_that_writes_to_its_example() -> None:
+    class Writes(nn.Module):
+        def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+            features["out"] = features["x"].tanh()
+            return features
+
+    row = measure(Case("m:writes", "m", lambda: Built(Writes().eval(), ({"x": torch.randn(2, 3)},), {})))
+    assert row.passed and row.batches == "1, 2", row
+
+
 def test_complex_weights_stay_complex() -> None:
     model = Complex().eval()
     with runnable(model, (torch.ones(2, 3),), {}) as ((x,), _, note):

@@ -24,6 +24,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of
+from fxgrad.capture.guards import without_guards
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
@@ -85,7 +86,7 @@ def capture(
         _refuse_bad_state(model)
         signature = inspect.signature(model.forward)
         example = pytree.tree_map(_detach, canonical(signature, args, kwargs or {}))
-        own, program = model, _export(model, example, dynamic_shapes)
+        own, program = model, without_guards(_export(model, example, dynamic_shapes))
         if not through_no_grad:
             detach_without_grad(program.graph)
     functional = _decomposed(program, table.covers if table else lambda op: True)

@@ -153,8 +153,6 @@ IDEAS = (
     }),
     Package("taylor-series-linear-attention", "taylor_series_linear_attention", {
         "attention": one("taylor_series_linear_attention:TaylorSeriesLinearAttn", dim=WIDTH, dim_head=8, heads=2),
-        "causal": one("taylor_series_linear_attention:TaylorSeriesLinearAttn", dim=WIDTH, dim_head=8, heads=2,
-                      causal=True, rotary_emb=True, shift_tokens=True),
     }),
     Package("invariant-point-attention", "invariant_point_attention", {
         "block": recipe(make("invariant_point_attention:IPABlock", dim=WIDTH, heads=2, require_pairwise_repr=False),

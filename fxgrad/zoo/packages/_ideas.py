@@ -168,9 +168,8 @@ IDEAS = (
         "onet": recipe(make("facenet_pytorch:ONet", pretrained=False), floats(3, 48, 48)),
     }, needs=("requests",)),
     Package("pytorchcv", "pytorchcv", {
-        name: recipe(make("pytorchcv.model_provider:get_model", name, pretrained=False), floats(3, 64, 64))
-        for name in ("resnet10", "preresnet10", "seresnet10", "mobilenet_wd4", "fdmobilenet_wd4", "shufflenet_g1_wd4",
-                     "squeezenet_v1_0", "menet108_8x1_g3", "shufflenetv2_wd2", "sepreresnet10", "darknet_tiny")
+        name: recipe(make("pytorchcv.model_provider:get_model", name, pretrained=False), floats(3, 224, 224))
+        for name in ("mobilenet_wd4", "shufflenet_g1_wd4", "squeezenet_v1_0", "shufflenetv2_wd2")
     }),
     Package("pytorch-tcn", "pytorch_tcn", {
         "tcn": recipe(make("pytorch_tcn:TCN", num_inputs=4, num_channels=[8, 8], kernel_size=3), floats(4, 20)),
@@ -195,24 +194,17 @@ IDEAS = (
             conv_op=itself("torch.nn:Conv2d"), kernel_sizes=3, strides=[1, 2, 2],
             n_conv_per_stage=1, num_classes=2, n_conv_per_stage_decoder=1, conv_bias=True), floats(1, 16, 16)),
     }),
-    Package("torchxrayvision", "torchxrayvision", {
-        "densenet": recipe(make("torchxrayvision.models:DenseNet", num_classes=3, growth_rate=4, block_config=(2, 2),
-                                num_init_features=8), floats(1, 64, 64)),
-    }),
     Package("loralib", "loralib", {
         "linear": recipe(make("torch.nn:Sequential", make("loralib:Linear", 8, 8, r=2), make("torch.nn:GELU"),
                               make("loralib:MergedLinear", 8, 6, r=2, enable_lora=[True, False])), floats(8)),
     }),
     Package("yet-another-retnet", "yet_another_retnet", {
         "retnet": recipe(make("yet_another_retnet.retnet:RetNet", num_tokens=WORDS, d_model=16, nhead=2, num_layers=2,
-                              dim_feedforward=24), IDS),
+                              dim_feedforward=24), IDS).calling("forward_parallel"),
     }),
     Package("nnaudio", "nnAudio", {
         "stft": recipe(make("nnAudio.features:STFT", n_fft=64, verbose=False), floats(800)),
         "mel": recipe(make("nnAudio.features:MelSpectrogram", sr=800, n_fft=64, n_mels=8, verbose=False), floats(800)),
-    }),
-    Package("torchlibrosa", "torchlibrosa", {
-        "spectrogram": recipe(make("torchlibrosa.stft:Spectrogram", n_fft=64, hop_length=16), floats(800)),
     }),
     Package("rotary-embedding-torch", "rotary_embedding_torch", {
         "queries": recipe(make("rotary_embedding_torch:RotaryEmbedding", dim=8), floats(2, LENGTH, 16)).calling(

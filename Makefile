@@ -37,8 +37,9 @@ zoo: .venv/ready  ## hours: convert and check every model of the zoo, resuming b
 		$(BIN)/fxgrad zoo --suite $$suite --csv $(MEASURED)/zoo/$$suite.csv --jobs 2; done; \
 	$(BIN)/fxgrad zoo $$(ls $(MEASURED)/zoo/*.csv | sed 's/^/--summary /') > $(MEASURED)/architectures.md
 
-fuzz: .venv/ready  ## 2,000 random models
-	FXGRAD_FUZZ_EXAMPLES=2000 $(BIN)/python -m pytest tests/test_fuzz.py
+FXGRAD_FUZZ_EXAMPLES ?= 2000
+fuzz: .venv/ready  ## random models, and random calls of the public functions; FXGRAD_FUZZ_EXAMPLES=10000 for more than 2,000 each
+	FXGRAD_FUZZ_EXAMPLES=$(FXGRAD_FUZZ_EXAMPLES) $(BIN)/python -m pytest -s tests/test_fuzz.py tests/test_fuzz_public.py
 
 bench: .venv/ready  ## half an hour on two quiet cores: speed and memory; write bench/measured/benchmarks.md (FXGRAD_BENCH=quick: a smoke run, elsewhere)
 	mkdir -p $(BENCH_OUT)

@@ -5,10 +5,19 @@ Every message says what happened, where (module path, source line) and what to d
 
 from __future__ import annotations
 
+LONGEST = 400
+"""Characters of another library's message that are kept."""
+
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's message that is not blank, else the error's class name."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    """The first line of an error's message that is not blank, cut where it is long; else the error's class name.
+
+    Example:
+        >>> first_line(ValueError("\\n no such op \\n")), len(first_line(ValueError("long " * 500)))
+        ('no such op', 400)
+    """
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return line if len(line) <= LONGEST else f"{line[: LONGEST - 3]}..."
 
 
 def one_line(error: BaseException) -> str:

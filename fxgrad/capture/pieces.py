@@ -176,6 +176,8 @@ def _after(node: fx.Node, move: Move, before: _Joined) -> _Joined | None:
         return _Joined(dim, tuple(part.after(step) for part, step in zip(parts, steps)))
     if move.word == "reshape":
         return _reshaped(node, before)
+    if move.word != "cut":
+        return None
     if move.dim != dim:
         step = _same_cut(node, move)
         return None if step is None else _all(before, dim - (move.drops and move.dim < dim), step)

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fxgrad.errors import ExportError
+from fxgrad.errors import ExportError, first_line
 from fxgrad.explainer.formats import FORMATS
 from fxgrad.explainer.settings import METHODS, Settings
 from fxgrad.explainer.tracing import trace
@@ -97,6 +97,10 @@ def export_explainer(
     if not path.parent.is_dir():
         raise ExportError(f"{path} cannot be written: there is no such folder.")
     settings = Settings(method, targets, channels, pool, output, completeness)
+    try:
+        json.dumps(dict(metadata or {}))
+    except (TypeError, ValueError) as error:
+        raise ExportError(f"metadata is a dict of JSON values; this one is not: {first_line(error)}.") from error
     leaves = converted.classified.captured.flatten(args, kwargs)
     chosen = FORMATS[path.suffix]
     traced = trace(converted, leaves, settings, chosen.decompositions)

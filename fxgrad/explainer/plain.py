@@ -7,6 +7,7 @@ concatenates constants, which keeps dynamic sizes dynamic (the kernel specialize
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -113,6 +114,17 @@ PLAIN: Mapping[Any, Callable[..., Tensor]] = {
 """An op of converted programs -> its plain form."""
 
 
+def _weighted(plain: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`weighted` of a function: the code of a graph can name a function that it calls, but not one that it passes."""
+
+    @functools.wraps(plain)
+    def call(*args: Any, **kwargs: Any) -> Tensor:
+        result: Tensor = weighted(plain, *args, **kwargs)
+        return result
+
+    return call
+
+
 def with_plain_ops(converted: ConvertedModule) -> ConvertedModule:
     """A copy of the module with its ops spelled out; held attention weights stay held.
 
@@ -127,8 +139,8 @@ def with_plain_ops(converted: ConvertedModule) -> ConvertedModule:
     graph = fx.Graph()
     graph.output(graph.graph_copy(converted.graph, {}))
     for node in graph.nodes:
-        if node.target is weighted:
-            node.args = (PLAIN.get(node.args[0], node.args[0]), *node.args[1:])
+        if node.target is weighted and node.args[0] in PLAIN:
+            node.target, node.args = _weighted(PLAIN[node.args[0]]), node.args[1:]
         elif node.target in PLAIN:
             node.target = PLAIN[node.target]
     program = fx.GraphModule(nn.Module(), graph, class_name="FxgradProgram")

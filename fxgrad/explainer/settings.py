@@ -41,8 +41,12 @@ class Settings:
     def __post_init__(self) -> None:
         if self.method not in METHODS:
             raise ExportError(f"there is no method {self.method!r}. Choose one of {', '.join(METHODS)}.")
-        if self.pool < 1:
-            raise ExportError(f"pool is the side of the blocks to sum over, at least 1, not {self.pool}.")
+        if not isinstance(self.pool, int) or self.pool < 1:
+            raise ExportError(f"pool is the side of the blocks to sum over, at least 1, not {self.pool!r}.")
+        if self.targets is not None and (not isinstance(self.targets, int) or self.targets < 1):
+            raise ExportError(f"targets is the number of targets per example, at least 1, not {self.targets!r}.")
+        if self.channels not in ("auto", None) and not isinstance(self.channels, int):
+            raise ExportError(f'channels is an axis of the input, "auto" or None, not {self.channels!r}.')
 
     def attribution(self, value: Tensor, gradient: Tensor, *, tokens: bool) -> Tensor:
         """The attribution of one input, as the explainer returns it.

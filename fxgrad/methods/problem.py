@@ -252,7 +252,7 @@ class Problem:
         """Node name -> value, from one forward pass, for methods that do not use the target."""
         recorder = Recorder(self.converted.program, names)
         with torch.no_grad():
-            recorder.run(*self.converted.state, *self.entries)
+            self.converted.called(recorder.run, self.entries)
         return recorder.values
 
     @cached_property

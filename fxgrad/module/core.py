@@ -175,7 +175,7 @@ class Core(nn.Module):
             InputError: inputs of another structure, shape or dtype than the captured ones.
         """
         leaves = self.classified.captured.flatten(args, kwargs)
-        return leaves + (list(self._called(self.lookup, leaves)) if self.lookup else [])
+        return leaves + (list(self.called(self.lookup, leaves)) if self.lookup else [])
 
     def run(self, entries: list[Any]) -> Any:
         """Run the program on the result of `entries`; returns what the original model returns.
@@ -183,10 +183,10 @@ class Core(nn.Module):
         Raises:
             InputError: an op fails on these inputs, or they have another dtype than the weights.
         """
-        outputs = self._called(self.runner, entries)
+        outputs = self.called(self.runner, entries)
         return pytree.tree_unflatten(list(outputs), self.classified.captured.out_spec)
 
-    def _called(self, runner: Any, entries: list[Any]) -> Any:
+    def called(self, runner: Any, entries: list[Any]) -> Any:
         """What a part of the program returns; an error of an op names the op and its place."""
         if torch.compiler.is_compiling():
             return runner(*self.state, *entries)

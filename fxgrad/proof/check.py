@@ -26,7 +26,7 @@ from fxgrad.graph.places import Place
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.proof.ledger import Ledger, LedgerRow, SourceRow, dot
 from fxgrad.report import Table
-from fxgrad.run.recording import refuse_unbalanced
+from fxgrad.run.recording import differentiated, refuse_unbalanced
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Coarsest dtype of a run -> the largest relative completeness error that passes."""
@@ -226,7 +226,7 @@ def _input_contribution(converted: ConvertedModule, leaves: list[Any], cotangent
     with torch.enable_grad():
         outputs = converted.program(*converted.state, *leaves)
     pairs = [(v, g) for v, g in zip(outputs, cotangents) if g is not None and v.requires_grad]
-    gradients = torch.autograd.grad([v for v, _ in pairs], attributed, [g for _, g in pairs], allow_unused=True)
+    gradients = differentiated([v for v, _ in pairs], attributed, [g for _, g in pairs])
     return sum(dot(g, x) for x, g in zip(attributed, gradients))
 
 

@@ -91,11 +91,7 @@ class Ledger:
         self.offsets = Offsets(converted, self.values)
         self.ours, self.original = Replay(self.program.graph, self.values), self.offsets.original
         with torch.no_grad():
-            try:
-                self.outputs: list[Any] = list(recorder.run(*converted.state, *leaves))
-            except RuntimeError as error:
-                converted.refuse_other_dtype(leaves, error)
-                raise
+            self.outputs: list[Any] = list(converted.called(recorder.run, leaves))
 
     @property
     def coarsest(self) -> torch.dtype:

@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from fxgrad import errors
+from fxgrad.errors import InputError, first_line
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.ops.backward import Pairs
 from fxgrad.run.sources import Offsets, detached, products, reads
@@ -105,7 +106,7 @@ class Recording:
         self.decisions = {n: d for n, d in converted.classified.decisions.items() if sources and d.keeps}
         recorder = Recorder(converted.program, {*also, *self.decisions, *(reads(converted) if sources else ())})
         with torch.enable_grad():
-            self._outputs = list(recorder.run(*converted.state, *entries))
+            self._outputs = list(converted.called(recorder.run, entries))
         self._recorded = recorder.values
         self.outputs = [detached(v) for v in self._outputs]
 
@@ -163,8 +164,8 @@ def contributions(
         The contributions. Inputs times gradients and sources add up to <v, f(x)> if the policy balances.
 
     Raises:
+        InputError: an op fails on these values, or has no gradient at them.
         NotBalanceableError, NoRuleError: a cotangent is given for an output that cannot be balanced.
-        RuntimeError: an op has no gradient; `fxgrad.check` says which and where.
 
     Example:
         >>> import fxgrad
@@ -207,7 +208,36 @@ def _backward(
     wanted = [v for v, r in zip(leaves, reached) if r]
     if not ends or not wanted:
         return dict.fromkeys(values)
-    found = iter(torch.autograd.grad(ends, wanted, starts, retain_graph=keep, allow_unused=True))
+    found = iter(differentiated(ends, wanted, starts, keep=keep))
     tree = pytree.tree_unflatten([next(found) if r else None for r in reached], spec)
     nothing = {name for name, g in tree.items() if all(leaf is None for leaf in pytree.tree_leaves(g))}
     return {name: None if name in nothing else g for name, g in tree.items()}
+
+
+def differentiated(
+    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], *, keep: bool = False
+) -> list[Tensor | None]:
+    """The gradients of <cotangents, outputs> in each of the inputs; None where no cotangent arrives.
+
+    Args:
+        outputs, inputs: with autograd's graph between them.
+        cotangents: one per output, shaped alike.
+        keep: whether the graph is kept for another backward pass.
+
+    Raises:
+        InputError: an op has no gradient at these values.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> differentiated([3 * x], [x], [torch.ones(2)])
+        [tensor([3., 3.])]
+    """
+    try:
+        return list(torch.autograd.grad(outputs, inputs, cotangents, retain_graph=keep, allow_unused=True))
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise InputError(
+            f"some op has no gradient at these inputs: {first_line(error).rstrip('.')}. fxgrad.check names the op that "
+            'no rule balances; convert(..., rules="gradient") has PyTorch\'s own gradients, for comparison.'
+        ) from error

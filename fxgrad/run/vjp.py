@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.errors import InputError, first_line
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.run.recording import refuse_unbalanced
+from fxgrad.run.recording import differentiated, refuse_unbalanced
 
 CACHED = 2**25
 """The largest size in bytes of a batch of cotangents on a CPU; beyond the cache, batching gains nothing."""
@@ -109,8 +109,10 @@ def _matched(outputs: list[Any], cotangents: list[Any]) -> tuple[int, list[Tenso
     """(K, one stack of cotangents per output, None for an output without one)."""
     shapes = [tuple(v.shape) if isinstance(v, Tensor) else None for v in outputs]
     given = [tuple(g.shape) if isinstance(g, Tensor) else g for g in cotangents]
-    counts = {g[0] for g in given if g}
-    fits = len(given) == len(shapes) and all(g is None or g[1:] == s for g, s in zip(given, shapes))
+    counts = {g[0] for g in given if isinstance(g, tuple) and g}
+    fits = len(given) == len(shapes) and all(
+        g is None or (isinstance(g, tuple) and g[1:] == s) for g, s in zip(given, shapes)
+    )
     if not fits or len(counts) != 1:
         wanted = ", ".join("None" if s is None else f"(K, {', '.join(map(str, s))})" for s in shapes)
         raise InputError(f"the cotangents are shaped {given}, but the outputs want {wanted}, with one K for all.")
@@ -120,8 +122,8 @@ def _matched(outputs: list[Any], cotangents: list[Any]) -> tuple[int, list[Tenso
 def _size(chunk: int | None, count: int, widest: int, outputs: list[Any]) -> int:
     """How many cotangents to take at once."""
     if chunk is not None:
-        if chunk < 1:
-            raise InputError(f"chunk is how many cotangents go backward at once, at least 1, not {chunk}.")
+        if not isinstance(chunk, int) or chunk < 1:
+            raise InputError(f"chunk is how many cotangents go backward at once, at least 1, not {chunk!r}.")
         return chunk
     device = next(v.device for v in outputs if isinstance(v, Tensor))
     room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CACHED
@@ -134,8 +136,7 @@ def _backward(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tens
     if not outputs:
         return [None] * len(inputs)
     if len(cotangents[0]) == 1:
-        one = [g[0] for g in cotangents]
-        gradients = torch.autograd.grad(outputs, inputs, one, retain_graph=not last, allow_unused=True)
+        gradients = differentiated(outputs, inputs, [g[0] for g in cotangents], keep=not last)
         return [None if g is None else g[None] for g in gradients]
     try:
         return list(
@@ -143,5 +144,7 @@ def _backward(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tens
                 outputs, inputs, cotangents, retain_graph=not last, allow_unused=True, is_grads_batched=True
             )
         )
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:
         raise InputError(f"some op's gradient cannot be batched ({first_line(error)}). Pass chunk=1.") from error

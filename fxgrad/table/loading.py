@@ -112,7 +112,12 @@ def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTab
     """
     if on_unknown not in ("error", "native"):
         raise RuleTableError(f'on_unknown is "error" or "native", not {on_unknown!r}.')
-    given = [rules] if isinstance(rules, (str, Path)) else list(rules)
+    given = [rules] if isinstance(rules, (str, Path)) or not isinstance(rules, Sequence) else list(rules)
+    if wrong := [item for item in given if not isinstance(item, (str, Path, Mapping))]:
+        raise RuleTableError(
+            f"rules is the name of a policy, the path of a TOML file, or a list of these and of mappings from an op to "
+            f"its twin; {wrong[0]!r} is none of them."
+        )
     names = [item for item in given if isinstance(item, (str, Path))]
     twins = {op: twin for item in given if isinstance(item, Mapping) for op, twin in item.items()}
     rows: dict[str, Row] = {}

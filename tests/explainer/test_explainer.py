@@ -322,6 +322,20 @@ def test_refusals(tmp_path: Path) -> None:
         fxgrad.export_explainer(libra, (x,), tmp_path / "e.pt2", method="shap")
     with pytest.raises(ExportError, match=r"no output 'scores' of floating dtype.*it has output. Name the one"):
         fxgrad.export_explainer(libra, (x,), tmp_path / "e.pt2", output="scores")
+    for wrong, message in (
+        ({"targets": 0}, "targets is the number of targets per example, at least 1, not 0"),
+        ({"targets": -1}, "at least 1, not -1"),
+        ({"pool": "two"}, "pool is the side of the blocks to sum over, at least 1, not 'two'"),
+        ({"channels": "all"}, "channels is an axis of the input, \"auto\" or None, not 'all'"),
+        (
+            {"metadata": {"a": {1}}},
+            "metadata is a dict of JSON values; this one is not: Object of type set is not JSON",
+        ),
+    ):
+        options: dict[str, Any] = wrong
+        with pytest.raises(ExportError, match=message):
+            fxgrad.export_explainer(libra, (x,), tmp_path / "e.pt2", **options)
+    assert not (tmp_path / "e.pt2").exists()
     with pytest.raises(InputError, match="Convert it again with an example"):
         fxgrad.export_explainer(libra, (x[0],), tmp_path / "e.pt2")
     with pytest.raises(ExportError, match="cannot be written: there is no such folder"):
@@ -392,6 +406,26 @@ def test_a_size_that_torch_fixes_is_named(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(sys.modules["fxgrad.explainer.tracing"], "_exported", refuse)
     with pytest.raises(ExportError, match=r"the size of batch is free in the model, but torch .* with that size fixed"):
         fxgrad.export_explainer(libra, (torch.randn(2, 4),), tmp_path / "e.pt2")
+
+
+@pytest.mark.parametrize("policy", ["attnlrp", "cp-lrp"])
+def test_shared_attention_in_a_file(tmp_path: Path, policy: str) -> None:
+    """Policies that weigh the operands of the fused attention."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv = nn.Linear(4, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return F.scaled_dot_product_attention(*self.qkv(x).chunk(3, -1)).sum(1)
+
+    x, target = torch.randn(3, 5, 4, dtype=torch.float64), torch.tensor([0, 3, 1])
+    libra = fxgrad.convert(Attention().double().eval(), (x[:2],), rules=policy)
+    fxgrad.export_explainer(libra, (x[:2],), tmp_path / "e.pt2", completeness=False)
+    logits, attribution = load(tmp_path / "e.pt2")(x, target)
+    wanted = by_autograd(libra, x, target)
+    assert relative(logits, wanted[0]) < 1e-12 and relative(attribution, wanted[1]) < 1e-12
 
 
 def test_a_recurrent_layer_is_explained_without_an_error(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import timm
 import torch
@@ -93,11 +95,13 @@ def test_token_ids_get_the_gradients_of_their_embedding() -> None:
             r"the cotangents are shaped \[\(2, 7\)\], but the outputs want \(K, 2, 7\), with one K",
         ),
         (torch.zeros(4, 2, 7), {"chunk": 0}, "chunk is how many cotangents go backward at once, at least 1, not 0"),
+        (torch.zeros(4, 2, 7), {"chunk": "two"}, "chunk is how many cotangents .*, at least 1, not 'two'"),
         ([torch.zeros(4, 2, 7)] * 2, {}, "the cotangents are shaped"),
+        (3, {}, r"the cotangents are shaped \[3\], but the outputs want"),
         (None, {}, "the cotangents are shaped"),
     ],
 )
-def test_refusals(vit: fxgrad.ConvertedModule, cotangents: object, options: dict[str, int], message: str) -> None:
+def test_refusals(vit: fxgrad.ConvertedModule, cotangents: object, options: dict[str, Any], message: str) -> None:
     with pytest.raises(fxgrad.InputError, match=message):
         fxgrad.vjp(vit, (torch.randn(2, 3, 32, 32).double(),), cotangents, **options)
 

@@ -96,6 +96,9 @@ def test_missing_files_and_presets(tmp_path: Path) -> None:
         load(tmp_path / "absent.toml")
     with pytest.raises(RuleTableError, match=r"linear is already set by rules/gradient\.toml\. Keep one"):
         load(["gradient", "libragrad"])
+    for wrong, item in ((3, "3"), (["gradient", None], "None")):
+        with pytest.raises(RuleTableError, match=rf"rules is the name of a policy, .*; {item} is none of them"):
+            load(wrong)  # type: ignore[arg-type]
 
 
 def test_how_a_user_s_op_moves_elements_is_one_word_in_its_row(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgrad.capture.export import without_fast_path
+from fxgrad.capture.tracing import without_fast_path
 from fxgrad.errors import one_line
 from fxgrad.proof.check import identical
 from fxgrad.zoo.rows import FAILS, RANDOM

@@ -1,4 +1,4 @@
-"""A forward with **kwargs: torch's guards on such inputs cannot run, so they are dropped."""
+"""A forward with **kwargs: inputs by these names are taken like others."""
 
 from __future__ import annotations
 

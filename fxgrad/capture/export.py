@@ -29,7 +29,7 @@ from fxgrad.capture.higher_order import open_programs
 from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spared, with_tensors
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
-from fxgrad.capture.quantised import in_parts, without_gradients
+from fxgrad.capture.quantised import in_parts, refuse_integers, without_gradients
 from fxgrad.capture.shapes import Watch, choices, oblivious, sizes_in
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
@@ -241,6 +241,9 @@ def captured_from(
     embedded = [input_of(name, placeholder, None) for name, placeholder in found]
     if not any(i.attributed for i in [*inputs, *embedded]):
         raise CaptureError(no_attributed_input(inputs))
+    if table.on_unknown == "error":
+        attributed = zip(placeholders_of(graph)[len(state) :], [*inputs, *embedded])
+        refuse_integers(graph, [node for node, entry in attributed if entry.attributed])
     parameters, buffers, transient = _tensors(program, model)
     return Captured(
         graph,

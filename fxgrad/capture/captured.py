@@ -67,6 +67,10 @@ class Input:
         )
         if not fits:
             raise InputError(self._other_shape(tuple(value.shape), wanted))
+        if value.layout is not torch.strided:
+            raise InputError(
+                f"input {self.name!r} is {value.layout}, but rules hold for dense tensors. Pass .to_dense()."
+            )
         if value.is_floating_point() != self.dtype.is_floating_point:
             raise InputError(f"input {self.name!r} is {value.dtype}, but the model was captured for {self.dtype}.")
 
@@ -167,8 +171,8 @@ class Captured:
             call = opened(call)
             leaves, spec = pytree.tree_flatten(call)
         if spec != self.in_spec:
-            captured = ", ".join(i.name for i in self.inputs)
-            given = ", ".join(input_names(self.signature, call))
+            captured = _few([i.name for i in self.inputs])
+            given = _few(input_names(self.signature, call))
             raise InputError(
                 f"the model was captured with the inputs ({captured}), these are ({given}). "
                 "Convert it again with an example like them."
@@ -200,6 +204,11 @@ class Captured:
                     f"the captured program holds only where {check.text(names)}{because}. These inputs do not fit: "
                     f"{given}. Convert the model again with an example of these sizes, if it takes them."
                 )
+
+
+def _few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def canonical(signature: inspect.Signature | None, args: Any, kwargs: Any) -> Arguments:

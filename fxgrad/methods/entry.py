@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, overload
@@ -22,7 +22,7 @@ from fxgrad.methods.names import Names
 from fxgrad.methods.parts import Grid
 from fxgrad.methods.problem import Map, Problem, size_of_batch
 from fxgrad.methods.search import GRAPH, Search
-from fxgrad.methods.targets import Contrast, Target, scored
+from fxgrad.methods.targets import Contrast, Target, called, scored
 from fxgrad.module.converted import ConvertedModule
 
 METHODS: dict[str, Callable[..., Map]] = {
@@ -131,6 +131,7 @@ def attribute(
     Source: docs/methods.md has every method's formula and paper.
     """
     chosen = _chosen(method, layer, channels, options)
+    _refuse_other_types(blocks, grid, prefix, class_token)
     with torch.no_grad():
         entries = converted.entries(args, kwargs)
     search = Search(converted.classified, input, entries)
@@ -193,6 +194,21 @@ def _chosen(
     return chosen
 
 
+def _refuse_other_types(blocks: Any, grid: Any, prefix: Any, class_token: Any) -> None:
+    """Raise `InputError` for overrides of the anatomy that are of another type."""
+    if blocks is not None and (isinstance(blocks, str) or not _all_of(str, blocks)):
+        raise InputError(f"blocks is a list of module paths, such as ['blocks.0', 'blocks.1']; {blocks!r} is not.")
+    if grid is not None and not _all_of(int, grid):
+        raise InputError(f"grid is (rows, columns); {grid!r} is not.")
+    for name, value in (("prefix", prefix), ("class_token", class_token)):
+        if value is not None and not isinstance(value, int):
+            raise InputError(f"{name} is a number; {value!r} is not.")
+
+
+def _all_of(kind: type, values: Any) -> bool:
+    return isinstance(values, Iterable) and all(isinstance(value, kind) for value in values)
+
+
 def _count(target: Target, outputs: Any, rows: int) -> int:
     """How many values a target has where the inputs have no examples: one for each row, unless it is a function."""
     if isinstance(target, Contrast):
@@ -200,7 +216,7 @@ def _count(target: Target, outputs: Any, rows: int) -> int:
     if not callable(target) or isinstance(target, Tensor):
         return rows
     with torch.no_grad():
-        value: Any = target(outputs)
+        value = called(target, outputs)
     return (len(value) if value.dim() else 1) if isinstance(value, Tensor) else rows
 
 

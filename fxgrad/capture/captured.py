@@ -68,9 +68,7 @@ class Input:
         if not fits:
             raise InputError(self._other_shape(tuple(value.shape), wanted))
         if value.layout is not torch.strided:
-            raise InputError(
-                f"input {self.name!r} is {value.layout}, but rules hold for dense tensors. Pass .to_dense()."
-            )
+            raise InputError(f"input {self.name!r} is {value.layout}; rules hold for dense tensors. Pass .to_dense().")
         if value.is_floating_point() != self.dtype.is_floating_point:
             raise InputError(f"input {self.name!r} is {value.dtype}, but the model was captured for {self.dtype}.")
 

@@ -33,7 +33,7 @@ export-table: .venv/ready  ## export and run the explainer of every architecture
 	$(BIN)/python -m bench.tables.export_table --targets saved,pt2,onnx,aoti --out $(MEASURED)/export-table.md
 
 zoo: .venv/ready  ## hours: convert and check every model of the zoo, resuming bench/measured/zoo/*.csv; write bench/measured/architectures.md
-	for suite in timm-families torchvision transformers timm; do \
+	for suite in timm-families torchvision transformers packages timm; do \
 		$(BIN)/fxgrad zoo --suite $$suite --csv $(MEASURED)/zoo/$$suite.csv --jobs 2; done; \
 	$(BIN)/fxgrad zoo $$(ls $(MEASURED)/zoo/*.csv | sed 's/^/--summary /') > $(MEASURED)/architectures.md
 

@@ -38,13 +38,13 @@ an ExportedProgram or the path of a .pt2 file. Call the function in the forward 
             "of a .pt2 file. Call the function in the forward of a module."
         )
     _refuse_torchscript(model)
+    refuse_untraceable(model)  # before the mode: torch.ao's modules are made in train mode
     training = [path or "the model itself" for path, module in model.named_modules() if module.training]
     if training:
         raise CaptureError(
             f"the model is in train mode ({training[0]}; modules in all: {len(training)}), where dropout and batch "
             "statistics make attributions meaningless. Call model.eval() first."
         )
-    refuse_untraceable(model)
 
 
 def _refuse_torchscript(model: nn.Module) -> None:

@@ -68,7 +68,7 @@ class Input:
         if not fits:
             raise InputError(self._other_shape(tuple(value.shape), wanted))
         if value.layout is not torch.strided:
-            raise InputError(f"input {self.name!r} is sparse ({value.layout}). Pass its dense form, value.to_dense().")
+            raise InputError(f"input {self.name!r} is {value.layout}; rules hold for dense tensors. Pass .to_dense().")
         if value.is_floating_point() != self.dtype.is_floating_point:
             raise InputError(f"input {self.name!r} is {value.dtype}, but the model was captured for {self.dtype}.")
 
@@ -169,7 +169,8 @@ class Captured:
             call = opened(call)
             leaves, spec = pytree.tree_flatten(call)
         if spec != self.in_spec:
-            captured, given = _few([i.name for i in self.inputs]), _few(input_names(self.signature, call))
+            captured = _few([i.name for i in self.inputs])
+            given = _few(input_names(self.signature, call))
             raise InputError(
                 f"the model was captured with the inputs ({captured}), these are ({given}). "
                 "Convert it again with an example like them."
@@ -203,9 +204,9 @@ class Captured:
                 )
 
 
-def _few(names: list[str], most: int = 12) -> str:
-    """Some names of many."""
-    return ", ".join(names[:most] + [f"and {len(names) - most} more"] * (len(names) > most))
+def _few(names: list[str]) -> str:
+    """The first names, and how many more there are."""
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def canonical(signature: inspect.Signature | None, args: Any, kwargs: Any) -> Arguments:

@@ -26,10 +26,10 @@ from fxgrad.capture.captured import Captured, Input, canonical, input_names, inp
 from fxgrad.capture.checks import NotSupportedError
 from fxgrad.capture.decisions import Reading
 from fxgrad.capture.higher_order import open_programs
-from fxgrad.capture.objects import opened, plainly_called, spared, with_tensors
+from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spared, with_tensors
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
-from fxgrad.capture.quantised import in_parts, without_gradients
+from fxgrad.capture.quantised import in_parts, refuse_integers, without_gradients
 from fxgrad.capture.shapes import Watch, choices, oblivious, sizes_in
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
@@ -102,7 +102,8 @@ def capture(
         example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
         _refuse_sparse(opened(example))
         own = plainly_called(model, example)
-        program, drawn = trace(own, opened(example), dynamic_shapes, on_random, watch)
+        shapes = explicit_shapes(signature, dynamic_shapes)
+        program, drawn = trace(own, opened(example), shapes, on_random, watch)
         without_gradients(program.state_dict)
         if not through_no_grad:
             detach_without_grad(program.graph)
@@ -251,6 +252,9 @@ def captured_from(
     embedded = [input_of(name, placeholder, None) for name, placeholder in found]
     if not any(i.attributed for i in [*inputs, *embedded]):
         raise CaptureError(no_attributed_input(inputs))
+    if table.on_unknown == "error":
+        attributed = zip(placeholders_of(graph)[len(state) :], [*inputs, *embedded])
+        refuse_integers(graph, [node for node, entry in attributed if entry.attributed])
     parameters, buffers, transient = _tensors(program, model)
     return Captured(
         graph,

@@ -63,11 +63,11 @@ def open_programs(program: ExportedProgram) -> bool:
         2
     """
     module, opened = program.graph_module, False
-    if not any(map(_kernel, module.graph.nodes)):
+    if not any(eager_kernel(node.target) for node in module.graph.nodes):
         return False
     known = _known(program)
     for node in list(module.graph.nodes):
-        if (kernel := _kernel(node)) is None:
+        if (kernel := eager_kernel(node.target)) is None:
             continue
         operands = [n for n in node.all_input_nodes if n.op != "get_attr" and n not in known]
         with contextlib.suppress(Exception):  # whatever a kernel raises that cannot run without data
@@ -81,28 +81,39 @@ def open_programs(program: ExportedProgram) -> bool:
     return opened
 
 
-def _kernel(node: fx.Node) -> Callable[..., Any] | None:
-    """The eager kernel of an op of higher order."""
-    if not isinstance(node.target, torch._ops.HigherOrderOperator):
+def eager_kernel(op: Any) -> Callable[..., Any] | None:
+    """The Python function that runs an op of higher order, in eager PyTorch; None for other ops.
+
+    Example:
+        >>> eager_kernel(torch.ops.higher_order.cond)(True, torch.sin, torch.cos, (torch.zeros(1),))
+        tensor([0.])
+    """
+    if not isinstance(op, torch._ops.HigherOrderOperator):
         return None
-    kernels: dict[Any, Callable[..., Any]] = getattr(node.target, "py_kernels", {})
-    own: dict[str, Callable[..., Any]] = {"cond": _cond, "scan": _scan}
-    return own.get(str(node.target), kernels.get(_DENSE))
+    kernels: dict[Any, Callable[..., Any]] = getattr(op, "py_kernels", {})
+    return _OWN.get(str(op), kernels.get(_DENSE))
 
 
 def _cond(predicate: Any, yes: Callable[..., Any], no: Callable[..., Any], operands: Sequence[Any]) -> Any:
-    """As PyTorch's kernel, which refuses to be traced."""
     return (yes if predicate else no)(*operands)
 
 
 def _scan(step: Callable[..., Any], carry: Sequence[Any], items: Sequence[Tensor], more: Sequence[Any] = ()) -> Any:
-    """As PyTorch's kernel, which refuses to be traced."""
     rows = []
     for index in range(len(items[0])):
         results = step(*carry, *(item[index] for item in items), *more)
         carry, row = results[: len(carry)], results[len(carry) :]
         rows.append(row)
     return [*carry, *(torch.stack(column) for column in zip(*rows))]
+
+
+_OWN: dict[str, Callable[..., Any]] = {
+    "cond": _cond,
+    "scan": _scan,
+    "invoke_subgraph": lambda part, _name, *operands: part(*operands),
+    "strict_mode": lambda part, operands: part(*operands),
+}
+"""The same as PyTorch's kernels of these ops, which refuse to be traced."""
 
 
 def _known(program: ExportedProgram) -> dict[fx.Node, Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -149,8 +150,30 @@ def plainly_called(model: nn.Module, example: Any) -> nn.Module:
             args, kwargs = pytree.tree_unflatten([_closed(o, g) for o, g in zip(leaves, given)], spec)
         return returned(forward(*args, **kwargs))
 
+    run.__signature__ = _explicit(inspect.signature(forward), example[1])  # type: ignore[attr-defined]
     shell.__dict__ = {**model.__dict__, "forward": run}
     return shell
+
+
+def _explicit(signature: inspect.Signature, keywords: Mapping[str, Any]) -> inspect.Signature:
+    """A signature with the keywords of a call in the place of **kwargs, under which torch.export confuses inputs."""
+    own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+    more = [name for name in keywords if name not in signature.parameters]
+    return signature.replace(parameters=own + [inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY) for n in more])
+
+
+def explicit_shapes(signature: inspect.Signature, shapes: Any) -> Any:
+    """Dynamic shapes by the names of inputs, also for those that go through **kwargs.
+
+    Example:
+        >>> def forward(x, **kwargs): ...
+        >>> explicit_shapes(inspect.signature(forward), {"x": {0: 4}, "kwargs": {"mask": {0: 4}}})
+        {'x': {0: 4}, 'mask': {0: 4}}
+    """
+    name = next((n for n, p in signature.parameters.items() if p.kind is p.VAR_KEYWORD), None)
+    if not isinstance(shapes, Mapping) or not isinstance(shapes.get(name), Mapping):
+        return shapes
+    return {**{n: shape for n, shape in shapes.items() if n != name}, **shapes[name]}
 
 
 def _closed(example: Any, given: Any) -> Any:

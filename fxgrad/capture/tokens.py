@@ -58,7 +58,8 @@ def cut_lookups(
     whole.graph_copy(graph, copies)
     whole.output(tuple(copies[node] for node, _ in lookups))
     paths = Counter(place_of(node).module_path for node, _ in lookups)
-    found = []
+    found: list[tuple[str, fx.Node]] = []
+    taken: Counter[str] = Counter()
     last = placeholders_of(graph)[-1]
     for node, origin in lookups:
         path = place_of(node).module_path or "embedding"
@@ -66,7 +67,9 @@ def cut_lookups(
             last = graph.placeholder("embedded")
         last.target, last.meta = last.name, dict(node.meta)
         node.replace_all_uses_with(last)
-        found.append((path if paths[path] <= 1 else f"{path}({origin.name})", last))
+        name = path if paths[path] <= 1 else f"{path}({origin.name})"
+        found.append((f"{name}@{taken[name]}" if taken[name] else name, last))  # a second call, as for modules
+        taken[name] += 1
     for part in (graph, whole):
         prune(part)
     return whole, found

@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from fxgrad.capture.admission import refuse_other_dtype
 from fxgrad.capture.captured import input_names
 from fxgrad.capture.decisions import Decisions, Reading
+from fxgrad.capture.guards import without_guards
 from fxgrad.capture.higher_order import AsWithoutGrad
 from fxgrad.capture.program import Arguments
 from fxgrad.capture.quantised import quantising, readable
@@ -127,7 +128,7 @@ def _exported(
     args, kwargs = example
     with settings(), readable(model, args, kwargs), torch.enable_grad():
         traced = under(model, LastStates(), OwnGradMode(), AsWithoutGrad(), *modes)
-        return torch.export.export(traced, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes)
+        return without_guards(torch.export.export(traced, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes))
 
 
 def _spread(example: Arguments) -> Arguments:

@@ -55,6 +55,7 @@ def settings() -> Iterator[None]:
             warnings.filterwarnings("ignore", message="The tensor attributes? .* assigned during export")
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor that is not a leaf")
             warnings.filterwarnings("ignore", message="None of the inputs have requires_grad=True")
+            warnings.filterwarnings("ignore", message="While compiling, we found certain side effects happened")
             yield
     finally:
         for logger, before in zip(loggers, disabled):

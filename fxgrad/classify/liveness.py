@@ -66,7 +66,7 @@ def handed_on(decisions: Mapping[str, Decision]) -> dict[str, list[str]]:
         >>> import fxgrad, torch
         >>> decisions = fxgrad.convert(torch.nn.SiLU().eval(), (torch.zeros(2, 3),)).classified.decisions
         >>> handed_on(decisions)
-        {'silu': ['input_1']}
+        {'silu': ['input_']}
     """
     found = {}
     for name, decision in decisions.items():

@@ -54,12 +54,12 @@ def mixes(node: fx.Node, operand: fx.Node, axis: int, word: str | None, data: Co
 
 
 def _contracts(arguments: dict[str, Any], operand: fx.Node, back: int, word: str) -> bool:
-    """Whether a matrix product or an attention sums over an axis, counted from the last, or makes it columns."""
+    """Whether a matrix product or an attention sums over an axis, which is counted from the last."""
     matrices = [n for n in arguments.values() if isinstance(n, fx.Node) and sizes_of(n)]
     if word == ATTENTION:
         return any(n is operand for n in matrices[1:3]) and back >= -2
     first, last = matrices[-2:]
-    return (first is operand and back == -1 and len(sizes_of(first)) > 1) or (last is operand and back >= -2)
+    return (first is operand and back == -1 and len(sizes_of(first)) > 1) or (last is operand and back == -2)
 
 
 def _replaced(arguments: dict[str, Any], rank: int) -> int | None:

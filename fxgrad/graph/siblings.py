@@ -23,11 +23,11 @@ class Siblings:
         >>> class Layers(torch.nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.step_0, self.step_1 = (torch.nn.GRU(2, 2) for _ in range(2))
+        ...         self.step_0, self.step_1 = (torch.nn.TransformerEncoderLayer(2, 1, 2) for _ in range(2))
         ...         self.head = torch.nn.Sequential(torch.nn.Linear(2, 2))
         ...
         ...     def forward(self, x):
-        ...         return self.head(self.step_1(self.step_0(x)[0])[0])
+        ...         return self.head(self.step_1(self.step_0(x)))
         >>> nodes = torch.export.export(Layers(), (torch.ones(3, 1, 2),)).graph.nodes
         >>> found = Siblings(nodes)
         >>> found.of("step_1"), found.of("head.0"), found.of("head")
@@ -53,16 +53,21 @@ class Siblings:
     def of(self, path: str, but: Collection[str] = ()) -> str:
         """The outermost repeated module that a module belongs to, itself included; "" for none.
 
+        An item of the model's own sequence counts only if others are of its type, or nothing inside of it repeats.
+
         Args:
             path: the module's path.
             but: paths that do not count.
         """
         names = path.split(".")
         prefixes = (".".join(names[: i + 1]) for i in range(len(names)))
-        return next((p for p in prefixes if p not in but and (_item(p) or self.repeated(p))), "")
+        found = [p for p in prefixes if p not in but and (_item(p) or self.repeated(p))]
+        if len(found) > 1 and found[0].isdecimal() and not self.repeated(found[0]):
+            return found[1]  # a sequence of unlike parts, one of which has the blocks
+        return found[0] if found else ""
 
     def repeated(self, path: str) -> bool:
-        """Whether a module that is no item of a list has siblings of its type, numbered by the same name."""
+        """Whether a module has siblings of its type, numbered by the same name."""
         alike = self.alike[self.key[path]] if path in self.key else set()
         return len(alike) > 1 and all(self.size[p] >= _LEAST for p in alike)
 

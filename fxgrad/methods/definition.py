@@ -26,6 +26,7 @@ class Method:
         layered: whether it is a method of one layer, with the option `layer=`.
         takes_gradient: whether its result depends on the policy.
         of_inputs: whether it maps every attributed input, element by element or summed over the axis `channels=`.
+        steps: the option that brings its shares nearer to the target's value; "" if they are exact.
     """
 
     name: str
@@ -34,6 +35,7 @@ class Method:
     layered: bool = False
     takes_gradient: bool = True
     of_inputs: bool = False
+    steps: str = ""
 
     def refused(self, option: str) -> str | None:
         """Why the method has no such option; None if it has.
@@ -57,11 +59,12 @@ def method(
     layered: bool = False,
     takes_gradient: bool = True,
     of_inputs: bool = False,
+    steps: str = "",
 ) -> Callable[[Function], Function]:
     """State facts about a method. The function stays as it is, and nothing is registered.
 
     Args:
-        name, shares, layered, takes_gradient, of_inputs: see `Method`; the name is the function's by default.
+        name, shares, layered, takes_gradient, of_inputs, steps: see `Method`; the name is the function's by default.
 
     Returns:
         A decorator.
@@ -75,7 +78,7 @@ def method(
     """
 
     def marked(function: Function) -> Function:
-        facts = Method(name or _name(function), function, shares, layered, takes_gradient, of_inputs)
+        facts = Method(name or _name(function), function, shares, layered, takes_gradient, of_inputs, steps)
         setattr(function, _MARK, facts)
         return function
 

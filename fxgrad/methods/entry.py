@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -13,6 +15,7 @@ from fxgrad.errors import InputError
 from fxgrad.methods import attentions, cams, fullgrad, inputs
 from fxgrad.methods.aim import aimed, axis_of, outputs_of
 from fxgrad.methods.attribution import Attribution, joined
+from fxgrad.methods.completeness import explained
 from fxgrad.methods.definition import Method, method_of
 from fxgrad.methods.maps import Channels
 from fxgrad.methods.names import Names
@@ -20,7 +23,7 @@ from fxgrad.methods.options import refuse_wrong
 from fxgrad.methods.parts import Grid
 from fxgrad.methods.problem import Map, Problem, size_of_batch
 from fxgrad.methods.search import GRAPH, Search
-from fxgrad.methods.targets import Contrast, Target, scored
+from fxgrad.methods.targets import Contrast, Target, called, scored
 from fxgrad.module.converted import ConvertedModule
 
 METHODS: dict[str, Callable[..., Map]] = {
@@ -103,6 +106,10 @@ def attribute(
         The attribution: .tokens (batch, tokens), .patches (batch, rows, columns), .pixels (batch, height, width), and
         .maps, name of an input -> (batch, *the input's own axes without its channels).
 
+    Warns:
+        IncompleteWarning: shares do not add up to the target's value, beyond the dtype's tolerance, for no reason that
+            the call gives; the message names the cause. Other reasons are in the result's `.note` only.
+
     Raises:
         InputError: no such method, option, layer or target; the model lacks what the method needs; or your own method
             returned no map of the model's input.
@@ -147,8 +154,12 @@ def attribute(
             problem.refuse_several(chosen.name)
         each = (chosen.shares and problem.mixed) or (chosen.takes_gradient and problem.shared)
         if count > 1 and each:
-            return joined([_solved(chosen, problem.only(i, whole=not chosen.shares), options) for i in range(count)])
-        return _solved(chosen, problem, options)
+            # Only contributions of constants need examples that run alone; other methods may move the inputs.
+            alone = problem.only if chosen.shares else partial(problem.only, whole=True)
+            found = joined([_solved(chosen, alone(i), options) for i in range(count)])
+        else:
+            found = _solved(chosen, problem, options)
+        return replace(found, note=explained(found, chosen, problem))
 
     return [one(t) for t in target] if isinstance(target, list) else one(target)
 
@@ -191,11 +202,8 @@ def _count(target: Target, outputs: Any, rows: int) -> int:
         return _count(target.a, outputs, rows)
     if not callable(target) or isinstance(target, Tensor):
         return rows
-    try:
-        with torch.no_grad():
-            value: Any = target(outputs)
-    except Exception:
-        return rows  # it fails again where its error is put in words
+    with torch.no_grad():
+        value = called(target, outputs)
     return (len(value) if value.dim() else 1) if isinstance(value, Tensor) else rows
 
 

@@ -49,7 +49,7 @@ def products(problem: Problem, found: Contributions) -> dict[str, Tensor]:
     return _maps(problem, {name: x * found.gradients[name] for name, x in found.inputs.items()})
 
 
-@method(of_inputs=True)
+@method(of_inputs=True, steps="n_steps")
 def integrated_gradients(problem: Problem, n_steps: int = 50, baseline: float = 0.0) -> Map:
     """(x - x0) * mean of dy/dx along the straight line from x0 to x, all inputs together.
 

@@ -85,22 +85,30 @@ def channels_read(
         return ()
     reached: set[fx.Node] = {source, *nodes}
     seeds = {source: tuple((Atom(source.name, i, size),) for i, size in enumerate(shape))}
+    wide = {i for i in others if not same(shape[i], 1)}
     asked = 0
     for index, node in enumerate(nodes):
         read = _read(node, reached)
         if read is None:
             continue
         operand, axis = read
-        axes = follow(nodes[:index], seeds).get(operand, ())
-        atoms = axes[axis] if axes else ()
-        found = sorted(a.axis for a in atoms if a.origin == source.name and same(a.size, shape[a.axis]))
+        found = [axis] if operand is source else _origins(follow(nodes[:index], seeds).get(operand, ()), axis, source)
         found = [i for i in found if i != examples]
-        if 0 < len(found) < len(others):
+        if found and (operand is source or not wide <= set(found)):
             return tuple(found)
         asked += 1
         if asked == _READERS:
             break
     return (others[0],) if len(shape) > 3 else (others[-1],)
+
+
+def _origins(axes: Axes, axis: int, source: fx.Node) -> list[int]:
+    """The axes of the source that are wholly in an axis of another value; one of size 1 has no atom to follow."""
+    shape = sizes_of(source)
+    if axes and not axes[axis]:
+        return [i for i, size in enumerate(shape) if i and same(size, 1)][:1]
+    atoms = axes[axis] if axes else ()
+    return sorted(a.axis for a in atoms if a.origin == source.name and same(a.size, shape[a.axis]))
 
 
 def _read(node: fx.Node, reached: Collection[fx.Node]) -> tuple[fx.Node, int] | None:

@@ -232,20 +232,30 @@ def _function(target: Callable[[Any], Tensor], outputs: Any, batch: int | None) 
     rows = [len(v) for v in pytree.tree_leaves(outputs) if differentiable(v) and v.dim()]
     count = batch if batch is not None else next(iter(rows), 1)
 
-    def of(outputs: Any) -> Tensor:
-        try:
-            value = target(outputs)
-        except FxgradError:
-            raise
-        except Exception as error:
-            shapes = ", ".join(str(tuple(v.shape)) for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor))
-            raise InputError(
-                f"the target function ({label}) ended in {one_line(error).rstrip('.')}. It gets what the "
-                f"model returns for the whole batch, here {type(outputs).__name__} with {shapes}."
-            ) from error
-        return _one_each(value, count)
+    return Scored(label, lambda outputs: _one_each(called(target, outputs), count), function=True)
 
-    return Scored(label, of, function=True)
+
+def called(target: Callable[[Any], Any], outputs: Any) -> Any:
+    """What a user's function of the outputs returns.
+
+    Raises:
+        InputError: it ends in an error.
+
+    Example:
+        >>> called(lambda logits: logits[:, 1], torch.tensor([[1.0, 5.0]]))
+        tensor([5.])
+    """
+    try:
+        return target(outputs)
+    except FxgradError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(v.shape)) for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor))
+        raise InputError(
+            f"the target function ({getattr(target, '__name__', 'a function of the outputs')}) ended in "
+            f"{one_line(error).rstrip('.')}. It gets what the model returns for the whole batch, here "
+            f"{type(outputs).__name__} with {shapes}."
+        ) from error
 
 
 def _fits(logits: Tensor, rows: Tensor, batch: int | None, path: str) -> None:

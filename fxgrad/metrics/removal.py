@@ -14,8 +14,11 @@ from typing import Any, Protocol
 import networkx as nx
 import torch
 from torch import Tensor, fx, nn
+from torch.export import Dim
 from torch.nn import functional as F
 
+from fxgrad.capture.export import capture
+from fxgrad.classify.walk import classify
 from fxgrad.errors import InputError, one_line
 from fxgrad.graph.copies import prune
 from fxgrad.kinds import Kind
@@ -121,6 +124,8 @@ class Dropping:
         captured = converted.classified.captured
         if len(captured.inputs) != 1 or captured.embedded or captured.inputs[0].shape is None:
             raise InputError("tokens can be dropped from models of one picture only: this one has other inputs.")
+        converted = _of_one_size(converted)
+        captured = converted.classified.captured
         self.converted, self.grid = converted, grid
         graph = captured.graph
         cut = _cut(converted, math.prod(grid))
@@ -200,6 +205,22 @@ def _on_pixels(kept: Tensor, grid: Grid, x: Tensor) -> Tensor:
 def _is_tensor(node: fx.Node) -> bool:
     """Whether the node's value is a tensor or has tensors, so that it is no size."""
     return isinstance(node.meta.get("val"), (Tensor, list, tuple))
+
+
+def _of_one_size(converted: ConvertedModule) -> ConvertedModule:
+    """The module for pictures of the example's size, so that all sizes but the batch's are numbers."""
+    captured = converted.with_tensors().captured
+    if None not in (captured.inputs[0].shape or ())[1:]:
+        return converted
+    state, constants = captured.persistent
+    program = captured.program.filled(state, constants, captured.example)
+    x = captured.example[0][0]
+    pictures = x if len(x) > 1 else torch.cat([x, x])  # torch.export takes a size of 1 for a constant
+    module = program.module(check_guards=False)
+    for part in module.modules():
+        part.training = False  # torch.export's modules have no eval()
+    fixed = capture(module, (pictures,), dynamic_shapes=({0: Dim.AUTO},))
+    return ConvertedModule(classify(fixed, converted.classified.table))
 
 
 def _cut(converted: ConvertedModule, patches: int) -> fx.Node:

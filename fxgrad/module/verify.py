@@ -91,8 +91,11 @@ def _difference(ours: Sequence[Any], theirs: Sequence[Any]) -> str:
 def _first_other(converted: ConvertedModule, model: nn.Module, example: Arguments) -> str:
     """A sentence that names the first node whose value is none that the model computed; "" if there is none."""
     seen = _Seen()
-    with seen:
-        outputs_of(model, spared(example))
+    try:
+        with seen:
+            outputs_of(model, spared(example))
+    except Exception:  # a model with flex_attention or other code to compile does not run while it is watched
+        return ""
     captured = converted.classified.captured
     with torch.no_grad():
         leaves = converted.entries(*example)
@@ -134,5 +137,5 @@ class _Compared(fx.Interpreter):
 
 def _digest(value: Tensor) -> bytes:
     """A digest of the elements in their order, whatever the shape and the strides."""
-    flat = value.detach().cpu().contiguous().flatten()
+    flat = torch.empty(value.numel(), dtype=value.dtype).copy_(value.detach().flatten())
     return hashlib.blake2b(flat.view(torch.uint8).numpy().tobytes(), digest_size=16).digest()

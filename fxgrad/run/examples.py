@@ -6,7 +6,7 @@ elements. So the nodes of a graph are no examples: an edge list gathers some of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import fx
@@ -83,23 +83,36 @@ def examples_of(classified: Classified, found: Mapping[fx.Node, Axes], source: f
     entries = [n for n in captured.entry_nodes if sizes_of(n)]
     attributed = {n for n, declared in zip(captured.entry_nodes, captured.entries) if declared.attributed}
     outputs = tensors_among(captured.graph.output_node().all_input_nodes)
-    # The last axis of several is that of classes or features.
-    own = [(output, i, size) for output in outputs for i, size in enumerate(sizes_of(output)[:-1] or sizes_of(output))]
+    data = _data(classified)
     sound: list[tuple[dict[fx.Node, int], set[Atom], Size]] = []
-    for output, i, size in own:
-        axes = found.get(output, ())
-        lead = axes[i] if i < len(axes) else ()
-        members = _members(entries, found, lead, size, axes, first=i == 0)
-        if not attributed & set(members):
-            continue
-        atoms = {axis[0] for axis in (lead, *(found[n][i] for n, i in members.items())) if len(axis) == 1}
-        if not _mixed(classified, found, output, atoms):
-            sound.append((members, atoms, size))
-            if source in members:
-                break
-    for members, atoms, size in [s for s in sound if source in s[0]] or sound[:1]:
+    for output in outputs:
+        if sound and sound[-1][0].get(source) == 0:
+            break
+        for i, lead, size in _leads(found.get(output, ()), sizes_of(output), {n.name for n in entries}):
+            members = _members(entries, found, lead, size, found.get(output, ()), first=i == 0)
+            if not attributed & set(members):
+                continue
+            atoms = {axis[0] for axis in (lead, *(found[n][i] for n, i in members.items())) if len(axis) == 1}
+            if not _mixed(classified, found, output, atoms, data):
+                sound.append((members, atoms, size))
+    # A first axis of the source is better than another of its axes, and that than other inputs' alone.
+    for members, atoms, size in sorted(sound, key=lambda s: s[0].get(source, len(sizes_of(source)))):
         return Examples(size, {n.name: i for n, i in members.items()}, _labelled(found, atoms))
     return Examples(1, {}, _labelled(found, set()))
+
+
+def _leads(axes: Axes, shape: Sequence[Size], entries: Collection[str]) -> Iterator[tuple[int, Axis, Size]]:
+    """(index, axis, size) of each axis of an output that may have the examples, or of the parts of a merged one.
+
+    The last axis of several is that of classes or features, unless it is an input's first axis.
+    """
+    for i, size in enumerate(shape):
+        axis = axes[i] if i < len(axes) else ()
+        parts: list[tuple[Axis, Size]] = [((atom,), atom.size) for atom in axis] if len(axis) > 1 else [(axis, size)]
+        for part, own in parts:
+            first = bool(part) and part[0].origin in entries and part[0].axis == 0
+            if first or i == 0 or i + 1 < len(shape):
+                yield i, part, own
 
 
 def _entry(node: fx.Node, given: Sequence[Axis | None] | None) -> list[Axis | None]:
@@ -129,16 +142,19 @@ def _members(
     return members if linked or first else {}
 
 
-def _mixed(classified: Classified, found: Mapping[fx.Node, Axes], output: fx.Node, atoms: set[Atom]) -> bool:
+def _mixed(
+    classified: Classified, found: Mapping[fx.Node, Axes], output: fx.Node, atoms: set[Atom], data: set[fx.Node]
+) -> bool:
     """Whether a node on the way of a cotangent from an output to the inputs mixes the elements of an axis."""
     decisions, named = classified.decisions, {n.name: n for n in classified.captured.graph.nodes}
-    data = _data(classified)
     seen, pending = {output.name}, [output.name]
     while pending:
         name = pending.pop()
         if name not in decisions:
             continue
         node = named[name]
+        if sum(bool(atoms & set(axis)) for axis in found.get(node, ())) > 1:
+            return True  # examples with examples
         for operand in decisions[name].data:
             if not decisions[name].receives(str(operand.value)):
                 continue

@@ -18,8 +18,9 @@ Every model below was converted under `libragrad` in float64, with random weight
 statistics randomised. The forward is compared bit for bit with the original's (without MultiheadAttention's fast path,
 as the README says), at batches of one and two where the batch is dynamic. *Error* is the relative completeness error
 for one random cotangent over all outputs; the bar is {bar("float64"):.0e}, or {bar("float32"):.0e} where the model's
-own code computes in float32 inside. *Plain* is the unrewritten gradient's error. Models beyond a size were measured
-with fewer blocks of each sort, or on smaller inputs, as said beside them; the code that runs is the same.
+own code computes in float32 inside. A model that does not run in float64 is run with torch's default dtype set to
+float64, else in float32, as said beside it. *Plain* is the unrewritten gradient's error. Models beyond a size were
+measured with fewer blocks of each sort, or on smaller inputs, as said beside them; the code that runs is the same.
 """
 
 
@@ -34,17 +35,19 @@ def page(suites: Mapping[str, Sequence[Row]]) -> str:
         >>> [line for line in text.splitlines() if line.startswith("| my")][0]
         '| my nets | 1 | 1 | 1 | 1.0e-15 |  |  |'
     """
-    rows = [row for suite in suites.values() for row in suite]
+    every = [row for suite in suites.values() for row in suite]
+    rows = [row for row in every if row.counted]
     models = _by(rows, lambda row: row.model)
     good = sum(all(row.passed for row in measured) for measured in models.values())
-    versions = sorted({v for row in rows for v in row.versions.split(", ") if v})
+    versions = sorted({v for row in every for v in row.versions.split(", ") if v})
     lines = [
         _HEADER,
         f"Written by `fxgrad zoo --summary`; measured on {', '.join(versions)}.",
         "",
         f"**{good} of {len(models)} models convert, forward identical and complete.**",
         "",
-        *_refused(rows),
+        *_reasons("Not converted, or beyond the bar", rows),
+        *_reasons("Not counted: the model itself fails or is random", [row for row in every if not row.counted]),
         "## Families",
         "",
         *_families(rows),
@@ -76,13 +79,13 @@ def _families(rows: Sequence[Row]) -> list[str]:
     return [*markdown(head, lines, "lrrrrrl"), ""]
 
 
-def _refused(rows: Sequence[Row]) -> list[str]:
+def _reasons(title: str, rows: Sequence[Row]) -> list[str]:
     causes = _by([row for row in rows if row.cause], lambda row: row.cause)
     if not causes:
         return []
     ranked = sorted(causes.items(), key=lambda item: (-len(item[1]), item[0]))
     lines = [[", ".join(sorted({r.model for r in failed})), _plain_text(cause)] for cause, failed in ranked]
-    return ["## Not converted, or beyond the bar", "", *markdown(["models", "reason"], lines, "ll"), ""]
+    return [f"## {title}", "", *markdown(["models", "reason"], lines, "ll"), ""]
 
 
 def _suite(name: str, rows: Sequence[Row]) -> list[str]:
@@ -104,9 +107,9 @@ def _suite(name: str, rows: Sequence[Row]) -> list[str]:
             *errors,
         ]
         lines.append(cells)
-    passed = sum(row.passed for row in rows)
+    passed, counted = sum(row.passed for row in rows), sum(row.counted for row in rows)
     return [
-        f'<details><summary>{name}: {passed} of {len(rows)} (<a href="zoo/{name}.csv">all columns</a>)</summary>',
+        f'<details><summary>{name}: {passed} of {counted} (<a href="zoo/{name}.csv">all columns</a>)</summary>',
         "",
         *markdown(head, lines, "llrlrlrr"),
         "",

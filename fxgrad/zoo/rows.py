@@ -14,6 +14,8 @@ from fxgrad.errors import InputError
 _INTEGERS = {"parameters", "nodes", "peak_mb"}
 _SECONDS = {"capture_s", "pass_s", "seconds"}
 _ERRORS = {"completeness_error", "plain_error"}
+FAILS, RANDOM = "OwnForwardFails", "OwnForwardRandom"
+"""What the reasons of models start with that do not run themselves, or differ from call to call."""
 
 
 def bar(precision: str) -> float:
@@ -81,6 +83,16 @@ class Row:
         """
         error = self.completeness_error
         return not self.reason and self.forward_identical is True and error is not None and error <= bar(self.precision)
+
+    @property
+    def counted(self) -> bool:
+        """Whether the row says anything about the pass: the model itself runs and is deterministic.
+
+        Example:
+            >>> Row("m", "f", reason="OwnForwardFails: TypeError: no").counted
+            False
+        """
+        return not self.reason.startswith((f"{FAILS}:", f"{RANDOM}:"))
 
     @property
     def cause(self) -> str:

@@ -118,7 +118,10 @@ def summary(rows: Sequence[Row]) -> str:
     for row in rows:
         if row.cause:
             causes[row.cause].append(row)
-    lines = [f"{sum(row.passed for row in rows)} of {len(rows)} models pass"]
+    counted = [row for row in rows if row.counted]
+    lines = [f"{sum(row.passed for row in counted)} of {len(counted)} models pass"]
+    if len(counted) < len(rows):
+        lines += [f"not counted: {len(rows) - len(counted)} that fail themselves or are random"]
     for cause, failed in sorted(causes.items(), key=lambda item: -len(item[1])):
         shown = ", ".join(row.model for row in failed[:8])
         lines += [f"{len(failed)} x {cause}", f"    {shown}{', ...' if len(failed) > 8 else ''}"]

@@ -19,6 +19,7 @@ from torch import nn
 from fxgrad.data.factory import load_object
 from fxgrad.errors import InputError, one_line
 from fxgrad.zoo.case import Built, Case, Limits
+from fxgrad.zoo.packages import PACKAGES, cases, missing
 from fxgrad.zoo.shrink import build_for_images, parameter_count
 
 SUITES = {
@@ -26,6 +27,7 @@ SUITES = {
     "timm": "every model that timm registers, the largest families first, at 128 pixels where it can",
     "torchvision": "every model for classification, segmentation and video, and a feature pyramid",
     "transformers": "one tiny model of every architecture of Hugging Face that there is a case for",
+    "packages": "small models of packages that nobody tuned the pass for, of those that are installed",
 }
 """Name of a suite -> its content."""
 DEFAULT = Limits()
@@ -69,13 +71,14 @@ def named(spec: str, limits: Limits = DEFAULT) -> Case:
     package, _, name = spec.partition(":")
     if not package or not name:
         raise InputError(f"a model is PACKAGE:NAME, as in timm:resnet18; {spec!r} is not.")
-    if package not in _FINDERS:
+    if package not in _FINDERS and package not in PACKAGES:
         return Case(spec, package, partial(_from_factory, spec, os.getcwd()))
-    cases = {case.name: case for case in _FINDERS[package](name, limits)}
-    if spec not in cases:
-        close = ", ".join(difflib.get_close_matches(spec, cases, 3)) or "nothing"
+    find = _FINDERS.get(package) or partial(_find_in_package, package)
+    found = {case.name: case for case in find(name, limits)}
+    if spec not in found:
+        close = ", ".join(difflib.get_close_matches(spec, found, 3)) or "nothing"
         raise InputError(f"{package} has no model {name!r}. Close to it: {close}.")
-    return cases[spec]
+    return found[spec]
 
 
 def _need(package: str) -> ModuleType:
@@ -196,7 +199,7 @@ def _build_pyramid() -> Built:
     return Built(model.eval(), (torch.randn(2, 3, 128, 128),), {})
 
 
-# transformers, and the user's own models
+# transformers
 
 
 def _transformers_suite(limits: Limits) -> Iterator[Case]:
@@ -210,6 +213,29 @@ def _build_transformers(name: str) -> Built:
     return built
 
 
+# packages
+
+
+def _packages_suite(limits: Limits) -> Iterator[Case]:
+    absences = {name: missing(package) for name, package in PACKAGES.items()}
+    if all(absences.values()):
+        raise InputError(f"none of the packages is installed. One of them: pip install {next(iter(PACKAGES))}")
+    for package in PACKAGES.values():
+        absent = absences[package.name]
+        if absent:
+            count = len(package.recipes)
+            sys.stderr.write(f"skipped {package.name}, {count} models: pip install {' '.join(absent)}\n")
+        else:
+            yield from cases(package)
+
+
+def _find_in_package(package: str, name: str, limits: Limits) -> Iterator[Case]:
+    absent = missing(PACKAGES[package])
+    if absent:
+        raise InputError(f"{package}:{name} needs what is not installed: pip install {' '.join(absent)}")
+    yield from cases(PACKAGES[package])
+
+
 def _from_factory(spec: str, directory: str) -> Built:
     model, args, kwargs = load_object(spec, call=True, directory=directory)[1]
     return Built(model, args, kwargs)
@@ -220,6 +246,7 @@ _LISTS: dict[str, Callable[[Limits], Iterator[Case]]] = {
     "timm": _timm_suite,
     "torchvision": _torchvision_suite,
     "transformers": _transformers_suite,
+    "packages": _packages_suite,
 }
 _FINDERS: dict[str, Callable[[str, Limits], Iterator[Case]]] = {
     "timm": _find_timm,

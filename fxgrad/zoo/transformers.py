@@ -90,7 +90,8 @@ TEXT: Mapping[str, Case] = {
     "xmod": case("XmodForSequenceClassification", text, languages=["en_XX"], default_language="en_XX"),
     "dpr": case("DPRQuestionEncoder", typed_text),
     "reformer": case("ReformerModel", text, attn_layers=["local", "local"], local_attn_chunk_length=7,
-                     axial_pos_shape=[1, 7], axial_pos_embds_dim=[16, 16], feed_forward_size=48, is_decoder=False),
+                     axial_pos_shape=[1, 7], axial_pos_embds_dim=[16, 16], feed_forward_size=48, is_decoder=False,
+                     through_no_grad=True),  # its reversible layers run under its own no_grad
     "perceiver": case("PerceiverForSequenceClassification", lambda: {"inputs": ids()}, num_latents=4, d_latents=32,
                       d_model=16, num_blocks=1, num_self_attends_per_block=1, num_self_attention_heads=2,
                       num_cross_attention_heads=2),

@@ -162,14 +162,18 @@ def test_embeddings_of_integers() -> None:
     torch.manual_seed(0)
     late, early = Words(True).eval(), Words(False).eval()
     early.load_state_dict(late.state_dict())
-    found = []
+    found, names = [], []
     for model in (late, early):
         libra = fxgrad.convert(model, (ids,))
+        names.append(list(libra.embed(ids)))
+        assert torch.equal(libra.forward_from(libra.embed(ids), ids), model(ids))
         assert fxgrad.check(libra, (ids,), original=model).completeness_error < 1e-10
         found.append(fxgrad.attribute(libra, (ids,), target=1))
+    assert names == [["embedding", "embedding@1"], ["embedding"]]  # codes and scales, each looked up
     assert found[0].completeness_error < 1e-10
-    tokens = found[0].tokens
-    assert tokens.shape == (2, 3) and torch.allclose(tokens.sum(1) + found[0].apart, found[0].total, atol=1e-10)
+    for one in found:
+        tokens = torch.stack(list(one.maps.values())).sum(0)
+        assert tokens.shape == (2, 3) and torch.allclose(tokens.sum(1) + one.apart, one.total, atol=1e-10)
 
 
 PACKED = {

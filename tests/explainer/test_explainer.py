@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn import functional as F
+from transformers import BertConfig, BertForSequenceClassification
 
 import fxgrad
 from fxgrad import ExportError, InputError
@@ -181,11 +182,11 @@ def test_tokens_in_onnx(tmp_path: Path) -> None:
     ids = torch.randint(20, (2, 6))
     shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},)
     libra = fxgrad.convert(built(Words, torch.float32), (ids,), dynamic_shapes=shapes)
+    described = fxgrad.export_explainer(libra, (ids,), tmp_path / "e.onnx")
     if torch.__version__ < (2, 12):  # it has guards there that it cannot solve
-        with pytest.raises(ExportError, match=r"the size of sequence is free in the model, but torch 2\.11"):
-            fxgrad.export_explainer(libra, (ids,), tmp_path / "e.onnx")
+        assert described["axes"]["ids"] == {"0": "batch"} and described["fixed"] == {"ids": {"1": 6}}
         return
-    fxgrad.export_explainer(libra, (ids,), tmp_path / "e.onnx")
+    assert described["fixed"] == {}
     explainer = OnnxExplainer(tmp_path / "e.onnx", threads=1)
     assert explainer.metadata["axes"]["ids"] == {"0": "batch", "1": "sequence"}
     ids, target = torch.randint(20, (3, 9)), torch.tensor([[8, 4], [5, 19], [0, 0]])
@@ -197,6 +198,42 @@ def test_tokens_in_onnx(tmp_path: Path) -> None:
     assert relative(found["attribution"], wanted) < 1e-5
     assert found["completeness_error"].max() < 1e-4
     assert np.abs(found["attribution"][1, 6:]).max() == 0  # what comes after the token that is explained
+
+
+@pytest.mark.skipif(torch.__version__ < (2, 12), reason="it has guards there that it cannot solve")
+def test_a_text_encoder_keeps_its_free_length(tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=30, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=3
+    )
+    model = BertForSequenceClassification(config).eval()
+    randomize(model)
+    ids = torch.randint(30, (2, 6))
+    libra = fxgrad.convert(model, (ids, torch.ones_like(ids)))
+    for ending in ("pt2", "onnx"):
+        described = fxgrad.export_explainer(libra, (ids, torch.ones_like(ids)), tmp_path / f"e.{ending}")
+        assert described["axes"]["input_ids"] == {"0": "batch", "1": "sequence"} and described["fixed"] == {}
+    program, session = torch.export.load(tmp_path / "e.pt2").module(), OnnxExplainer(tmp_path / "e.onnx", threads=1)
+    for length in (4, 9):
+        ids, target = torch.randint(30, (3, length)), torch.tensor([2, 0, 1])
+        mask = torch.ones_like(ids)
+        mask[0, 3:] = 0
+        wanted = fxgrad.attribute(libra, (ids, mask), target=target, method="input_x_gradient").tokens
+        assert wanted is not None
+        _, attribution, error = program(ids, mask, target)
+        found = session(ids.numpy(), mask.numpy(), target=target.numpy())
+        assert relative(attribution, wanted) < 1e-5 and relative(found["attribution"], wanted) < 1e-5
+        assert error.max() < 1e-4 and found["completeness_error"].max() < 1e-4
+
+
+def test_pictures_of_free_size(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3, 1, 1), nn.GELU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 2))
+    libra = fxgrad.convert(model.eval(), (torch.randn(1, 3, 16, 16),))
+    described = fxgrad.export_explainer(libra, (torch.randn(1, 3, 16, 16),), tmp_path / "e.pt2")
+    assert described["axes"]["input"] == {"0": "batch", "2": "input_2", "3": "input_3"} and described["fixed"] == {}
+    x = torch.randn(2, 3, 10, 21)
+    logits, attribution, _ = torch.export.load(tmp_path / "e.pt2").module()(x, torch.tensor([0, 1]))
+    wanted = by_autograd(libra, x, torch.tensor([0, 1]))
+    assert relative(logits, wanted[0]) < 1e-5 and relative(attribution, wanted[1].sum(1)) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -265,6 +265,13 @@ def net(convolution: type[nn.Module], norm: type[nn.Module], size: int) -> nn.Mo
 RANKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int, tuple[int, ...]]] = {
     # model, shape, its axis of channels, the map's shape
     "signal": (lambda: net(nn.Conv1d, nn.BatchNorm1d, 1), (2, 2, 9), 1, (2, 9)),
+    "signal of one channel": (
+        lambda: nn.Sequential(nn.Conv1d(1, 4, 3), nn.GELU(), nn.Flatten(), nn.Linear(28, 3)),
+        (2, 1, 9),
+        1,
+        (2, 9),
+    ),
+    "grey and flat": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(16, 3)), (2, 1, 4, 4), 1, (2, 4, 4)),
     "volume": (lambda: net(nn.Conv3d, nn.BatchNorm3d, 3), (2, 2, 4, 5, 6), 1, (2, 4, 5, 6)),
     "series": (lambda: Reads(False), (2, 5, 6), 2, (2, 5)),
     "series, time first": (lambda: Reads(True), (5, 2, 6), 2, (2, 5)),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,9 +16,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 import fxgrad
 from fxgrad.data.models import randomize
-from fxgrad.methods import Contrast, Map, Probability, Problem, Token, method
+from fxgrad.methods import Map, Problem, Token, method
 from fxgrad.methods.fullgrad import fullgrad
-from fxgrad.methods.targets import logits_of
 from tests.methods.test_examples import SHARES, Merged, TokensFirst, encoder
 
 LABELS = torch.tensor([1, 3, 0])
@@ -167,26 +165,25 @@ def test_pairs_of_two_inputs(tokens_first: bool) -> None:
         fxgrad.attribute(libra, (i, t), target=lambda y: y[torch.arange(3), order], input="t")
 
 
-def gpt2() -> tuple[fxgrad.ConvertedModule, Tensor, dict[str, Any]]:
+def gpt2() -> nn.Module:
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
     small: dict[str, Any] = {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}
-    model = GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **small)).double().eval()
-    ids, options = torch.randint(50, (3, 5)), {"use_cache": False, "attention_mask": torch.ones(3, 5).long()}
-    return fxgrad.convert(model, (ids,), options), ids, options
+    return GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **small)).double().eval()
 
 
 def test_a_language_model_with_labels() -> None:
-    libra, ids, options = gpt2()
+    model, ids = gpt2(), torch.randint(50, (3, 5))
     labels, last = torch.tensor([4, 9, 13]), torch.tensor([4, 2, 3])
-    options["attention_mask"] = (torch.arange(5) <= last[:, None]).long()
+    options = {"use_cache": False, "attention_mask": (torch.arange(5) <= last[:, None]).long()}
+    libra = fxgrad.convert(model, (ids,), options)
     alone = []
     for k in range(3):
         own, one = (
             ids[k : k + 1, : last[k] + 1],
             {"use_cache": False, "attention_mask": torch.ones(1, last[k] + 1).long()},
         )
-        tokens = fxgrad.convert(libra_of(), (own,), one)
+        tokens = fxgrad.convert(model, (own,), one)
         alone.append(fxgrad.attribute(tokens, (own,), one, target=Token(-1, int(labels[k]))))
     for target in (
         Token(last, labels),
@@ -207,12 +204,6 @@ def test_a_language_model_with_labels() -> None:
         for k, p in enumerate(last)
     ]
     assert torch.equal(rows, torch.stack(each))
-
-
-def libra_of() -> nn.Module:
-    torch.manual_seed(0)
-    small: dict[str, Any] = {"vocab_size": 50, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 16}
-    return GPT2LMHeadModel(GPT2Config(bos_token_id=0, eos_token_id=0, **small)).double().eval()
 
 
 def surprise(y: Tensor) -> Tensor:
@@ -300,146 +291,28 @@ class Centred(nn.Module):
         return self.b(y - y.mean(0, keepdim=True))
 
 
-def test_a_model_that_mixes_examples_has_no_examples_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Problem, "mixed", True)
+def test_a_model_that_mixes_examples_has_a_map_of_all_of_them_for_each() -> None:
     libra, x = converted(Centred)
-    with pytest.raises(fxgrad.InputError, match="the model mixes the examples of a batch"):
-        fxgrad.attribute(libra, (x,), target=LABELS)
-
-
-def test_a_fixed_batch_cannot_be_taken_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Problem, "mixed", True)
-    torch.manual_seed(0)
-    x = torch.randn(3, 5, 8)
-    libra = fxgrad.convert(encoder().eval(), (x,), dynamic_shapes=({},))
-    with pytest.raises(fxgrad.InputError, match=r"by the 3 examples of this batch, and the model was captured for 3"):
-        fxgrad.attribute(libra, (x,), target=LABELS)
-
-
-MIXING: dict[str, tuple[Any, str]] = {
-    "mean": (lambda y: y[:, 1] - y[:, 1].mean(), "value 0 depends on output of example 1"),
-    "roll": (lambda y: y[:, 1].roll(1), "value 1 depends on output of example 0"),
-    "one": (lambda y: torch.stack([y[0, 0], y[0, 1], y[2, 2]]), "value 1 depends on output of example 0"),
-    "softmax": (lambda y: y.softmax(0)[:, 2], "value . depends on output of example"),
-    "contrast": (Contrast(lambda y: y[:, 1].flip(0), 2), "value 2 depends on output of example 0"),
-    "slightly": (lambda y: y[:, 1] + 1e-5 * y[:, 1].sum(), "value . depends on output of example"),
-}
-
-
-@pytest.mark.parametrize("name", MIXING)
-def test_targets_that_mix_examples_are_refused(name: str) -> None:
-    libra, x = converted(encoder)
-    target, message = MIXING[name]
-    wanted = rf"mixes the examples of the batch: {message}.*\.detach\(\).*attribute one example at a time"
-    for how in ("input_x_gradient", "gradient", "gradcam", "integrated_gradients"):
-        with pytest.raises(fxgrad.InputError, match=wanted):
-            fxgrad.attribute(libra, (x,), target=target, method=how)
-
-
-@pytest.mark.parametrize(
-    "target",
-    [
-        lambda y: y[:, 1] / y.mean(0).detach()[1],
-        lambda y: (y * (y.argmax(1) == 2)[:, None]).sum(1),
-        lambda y: y.flip(0).flip(0)[:, 2],
-        lambda y: y.norm(dim=1),
-        lambda y: y.amax(1),
-        lambda y: y.relu().sum(1),
-        lambda y: torch.zeros_like(y[:, 0]) * y[:, 0],
-    ],
-)
-def test_targets_that_keep_examples_apart_are_sums(target: Function) -> None:
-    libra, x = converted(encoder)
-    found = fxgrad.attribute(libra, (x,), target=target)
+    found = fxgrad.attribute(libra, (x,), target=LABELS)
+    assert found.completeness_error is not None and found.completeness_error < 1e-10
     leaf = x.clone().requires_grad_()
-    (g,) = torch.autograd.grad(target(libra(leaf)).sum(), leaf)
-    assert torch.allclose(found.map, (x * g).sum(2), rtol=1e-10, atol=1e-12) and found.note == ""
-    assert torch.allclose(found.total, found.output, rtol=1e-9, atol=1e-12)
+    for k, label in enumerate(LABELS):
+        (g,) = torch.autograd.grad(libra(leaf)[k, label], leaf)
+        wanted = (x * g).sum(-1) if x.dim() > 1 else x * g
+        assert torch.allclose(found.map[k], wanted, rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "target",
-    [
-        surprise,
-        lambda y: y.softmax(1)[:, 2],
-        lambda y: y[:, 0].sigmoid(),
-        lambda y: y[:, 0] + 1,
-        lambda y: y[:, 0] - y[:, 0].detach() / 2,
-        lambda y: y[:, 0] ** 2,
-        lambda y: y.logsumexp(1),
-        Contrast(0, lambda y: y.softmax(1)[:, 2]),
-    ],
-)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-def test_targets_that_are_no_sum_come_with_a_warning(target: Any, dtype: torch.dtype) -> None:
+def test_a_fixed_batch_runs_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
-    x = torch.randn(3, 8).to(dtype)
-    libra = fxgrad.convert(nn.Sequential(nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 4)).to(dtype).eval(), (x,))
-    found = fxgrad.attribute(libra, (x,), target=target, method=as_they_are)
-    assert re.search(r"Warning: the target \(.*\) is no sum of contributions of the outputs", found.note)
-    assert "shares of its value cannot be complete" in str(found)
-    both = fxgrad.attribute(libra, (x,), target=Contrast(Probability(1), target), method=as_they_are)
-    assert both.note.startswith("Warning: a probability is no sum of contributions")
-    assert fxgrad.attribute(libra, (x,), target=lambda y: y[:, 0] - 3 * y[:, 1], method=as_they_are).note == ""
-
-
-def as_they_are(problem: Problem) -> Map:
-    found = problem.run()
-    return Map(tokens=found.inputs["input"] * found.gradients["input"])
-
-
-class Several(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.f = nn.Linear(8, 4)
-        self.scale, self.prototypes = nn.Parameter(torch.tensor(2.0)), nn.Parameter(torch.randn(3, 4))
-
-    def forward(self, x: Tensor) -> dict[str, Any]:
-        y = self.f(x).mean(1)
-        return {
-            "loss": y.square().mean(),
-            "logits": y,
-            "scale": self.scale * 1,
-            "prototypes": self.prototypes * 1,
-            "hidden": None,
-            "classes": y.argmax(1),
-            "number": 3,
-        }
-
-
-def test_outputs_beside_the_logits() -> None:
-    libra, x = converted(Several)
-    assert torch.equal(fxgrad.attribute(libra, (x,), target=None).output, logits_of(libra(x)).amax(1))
-    for target in (lambda o: o["loss"].expand(3), lambda o: o["logits"][:, 0] + o["loss"]):
-        with pytest.raises(
-            fxgrad.InputError, match=r"reads output\['loss'\] of shape \(\), which has no axis for the 3"
-        ):
-            fxgrad.attribute(libra, (x,), target=target)
-    with pytest.raises(fxgrad.InputError, match="returned one number for 3 examples"):
-        fxgrad.attribute(libra, (x,), target=lambda o: o["loss"])
-    assert fxgrad.attribute(libra, (x[:1],), target=lambda o: o["loss"]).output.shape == (1,)
-
-
-@pytest.mark.parametrize("name", ["scale", "prototypes"])
-def test_outputs_that_all_examples_share(name: str) -> None:
-    libra, x = converted(Several)
-    order = torch.tensor([2, 0, 1])
-
-    def target(o: dict[str, Tensor]) -> Tensor:
-        return o["logits"][:, 1] * o["scale"] if name == "scale" else (o["logits"] * o["prototypes"][order]).sum(1)
-
-    def one(o: dict[str, Tensor], k: int) -> Tensor:
-        factor = o["scale"] if name == "scale" else o["prototypes"][order[k]]
-        return o["logits"][:, 1] * factor if name == "scale" else (o["logits"] * factor).sum(1)
-
-    whole = fxgrad.attribute(libra, (x,), target=target)
-    own = [fxgrad.attribute(libra, (x[k : k + 1],), target=lambda o, k=k: one(o, k)) for k in range(3)]
-
-    assert torch.allclose(whole.map, torch.cat([a.map for a in own]), rtol=1e-10, atol=1e-12)
-    aparts = [a.apart for a in own if a.apart is not None]
-    assert whole.apart is not None and torch.allclose(whole.apart, torch.cat(aparts), rtol=1e-10, atol=1e-12)
-    # By degree 2 in the outputs, the shares are twice the value; the note says so.
-    assert torch.allclose(whole.total, 2 * whole.output) and "is no sum of contributions" in whole.note
+    model, x = encoder().double().eval(), torch.randn(3, 5, 8).double()
+    fixed = fxgrad.convert(model, (x,), dynamic_shapes=({},))
+    for name in SHARES:
+        wanted = fxgrad.attribute(fxgrad.convert(model, (x,)), (x,), target=LABELS, method=name)
+        with monkeypatch.context() as patched:
+            patched.setattr(Problem, "mixed", True)
+            found = fxgrad.attribute(fixed, (x,), target=LABELS, method=name)
+        assert torch.allclose(found.map, wanted.map, rtol=1e-10, atol=1e-12), name
+        assert torch.allclose(found.total, wanted.total, rtol=1e-10, atol=1e-12), name  # type: ignore[arg-type]
 
 
 def test_a_batch_without_examples() -> None:

@@ -385,6 +385,13 @@ def cumulated(x: Tensor) -> Tensor:
     return torch.stack([shared(product, *columns[: i + 1]) for i in range(len(columns))], -1)
 
 
+def bent(d: Tensor, corner: float, slope: float) -> Tensor:
+    """The loss of a difference over the difference, held: half its square up to the corner, then straight on."""
+    size = d.abs().detach()
+    loss = torch.where(size < corner, 0.5 * size**2 / corner, size - 0.5 * corner) * slope
+    return torch.where(size > 0, loss * d.detach().sign() / size, 0)
+
+
 class GeneralizedMean(nn.Module):
     """GeM pooling: a mean whose exponent is learnt."""
 
@@ -399,6 +406,15 @@ class GeneralizedMean(nn.Module):
 COMPOSED = [
     case("glu", "glu", "n a 6", F.glu, lambda x: x[..., :3] * x[..., 3:].sigmoid().detach()),
     case("glu_axis_1", "glu", "n 4 a", lambda x: F.glu(x, 1), lambda x: x[:, :2] * x[:, 2:].sigmoid().detach()),
+    case("mse_loss", "mse_loss", "n a : normal, n a : normal", F.mse_loss, lambda x, y: ((x - y) * (x - y).detach()).mean()),
+    case("mse_loss_table", "mse_loss", "n a : normal, n a : normal", lambda x, y: F.mse_loss(x, y, reduction="none"),
+         lambda x, y: (x - y) * (x - y).detach()),
+    case("mse_loss_sum", "mse_loss", "n a : normal, n a : normal", lambda x, y: F.mse_loss(x, y, reduction="sum"),
+         lambda x, y: ((x - y) * (x - y).detach()).sum()),
+    case("smooth_l1_loss", "smooth_l1_loss", "n a : normal, n a : normal", lambda x, y: F.smooth_l1_loss(x, y, beta=0.5),
+         lambda x, y: ((x - y) * bent(x - y, 0.5, 1.0)).mean()),
+    case("huber_loss", "huber_loss", "n a : normal, n a : normal", lambda x, y: F.huber_loss(x, y, delta=0.5, reduction="sum"),
+         lambda x, y: ((x - y) * bent(x - y, 0.5, 0.5)).sum()),
     case("lerp_gate", "lerp.Tensor sigmoid", "n a, n a, n a", lambda x, y, z: torch.lerp(x, y, z.sigmoid()),
          lambda x, y, z: x + (y - x) * z.sigmoid().detach()),
     case("addcdiv", "addcdiv", "n a, n a, n a : nonzero", lambda x, y, z: torch.addcdiv(x, y, z, value=0.5),

@@ -128,6 +128,7 @@ def scattered_more(x: Tensor, y: Tensor) -> Tensor:
     x = torch.diagonal_scatter(x, y[:, 0], 0, dim1=1, dim2=2).index_fill(1, torch.tensor([1]), 0.25)
     x = x.masked_scatter(torch.tensor([[True], [False], [False], [True]]).expand(x.shape), y)
     x = aten._unsafe_index_put(x, [None, INDEX[:2]], y[:, 2:], True)
+    x = x.index_copy(1, INDEX[:2], y[:, 1:3])
     return x.put(torch.tensor([0, 5]), y[0, 0, :2]) + torch.fill(y, 0.5)
 
 
@@ -154,8 +155,8 @@ PLUMBING = [
     case("embedding", "embedding", "n 3", lambda x: F.embedding(torch.tensor([0, 0]), x), lambda x: x[[0, 0]]),
     case("scattered", "slice_scatter select_scatter index_put index_add scatter.src scatter.value scatter_add",
          "n 4 3, n 4 3", scattered),
-    case("scattered_more", "diagonal_scatter index_fill masked_scatter _unsafe_index_put put", "n 4 3, n 4 3",
-         scattered_more),
+    case("scattered_more", "diagonal_scatter index_fill masked_scatter _unsafe_index_put index_copy put",
+         "n 4 3, n 4 3", scattered_more),
     case("selected_more", "_unsafe_index masked_select take as_strided unsafe_split", "3 4",
          lambda x: aten._unsafe_index(x, [None, INDEX])[0] + torch.cat([x]).as_strided([4], [2], 1) + x.take(INDEX)
          + x[:1].masked_select(KEEP[None]).sum() + aten.unsafe_split(x, 1)[2][0],

@@ -1,0 +1,110 @@
+"""Do the shares of an attribution add up to the target's value, and if they do not, why?"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fxgrad.errors import IncompleteWarning
+from fxgrad.graph.nodes import op_name
+from fxgrad.graph.places import Place
+from fxgrad.kinds import Kind
+from fxgrad.methods.attribution import Attribution
+from fxgrad.methods.definition import Method
+from fxgrad.methods.problem import Problem
+from fxgrad.ops.weights import NATIVE
+from fxgrad.proof.check import TOLERANCE
+from fxgrad.proof.ledger import Ledger
+
+_LINEAR = (Kind.LINEAR, Kind.PIECEWISE_LINEAR, Kind.CONSTANT)
+_FINEST_FIRST = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def explained(found: Attribution, method: Method, problem: Problem) -> str:
+    """Why the shares do not add up, in words; "" if they do, or if there are none.
+
+    What follows from the call (the plain gradient, an op without a rule, too few steps, a target that is no sum) is
+    said in the note only. What nobody asked for is a warning too: it names the node that is not balanced, or says that
+    all are.
+
+    Args:
+        found: the attribution of the problem.
+        method: that found it.
+        problem: all examples, or one.
+
+    Warns:
+        IncompleteWarning: the shares do not add up, and nothing in the call says so.
+
+    Example:
+        >>> import fxgrad
+        >>> x = torch.ones(1, 3)
+        >>> plain = fxgrad.convert(torch.nn.GELU().eval(), (x,), rules="gradient")
+        >>> fxgrad.attribute(plain, (x,), target=1).note.split(":")[0]
+        'Not complete by 0.099'
+    """
+    off = _excess(found, problem)
+    if off is None or found.note:
+        return found.note
+    start = f"Not complete by {off:.2g}: "
+    own = _own_gradients(problem)
+    if own:
+        return f"{start}under {found.rules}, these ops keep their own gradient, which is not balanced: {own}."
+    if method.steps:
+        return f"{start}{method.name} is a sum over points. Pass a larger {method.steps}."
+    cause = start + _unbalanced(problem)
+    warnings.warn(f"{found.method} of {found.label} is n{cause[1:]}", IncompleteWarning, stacklevel=4)
+    return cause
+
+
+def _excess(found: Attribution, problem: Problem) -> float | None:
+    """The largest error of an example, relative to its value and its shares; None if within the tolerance."""
+    total = found.total
+    if total is None or found.apart is None:
+        return None
+    shares = sum(values.flatten(1).abs().sum(1) for values in found.maps.values()) + found.apart.abs()
+    scale = torch.maximum(found.output.abs(), shares / found.copies)
+    error = ((found.output - total).abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny)).double()
+    most = float(error.nan_to_num(torch.inf).max())
+    return most if most > TOLERANCE[_coarsest(found.output, problem)] else None
+
+
+def _coarsest(output: Tensor, problem: Problem) -> torch.dtype:
+    """The dtype of least precision among the inputs, the output, and casts in the program."""
+    casts = (
+        node.kwargs.get("dtype")
+        for node in problem.converted.classified.captured.graph.nodes
+        if op_name(node) in ("_to_copy", "to")
+    )
+    tensors = [output, *(entry for entry in problem.entries if isinstance(entry, Tensor))]
+    found: list[Any] = [*(tensor.dtype for tensor in tensors), *casts]
+    return _FINEST_FIRST[max(_FINEST_FIRST.index(dtype) for dtype in found if dtype in _FINEST_FIRST)]
+
+
+def _own_gradients(problem: Problem) -> str:
+    """The ops whose own gradient is kept though it is not balanced, with their numbers."""
+    decisions = problem.converted.classified.decisions.values()
+    kept = Counter(d.op for d in decisions if d.live and d.backward is NATIVE and d.kind not in _LINEAR)
+    shown = ", ".join(f"{op} ({count} x)" for op, count in kept.most_common(3))
+    return f"{shown} and {len(kept) - 3} more" if len(kept) > 3 else shown
+
+
+def _unbalanced(problem: Problem) -> str:
+    """The node that is least balanced, by the ledger; or that all are."""
+    books = Ledger(problem.converted, problem.entries)
+    rows, _ = books.close(problem.aim.cotangents, 1.0)
+    scale = max((abs(row.inflow) for row in rows), default=1.0) or 1.0
+    worst = max(rows, key=lambda row: abs(row.residual), default=None)
+    if worst is not None and abs(worst.residual) / scale > TOLERANCE[books.coarsest]:
+        place = Place(worst.module_path, worst.source_line)
+        return (
+            f"{worst.node} ({worst.op}, {worst.rule}) at {place} is not balanced. fxgrad.check proves node by node; "
+            "report it, please."
+        )
+    return (
+        "every node is balanced, so the method's places do not cut the model: some of the flow does not pass through "
+        "them. Pass other blocks=[...] (or layer=...), or use input_x_gradient or fullgrad."
+    )

@@ -1,0 +1,66 @@
+"""Shares that do not add up: the reason is said, and what nobody asked for is a warning."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+
+import fxgrad
+from fxgrad.errors import IncompleteWarning
+from fxgrad.methods import Map, method
+
+
+def _model():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(6, 8), nn.GELU(), nn.Linear(8, 3)).double().eval()
+
+
+X = torch.linspace(-1, 2, 12, dtype=torch.float64).reshape(2, 6)
+
+
+def test_a_complete_attribution_says_nothing():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert fxgrad.attribute(fxgrad.convert(_model(), (X,)), (X,), target=1).note == ""
+
+
+def test_the_plain_gradient_names_the_ops_that_keep_theirs():
+    plain = fxgrad.convert(_model(), (X,), rules="gradient")
+    found = fxgrad.attribute(plain, (X,), target=1)
+    assert found.note.startswith("Not complete by ")
+    assert (
+        "under gradient, these ops keep their own gradient, which is not balanced: aten.gelu.default (1 x)"
+        in found.note
+    )
+    assert found.note in str(found)
+
+
+def test_too_few_points_are_named():
+    libra = fxgrad.convert(_model(), (X,))
+    found = fxgrad.attribute(libra, (X,), target=1, method="integrated_gradients", n_steps=2)
+    assert "integrated_gradients is a sum over points. Pass a larger n_steps." in found.note
+
+
+def test_a_method_whose_shares_do_not_add_up_warns():
+    @method(shares=True)
+    def half(problem):
+        found = problem.run().gradients[problem.main[0]]
+        return Map(tokens=found / 2, apart=torch.zeros(problem.batch, dtype=found.dtype))
+
+    libra = fxgrad.convert(_model(), (X,))
+    with pytest.warns(IncompleteWarning, match=r"half of class 1 is not complete by .*every node is balanced"):
+        found = fxgrad.attribute(libra, (X,), target=1, method=half)
+    assert "every node is balanced" in found.note
+
+
+def test_a_value_near_zero_is_no_excess():
+    libra = fxgrad.convert(_model(), (X,))
+    value = fxgrad.attribute(libra, (X,), target=1).output
+    libra = libra.double()
+    bias = libra.get_parameter("2.bias")
+    with torch.no_grad():
+        bias[1] -= value[0]  # the first value becomes rounding noise
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        fxgrad.attribute(libra, (X,), target=1)

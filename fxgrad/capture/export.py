@@ -100,6 +100,7 @@ def capture(
         refuse_bad_model(model)
         signature = inspect.signature(model.forward)
         example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
+        _refuse_sparse(opened(example))
         own = plainly_called(model, example)
         shapes = explicit_shapes(signature, dynamic_shapes)
         program, drawn = trace(own, opened(example), shapes, on_random, watch)
@@ -120,6 +121,16 @@ def capture(
         options = {"through_no_grad": through_no_grad, "on_random": on_random, "table": table}
         return capture(model, *example, dynamic_shapes=fixed, **options)  # type: ignore[arg-type]
     return captured
+
+
+def _refuse_sparse(example: Any) -> None:
+    """Raise `CaptureError` if an example input is no dense tensor."""
+    for leaf in pytree.tree_leaves(example):
+        if isinstance(leaf, Tensor) and leaf.layout is not torch.strided:
+            raise CaptureError(
+                f"an example input of shape {tuple(leaf.shape)} is sparse ({leaf.layout}), and no rule says how a "
+                "gradient passes there. Convert the model with its dense form, value.to_dense()."
+            )
 
 
 def _with_sizes(captured: Captured, program: ExportedProgram, watch: Watch) -> Captured:

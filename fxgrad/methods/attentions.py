@@ -16,7 +16,9 @@ from torch import Tensor, fx
 from fxgrad.errors import InputError
 from fxgrad.methods.definition import method
 from fxgrad.methods.parts import Attention, Block
+from fxgrad.methods.placing import layout
 from fxgrad.methods.problem import Map, Problem
+from fxgrad.run.recording import Contributions
 
 
 @method(takes_gradient=False)
@@ -106,12 +108,12 @@ def tokentm(problem: Problem) -> Map:
     found = problem.run(reads | {a.value for b in blocks for a in b.attentions})
     c: Tensor | None = None
     for block in blocks:
-        h = found.values[block.entry]
+        h = _rows(problem, found, block.entry)
         if c is None:
             c = torch.diag_embed(h.norm(dim=2))
         values = [found.values[a.value] for a in block.attentions]
         side_by_side = torch.cat([_heads(v, len(h)).transpose(1, 2).flatten(2) for v in values], 2)
-        stream, branch = (found.values[name] for name in _branch(block))
+        stream, branch = (_rows(problem, found, name) for name in _branch(block))
         c = c + next(relevant) @ (_transformed(problem, block, h, side_by_side)[:, :, None] * c)
         c = c + _transformed(problem, block, stream, branch)[:, :, None] * c
     assert c is not None
@@ -204,6 +206,21 @@ def _transformed(problem: Problem, block: Block, before: Tensor, after: Tensor) 
     length = after.norm(dim=2) / before.norm(dim=2).clamp(min=torch.finfo(before.dtype).tiny)
     weights: Tensor = length * direction / problem.mean(direction)[:, None]
     return weights
+
+
+def _rows(problem: Problem, found: Contributions, name: str) -> Tensor:
+    """A node's value as (batch, tokens, width), also where tokens are on its first axis."""
+    value = found.values[name]
+    where = layout(value, problem.nodes[name], problem.anatomy, problem.batch)
+    if where is not None:
+        return where.rows(value)
+    if value.dim() != 3 or len(value) != problem.batch:
+        raise InputError(
+            f"tokentm compares tokens with their values, and in {name!r} of shape {tuple(value.shape)} there are no "
+            "tokens of each example. Use genatt, which looks at attention only."
+        )
+    tokens: Tensor = value
+    return tokens
 
 
 def _heads(value: Tensor, batch: int) -> Tensor:

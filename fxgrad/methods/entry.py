@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, overload
@@ -19,6 +19,7 @@ from fxgrad.methods.completeness import explained
 from fxgrad.methods.definition import Method, method_of
 from fxgrad.methods.maps import Channels
 from fxgrad.methods.names import Names
+from fxgrad.methods.options import refuse_wrong
 from fxgrad.methods.parts import Grid
 from fxgrad.methods.problem import Map, Problem, size_of_batch
 from fxgrad.methods.search import GRAPH, Search
@@ -131,7 +132,8 @@ def attribute(
     Source: docs/methods.md has every method's formula and paper.
     """
     chosen = _chosen(method, layer, channels, options)
-    _refuse_other_types(blocks, grid, prefix, class_token)
+    anatomical = {"input": input, "blocks": blocks, "grid": grid, "prefix": prefix, "class_token": class_token}
+    refuse_wrong({"layer": layer, **anatomical})
     with torch.no_grad():
         entries = converted.entries(args, kwargs)
     search = Search(converted.classified, input, entries)
@@ -192,21 +194,6 @@ def _chosen(
         others = ", ".join(name for name, function in METHODS.items() if method_of(function).of_inputs)
         raise InputError(f"{chosen.name} maps tokens, not elements. Leave out channels={channels!r}; {others} take it.")
     return chosen
-
-
-def _refuse_other_types(blocks: Any, grid: Any, prefix: Any, class_token: Any) -> None:
-    """Raise `InputError` for overrides of the anatomy that are of another type."""
-    if blocks is not None and (isinstance(blocks, str) or not _all_of(str, blocks)):
-        raise InputError(f"blocks is a list of module paths, such as ['blocks.0', 'blocks.1']; {blocks!r} is not.")
-    if grid is not None and not _all_of(int, grid):
-        raise InputError(f"grid is (rows, columns); {grid!r} is not.")
-    for name, value in (("prefix", prefix), ("class_token", class_token)):
-        if value is not None and not isinstance(value, int):
-            raise InputError(f"{name} is a number; {value!r} is not.")
-
-
-def _all_of(kind: type, values: Any) -> bool:
-    return isinstance(values, Iterable) and all(isinstance(value, kind) for value in values)
 
 
 def _count(target: Target, outputs: Any, rows: int) -> int:

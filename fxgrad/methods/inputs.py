@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.methods.definition import method
+from fxgrad.methods.options import refuse_few
 from fxgrad.methods.placing import resample
 from fxgrad.methods.problem import Map, Problem
 from fxgrad.run.recording import Contributions
@@ -57,6 +58,7 @@ def integrated_gradients(problem: Problem, n_steps: int = 50, baseline: float = 
 
     Source: Sundararajan, Taly, Yan, Axiomatic Attribution for Deep Networks, ICML 2017, arXiv:1703.01365.
     """
+    refuse_few("n_steps", n_steps)
     ends = {name: problem.entries[i] for i, name in enumerate(problem.inputs) if name in problem.attributed}
     starts = {name: torch.full_like(x, baseline) for name, x in ends.items()}
     total = {name: torch.zeros_like(x) for name, x in ends.items()}
@@ -77,6 +79,7 @@ def smoothgrad(problem: Problem, samples: int = 25, noise: float = 0.15, seed: i
 
     Source: Smilkov et al., SmoothGrad: removing noise by adding noise, arXiv:1706.03825.
     """
+    refuse_few("samples", samples)
     ends = {name: problem.entries[i] for i, name in enumerate(problem.inputs) if name in problem.attributed}
     generator = torch.Generator().manual_seed(seed)
     total = {name: torch.zeros_like(x) for name, x in ends.items()}

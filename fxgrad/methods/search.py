@@ -133,6 +133,8 @@ class Search:
                 f"a grid of {' x '.join(map(str, grid))} patches behind {ahead} other tokens does not fit the {tokens} "
                 "tokens of the model's blocks. Pass another grid=(rows, columns) or prefix=number."
             )
+        if class_token is not None and tokens is not None and not -tokens <= class_token < tokens:
+            raise InputError(f"there is no token {class_token}: the model's blocks have {tokens}.")
         found = [self.with_parts(block, tokens) for block in found]
         if class_token is None and found and tokens is not None:
             class_token = self.read_from(found[-1], tokens)

@@ -290,6 +290,9 @@ class Held(Weighted):
         if any(o.data and o.value in done.recorded for o in decided.operands):
             if node.target is operator.getitem:
                 done.recorded.add(node.name)  # taking an item records nothing; the item's users detach it
+            elif not isinstance(node.target, torch._ops.OpOverload):
+                # A piece: the code of a graph can call a function, but not hand it on. Its value, cut out, comes last.
+                node.target, node.args = torch.ops.aten.detach.default, node.args[-1:]
             else:
                 _weigh(node, decided)
         return node

@@ -19,7 +19,7 @@ from fxgrad.capture.captured import Captured
 from fxgrad.capture.tracing import without_fast_path
 from fxgrad.classify.walk import classify
 from fxgrad.data.models import randomize
-from fxgrad.errors import FxgradError
+from fxgrad.errors import FxgradError, InputError
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.module.rewrite import rewrite
 from fxgrad.pipeline import convert
@@ -152,6 +152,11 @@ def _at_batch_of_one(
         with torch.no_grad():
             _call(model, *first)
     except Exception:  # the first axis is no batch, though torch.export could make it dynamic
+        return args, kwargs, batches, same
+    try:
+        with torch.no_grad():
+            converted(*first[0], **first[1])
+    except InputError:  # the model's code decides otherwise for it
         return args, kwargs, batches, same
     return *first, f"1, {batches}", same
 

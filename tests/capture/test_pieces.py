@@ -204,3 +204,29 @@ def test_what_goes_in_and_is_not_taken_out_is_not_recorded() -> None:
     model, x = Model().eval(), torch.randn(2, 4, 6)
     found = fxgrad.convert(model, (x,)).classified.decisions
     assert found["linear"].live and not found["linear_1"].live
+
+
+def test_a_held_piece_beside_a_live_one() -> None:
+    """A product holds a table that is written in place and read in parts; the written values carry elsewhere."""
+
+    class Tables(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(3, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h, table, factors = self.linear(x), x.new_zeros(2, 6, 3), x.new_zeros(2, 6, 3)
+            for i in range(2):
+                factors[i, :4] = torch.arange(12.0).reshape(4, 3).to(x)
+                table[i, :4] = h[i]
+                table[i, 4:] = 1.5
+            return (table * factors)[0] + torch.cat([table[0, :2], table[1, :2], h[0, :2]])
+
+    torch.manual_seed(0)
+    model, x = Tables().double().eval(), torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True)
+    converted = fxgrad.convert(model, (x.detach(),))
+    report = fxgrad.check(converted, original=model)
+    assert report.passed and report.completeness_error < 1e-12
+    cotangent = torch.randn(6, 3, dtype=torch.float64)
+    expected = torch.autograd.grad(model(x), x, cotangent)[0]  # all is linear in x, so that nothing is rewritten
+    assert torch.allclose(torch.autograd.grad(converted(x), x, cotangent)[0], expected, rtol=1e-12)

@@ -69,8 +69,9 @@ def test_a_packed_sequence_is_attributed_as_if_it_were_alone(kind, in_order):
     for i, length in enumerate(lengths.tolist()):
         own = x[i : i + 1, :length]
         alone = fxgrad.attribute(fxgrad.convert(Alone().double().eval(), (own,)), (own,), target=1)
-        assert torch.allclose(found.map[i, :length], alone.map[0], rtol=0, atol=1e-10)
-        assert not found.map[i, length:].any()
+        # A packed batch is one piece: each value has a map of all its sequences, of which only its own counts.
+        assert torch.allclose(found.map[i, i, :length], alone.map[0], rtol=0, atol=1e-10)
+        assert not found.map[i, i, length:].any() and not found.map[i, [j for j in range(3) if j != i]].any()
 
 
 def test_other_lengths_are_refused():

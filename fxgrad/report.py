@@ -119,7 +119,8 @@ class Report(Table[ReportRow]):
         names = ", ".join(refusal.output for refusal in self.refusals)
         left_out = [f"Without a balanced gradient, report.details() says why: {names}"] if names else []
         last = "Every node: report.details(), report.rows or report.to_json()"
-        return "\n".join([str(self.summary()), *self.sizes, *left_out, last])
+        more = [f"and {len(self.sizes) - 6} more conditions on sizes: report.details()"] if len(self.sizes) > 6 else []
+        return "\n".join([str(self.summary()), *self.sizes[:6], *more, *left_out, last])
 
 
 def report(classified: Classified) -> Report:

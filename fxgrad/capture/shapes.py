@@ -29,8 +29,8 @@ from fxgrad.capture.captured import Captured
 from fxgrad.capture.checks import Check, NotSupportedError, text_of
 from fxgrad.errors import one_line
 from fxgrad.graph.nodes import placeholders_of
-from fxgrad.graph.places import called_from, line_of, of_library
-from fxgrad.graph.sizes import size_of
+from fxgrad.graph.places import called_from, line_of, of_library, place_of
+from fxgrad.graph.sizes import size_of, sizes_of
 
 TORCH = os.path.dirname(torch.__file__)
 INSIDE = (*(os.path.join(TORCH, start) for start in ("_", "fx/")), os.path.join(TORCH, "nn", "modules", "module.py"))
@@ -96,6 +96,9 @@ def first_that_exports(
             with oblivious() if choice is options[0] else nullcontext():
                 program = export(choice)
             sizes_in(program)
+            if line := cut_batch(program):
+                watch.refused = f"a number in {line}, which fits this size alone"
+                continue
             return program
         except Exception as error:
             if hopeless(error):
@@ -103,6 +106,31 @@ def first_that_exports(
             # With fewer free sizes it may work, and else the last error says why.
             watch.refused = watch.refused or f"torch.export, which cannot leave it free ({one_line(error)})"
     return export(options[-1])
+
+
+def cut_batch(program: ExportedProgram) -> str:
+    """The line that cuts a tensor into pieces of a number, such as `x.view(-1, 400)`; "" if there is none.
+
+    If other sizes than the batch are free, it is known for one size only that each piece belongs to one example.
+
+    Example:
+        >>> class Flat(nn.Module):
+        ...     def forward(self, x):
+        ...         return x.view(-1, 12)
+        >>> program = torch.export.export(Flat(), (torch.ones(2, 3, 4),), dynamic_shapes=({0: Dim.AUTO, 1: Dim.AUTO},))
+        >>> cut_batch(program).split(": ")[-1]
+        'return x.view(-1, 12)'
+    """
+    entries = [s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
+    shapes = [sizes_of(node) for node in placeholders_of(program.graph) if node.name in entries]
+    batches: set[Any] = {symbol for shape in shapes if shape for symbol in getattr(shape[0], "free_symbols", ())}
+    for node in program.graph.nodes:
+        for size in sizes_of(node):
+            parts = sympy.preorder_traversal(size) if isinstance(size, sympy.Expr) else ()
+            divided = [part for part in parts if type(part).__name__ == "FloorDiv"]
+            if any(len(part.free_symbols) > 1 and part.free_symbols & batches for part in divided):
+                return place_of(node).source_line or str(node.target)
+    return ""
 
 
 def oblivious() -> AbstractContextManager[Any]:

@@ -62,7 +62,9 @@ def anatomy(
         >>> [block.path for block in found.blocks], found.grid, found.prefix, found.class_token
         (['blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'blocks.4', 'blocks.5'], (10, 10), 1, 0)
     """
-    return Search(classified, input).anatomy(blocks, grid, prefix, class_token)
+    captured = classified.captured
+    values = captured.flatten(*captured.example) if captured.example else ()
+    return Search(classified, input, values).anatomy(blocks, grid, prefix, class_token)
 
 
 class Search:

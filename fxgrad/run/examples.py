@@ -73,7 +73,7 @@ def examples_of(classified: Classified, found: Mapping[fx.Node, Axes], source: f
         >>> import fxgrad, torch
         >>> class Merged(torch.nn.Module):
         ...     def forward(self, x):
-        ...         return x.transpose(0, 1).reshape(-1, 2).exp().reshape(5, -1, 2)
+        ...         return x.transpose(0, 1).reshape(-1, 2).exp().reshape(x.shape[1], -1, 2)
         >>> classified = fxgrad.convert(Merged().eval(), (torch.zeros(3, 5, 2),)).classified
         >>> found = examples_of(classified, tracked(classified), classified.captured.entry_nodes[0])
         >>> found.inputs, [[atom.origin for atom in axes[0]] for axes in found.places.values()]

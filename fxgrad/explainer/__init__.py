@@ -16,7 +16,7 @@ from torch import Tensor
 from fxgrad.errors import ExportError, first_line
 from fxgrad.explainer.formats import FORMATS
 from fxgrad.explainer.settings import METHODS, Settings
-from fxgrad.explainer.tracing import trace
+from fxgrad.explainer.tracing import Traced, trace
 from fxgrad.installed import version
 from fxgrad.module.converted import ConvertedModule
 
@@ -104,22 +104,39 @@ def export_explainer(
     leaves = converted.classified.captured.flatten(args, kwargs)
     chosen = FORMATS[path.suffix]
     traced = trace(converted, leaves, settings, chosen.decompositions)
+    described = _described(converted, settings, traced, metadata)
+    try:
+        try:
+            chosen.save(traced, path, _as_text(described))
+        except ExportError:  # a format may lack an op for free sizes, such as a strided convolution's gradient in ONNX
+            if all(set(axes) <= {0} for axes in traced.axes.values()):
+                raise
+            traced = trace(converted, leaves, settings, chosen.decompositions, batch_only=True)
+            described = _described(converted, settings, traced, metadata)
+            chosen.save(traced, path, _as_text(described))
+    except OSError as error:
+        raise ExportError(f"{path} cannot be written: {error.strerror or error}.") from error
+    return described
+
+
+def _described(
+    converted: ConvertedModule, settings: Settings, traced: Traced, metadata: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    """What a file says of itself."""
     table = converted.classified.table
-    described = {
+    return {
         "producer": f"fxgrad {version()}, torch {torch.__version__}",
         "policy": table.name,
         "cite": table.cite,
-        "method": method,
+        "method": settings.method,
         "inputs": list(traced.inputs),
         "outputs": list(traced.outputs),
         "axes": {name: {str(axis): own for axis, own in axes.items()} for name, axes in traced.axes.items()},
         "fixed": {name: {str(axis): size for axis, size in axes.items()} for name, axes in traced.fixed.items()},
-        "pool": pool,
+        "pool": settings.pool,
         **(metadata or {}),
     }
-    written = {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()}
-    try:
-        chosen.save(traced, path, written)
-    except OSError as error:
-        raise ExportError(f"{path} cannot be written: {error.strerror or error}.") from error
-    return described
+
+
+def _as_text(described: Mapping[str, Any]) -> dict[str, str]:
+    return {key: value if isinstance(value, str) else json.dumps(value) for key, value in described.items()}

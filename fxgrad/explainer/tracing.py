@@ -58,6 +58,8 @@ def trace(
     leaves: Sequence[Any],
     settings: Settings,
     decompositions: Mapping[Any, Callable[..., Any]] | None = None,
+    *,
+    batch_only: bool = False,
 ) -> Traced:
     """Trace forward and attribution into one program.
 
@@ -66,6 +68,7 @@ def trace(
         leaves: its flattened inputs; only sizes and dtypes matter.
         settings: what the explainer computes.
         decompositions: ATen op -> a function with the same signature to trace instead.
+        batch_only: whether to fix every axis but the batch's.
 
     Returns:
         The program. Every axis is dynamic that was captured as dynamic, unless torch fixes it in the attribution.
@@ -74,6 +77,8 @@ def trace(
         ExportError: no output is logits, or tracing failed.
     """
     sizes = _Sizes(converted, leaves)
+    if batch_only:
+        sizes.fix(sizes.free_lengths())
     explanation = Explanation(with_plain_ops(converted), settings)
     while True:
         try:

@@ -7,6 +7,7 @@ with every weight, whose result is known to be the bias.
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ def simplify(graph: fx.Graph) -> None:
     """
     zeros: set[fx.Node] = set()
     biases: set[fx.Node] = set()
+    sized: list[fx.Node] = []  # what may have a free size that no operand has
     for node in list(graph.nodes):
         first = node.args[0] if node.args else None
         if node.target is aten.zeros_like.default or (node.target in LINEAR and first in zeros):
@@ -60,9 +62,11 @@ def simplify(graph: fx.Graph) -> None:
             node.replace_all_uses_with(node.args[2])
         elif (found := _bias(node, zeros)) is not None:
             with graph.inserting_before(node):
-                expanded = _expanded(graph, node, *found)
+                expanded = _expanded(graph, node, *found, sized)
             if expanded is not None and node.target is not aten.add.Tensor:  # add.Tensor may add a mask
                 biases.add(expanded)
+        elif node.target is aten.convolution.default:
+            sized.append(node)
     prune(graph)
 
 
@@ -86,21 +90,29 @@ def _bias(node: fx.Node, zeros: set[fx.Node]) -> tuple[fx.Node, fx.Node, int] | 
     return None
 
 
-def _expanded(graph: fx.Graph, node: fx.Node, zero: fx.Node, bias: fx.Node, axis: int) -> fx.Node | None:
-    """The bias, expanded to the shape of `node`; None if a dynamic size is not one of the zeros' sizes."""
-    shape, known = node.meta["val"].shape, zero.meta["val"].shape
+def _expanded(
+    graph: fx.Graph, node: fx.Node, zero: fx.Node, bias: fx.Node, axis: int, sized: Sequence[fx.Node]
+) -> fx.Node | None:
+    """The bias, expanded to the shape of `node`; None if no node is known to have one of its dynamic sizes."""
+    shape = node.meta["val"].shape
     sizes: list[Any] = []
     for i, size in enumerate(shape):
         if not is_concrete_int(size):
-            if i >= len(known) or not statically_known_true(size == known[i]):
+            owner = next((n for n in (zero, *sized) if _has(n, i, size)), None)
+            if owner is None:
                 return None
-            size = graph.call_function(aten.sym_size.int, (zero, i))
+            size = graph.call_function(aten.sym_size.int, (owner, i))
         sizes.append(size)
     if axis == 1:
         bias = graph.call_function(aten.view.default, (bias, [-1] + [1] * (len(sizes) - 2)))
     expanded = graph.call_function(aten.expand.default, (bias, sizes))
     node.replace_all_uses_with(expanded)
     return expanded
+
+
+def _has(node: fx.Node, axis: int, size: Any) -> bool:
+    shape = node.meta["val"].shape
+    return axis < len(shape) and statically_known_true(size == shape[axis])
 
 
 def _guarded(node: fx.Node) -> Any:

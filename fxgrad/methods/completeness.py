@@ -65,7 +65,7 @@ def _excess(found: Attribution, problem: Problem) -> float | None:
     total = found.total
     if total is None or found.apart is None:
         return None
-    shares = sum(values.flatten(1).abs().sum(1) for values in found.maps.values()) + found.apart.abs()
+    shares = sum(values.reshape(len(values), -1).abs().sum(1) for values in found.maps.values()) + found.apart.abs()
     scale = torch.maximum(found.output.abs(), shares / found.copies)
     error = ((found.output - total).abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny)).double()
     most = float(error.nan_to_num(torch.inf).max())

@@ -64,3 +64,18 @@ def test_a_value_near_zero_is_no_excess():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         fxgrad.attribute(libra, (X,), target=1)
+
+
+def test_one_number_per_example_is_a_map_too():
+    class Table(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.kind, self.head = nn.Embedding(5, 4), nn.Linear(6, 2)
+
+        def forward(self, kind, numbers):
+            return self.head(torch.cat([self.kind(kind), numbers], 1))
+
+    inputs = (torch.tensor([1, 4, 2]), torch.randn(3, 2).double())
+    found = fxgrad.attribute(fxgrad.convert(Table().double().eval(), inputs), inputs, target=1)
+    assert sorted(tuple(values.shape) for values in found.maps.values()) == [(3,), (3, 2)]
+    assert found.note == "" and found.completeness_error < 1e-10

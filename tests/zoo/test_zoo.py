@@ -62,7 +62,7 @@ def test_a_model_that_casts_down_by_itself() -> None:
     assert row.precision == "float32" and row.completeness_error is not None and 0 < row.completeness_error < 1e-6
 
 
-def test_a_forward_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_forward_that_differs() -> None:
     class Counts(nn.Module):
         calls = 0
 
@@ -70,8 +70,14 @@ def test_a_forward_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
             self.calls += 1
             return x + self.calls
 
+    class Exports(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.exp() * 2 if torch.compiler.is_exporting() else x.exp()
+
     row = measure(Case("m:counts", "m", lambda: Built(Counts().eval(), (torch.randn(2, 3),), {})))
-    assert row.forward_identical is False and row.reason == "" and row.cause == "the forward differs"
+    assert "OwnForwardRandom" in row.reason and row.forward_identical is None
+    row = measure(Case("m:exports", "m", lambda: Built(Exports().eval(), (torch.randn(2, 3),), {})))
+    assert "CaptureError: the captured program does not compute what the model computes" in row.reason
 
 
 def test_a_refusal_is_a_row() -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import inspect
 import types
 from collections.abc import Callable, Iterator, Mapping
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from fxgrad.capture.tracing import around
 from fxgrad.errors import CaptureError
 
 _CONSTANTS = (bool, int, float, str, type(None))
@@ -138,21 +138,16 @@ def plainly_called(model: nn.Module, example: Any) -> nn.Module:
         >>> plainly_called(Adds(), example)(*args, **kwargs)
         (tensor([1., 2., 3.]), None)
     """
-    shell = object.__new__(type(model))
-    forward = model.__dict__.get("forward") or types.MethodType(type(model).forward, shell)
     leaves, spec = pytree.tree_flatten(example)
     objects = any(_is_object(leaf) for leaf in leaves)
 
-    @functools.wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         if objects:
             given = spec.flatten_up_to((args, kwargs))
             args, kwargs = pytree.tree_unflatten([_closed(o, g) for o, g in zip(leaves, given)], spec)
         return returned(forward(*args, **kwargs))
 
-    run.__signature__ = _explicit(inspect.signature(forward), example[1])  # type: ignore[attr-defined]
-    shell.__dict__ = {**model.__dict__, "forward": run}
-    return shell
+    return around(model, run, _explicit(inspect.signature(model.forward), example[1]))
 
 
 def _explicit(signature: inspect.Signature, keywords: Mapping[str, Any]) -> inspect.Signature:

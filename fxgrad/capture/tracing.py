@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -86,11 +87,8 @@ def under(model: nn.Module, *modes: TorchFunctionMode) -> nn.Module:
         >>> torch.equal(same(torch.ones(1, 2)), model(torch.ones(1, 2))), same.weight is model.weight
         (True, True)
     """
-    shell = object.__new__(type(model))
-    forward = model.__dict__.get("forward") or types.MethodType(type(model).forward, shell)
 
-    @functools.wraps(forward)
-    def run(*args: Any, **kwargs: Any) -> Any:
+    def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         with contextlib.ExitStack() as stack:
             for mode in modes:
                 stack.enter_context(mode)
@@ -99,7 +97,32 @@ def under(model: nn.Module, *modes: TorchFunctionMode) -> nn.Module:
             except Exception as error:
                 raise StoppedError(one_line(error)) from error
 
-    shell.__dict__ = {**model.__dict__, "forward": run}
+    return around(model, run)
+
+
+def around(model: nn.Module, run: Callable[..., Any], signature: inspect.Signature | None = None) -> nn.Module:
+    """A module that shares all with the model, whose forward is another function around the model's.
+
+    Args:
+        model: any; not changed.
+        run: called with the model's forward, and the arguments.
+        signature: of the new forward; by default that of the model's.
+
+    Example:
+        >>> twice = around(nn.ReLU(), lambda forward, x: 2 * forward(x))
+        >>> twice(torch.tensor([-1.0, 3.0]))
+        tensor([0., 6.])
+    """
+    shell = object.__new__(type(model))
+    forward = model.__dict__.get("forward") or types.MethodType(type(model).forward, shell)
+
+    @functools.wraps(forward)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        return run(forward, *args, **kwargs)
+
+    if signature is not None:
+        called.__signature__ = signature  # type: ignore[attr-defined]
+    shell.__dict__ = {**model.__dict__, "forward": called}
     return shell
 
 

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import copy
 import os
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import pytest
 import torch
-from hypothesis import HealthCheck, assume, event, given, note, seed, settings
+from hypothesis import HealthCheck, assume, event, given, note, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -23,11 +22,9 @@ from torch.utils import _pytree as pytree
 import fxgrad
 from fxgrad.classify.walk import classify
 from tests.helpers.random_models import GRAMMAR, Program, RandomModel, Step, arity, build, programs
+from tests.helpers.sampling import sample
 
 EXAMPLES = int(os.environ.get("FXGRAD_FUZZ_EXAMPLES", 200))
-AT_RANDOM = "FXGRAD_FUZZ_EXAMPLES" in os.environ
-# Printed by `pytest -s`, and by hypothesis when an example fails.
-SEED = int(os.environ.get("FXGRAD_FUZZ_SEED", random.randrange(10**6)))
 BAR = 1e-9
 """For relative errors, in float64. CheckReport's own tolerance is tighter; random models are worse conditioned."""
 FLOAT32_BAR = 1e-5
@@ -248,29 +245,12 @@ def assert_untouched(model: RandomModel, before: dict[str, Tensor], program: Pro
     assert all(p.grad is None and p.requires_grad is not program.frozen for p in model.parameters())
 
 
-def sample(examples: int) -> Callable[[Callable[[Program], None]], Callable[[], None]]:
-    """Run a function on that many random programs: always the same ones, or other ones from SEED on."""
-
-    def decorate(function: Callable[[Program], None]) -> Callable[[], None]:
-        test = settings(
-            max_examples=examples,
-            derandomize=not AT_RANDOM,
-            database=None,
-            deadline=None,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        )(given(programs())(function))
-        return seed(SEED)(test) if AT_RANDOM else test
-
-    return decorate
-
-
-@sample(EXAMPLES)
+@sample(programs(), EXAMPLES)
 def test_random_models(program: Program) -> None:
     attempt(program)
 
 
-@sample(EXAMPLES // 10)
+@sample(programs(), EXAMPLES // 10)
 def test_conversion_is_repeatable(program: Program) -> None:
     model = build(program)
     inputs = program.examples(program.batch)

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import os
-import random
 import tempfile
 import warnings
 from collections import Counter
@@ -21,7 +20,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, note, seed, settings
+from hypothesis import note
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -29,10 +28,9 @@ import fxgrad
 from fxgrad.methods import METHODS
 from fxgrad.methods.definition import method_of
 from tests.helpers.random_calls import BALANCED, FITTING, MUST_FAIL, TARGETS, Call, calls, logits
+from tests.helpers.sampling import sample
 
 EXAMPLES = int(os.environ.get("FXGRAD_FUZZ_EXAMPLES", 24))
-AT_RANDOM = "FXGRAD_FUZZ_EXAMPLES" in os.environ
-SEED = int(os.environ.get("FXGRAD_FUZZ_SEED", random.randrange(10**6)))
 LONGEST = 1200
 """Characters of a message: one screen."""
 BAR = 1e-10
@@ -416,24 +414,7 @@ def explained(call: Call, libra: Any, explainer: Any, args: Any, kwargs: Any) ->
 ACTIONS = {"vjp": try_vjp, "check": try_check, "save": try_save, "again": try_again, "export": try_export}
 
 
-def sample(examples: int) -> Callable[[Callable[[list[Call]], None]], Callable[[], None]]:
-    """Run a function on that many random models with calls: always the same ones, or other ones from SEED on."""
-
-    def decorate(function: Callable[[list[Call]], None]) -> Callable[[], None]:
-        test = settings(
-            max_examples=examples,
-            derandomize=not AT_RANDOM,
-            database=None,
-            deadline=None,
-            print_blob=True,
-            suppress_health_check=list(HealthCheck),
-        )(given(calls())(function))
-        return seed(SEED)(test) if AT_RANDOM else test
-
-    return decorate
-
-
-@sample(EXAMPLES)
+@sample(calls(), EXAMPLES)
 def test_random_calls(calls: list[Call]) -> None:
     note(f"{calls[0].model.model}")
     attempt(calls)

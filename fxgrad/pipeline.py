@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from fxgrad.capture.captured import Captured
 from fxgrad.capture.export import capture, program_of
 from fxgrad.capture.trace import OnRandom
 from fxgrad.classify.walk import classify
-from fxgrad.errors import CaptureError
+from fxgrad.errors import CaptureError, NoRuleError, NotBalanceableError
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.module.rewrite import rewrite
 from fxgrad.module.verify import verify as verified
-from fxgrad.table.loading import OnUnknown, Rules, load
+from fxgrad.table.loading import OnUnknown, Rules, RuleTable, load
 
 
 def convert(
@@ -81,15 +83,27 @@ def convert(
     table = load(rules, on_unknown)
     if isinstance(model, (str, Path)):
         model = program_of(model)
-    captured = capture(
-        *(model, args, kwargs),
-        dynamic_shapes=dynamic_shapes,
-        through_no_grad=through_no_grad,
-        on_random=on_random,
-        table=table,
-    )
+    take = partial(capture, model, args, kwargs, through_no_grad=through_no_grad, on_random=on_random, table=table)
+    captured = take(dynamic_shapes=dynamic_shapes)
+    if (
+        captured.unsettled
+        and isinstance(model, nn.Module)
+        and dynamic_shapes is None
+        and not _balanced(captured, table)
+    ):
+        captured = take(fixed=captured.unsettled)
     classified = classify(captured, table)
     converted = ConvertedModule(classified, rewrite(classified))
     if verify:
         verified(converted, model)
     return converted
+
+
+def _balanced(captured: Captured, table: RuleTable) -> bool:
+    """Whether all outputs can be balanced, or lack a rule only."""
+    try:
+        return all(refusal.error != NotBalanceableError.__name__ for refusal in classify(captured, table).refusals)
+    except NotBalanceableError:
+        return False
+    except NoRuleError:
+        return True

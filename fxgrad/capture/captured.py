@@ -106,6 +106,8 @@ class Captured:
         through_no_grad: whether parts under the model's own `torch.no_grad()` are attributed.
         draws: the random numbers that were drawn once, which the graph has as constants; lost where it is saved.
         checks: what must hold of the inputs' free sizes.
+        unsettled: (index of an input, axis) of a free size -> a line that cuts a joined tensor, where this size would
+            tell which of the parts is cut out.
     """
 
     graph: fx.Graph
@@ -124,6 +126,7 @@ class Captured:
     through_no_grad: bool
     draws: tuple[Reading, ...] = field(default=(), repr=False)
     checks: tuple[Check, ...] = ()
+    unsettled: Mapping[tuple[int, int], str] = field(default_factory=dict)
 
     @property
     def entries(self) -> tuple[Input, ...]:

@@ -53,7 +53,7 @@ class Check:
     def __post_init__(self) -> None:
         object.__setattr__(self, "_test", _parsed(self.holds, set(self.sizes)))
 
-    def fits(self, shapes: Sequence[Sequence[int]]) -> bool:
+    def fits(self, shapes: Sequence[Sequence[int]] | Mapping[int, Mapping[int, int]]) -> bool:
         """Whether the condition holds for inputs of these shapes.
 
         A condition that divides by zero at these sizes says nothing of them.

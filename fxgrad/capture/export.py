@@ -30,7 +30,7 @@ from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spar
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.quantised import in_parts, refuse_integers, without_gradients
-from fxgrad.capture.shapes import Watch, choices, oblivious, sizes_in
+from fxgrad.capture.shapes import Watch, choices, oblivious, places_of, sizes_in, without
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.capture.trace import OnRandom, trace
@@ -52,6 +52,7 @@ def capture(
     through_no_grad: bool = False,
     on_random: OnRandom = "error",
     table: RuleTable | None = None,
+    fixed: Mapping[tuple[int, int], str] | None = None,
 ) -> Captured:
     """Trace a model into a functional graph of ATen ops. The model itself is left untouched.
 
@@ -68,6 +69,7 @@ def capture(
             keeps them as constants, with the sizes of the example.
         table: its rows say which composite ops (those that PyTorch composes of others) are kept whole, and which ops
             hand token ids on. By default all composite ops are kept, and the rows are the shipped ones.
+        fixed: (index of an input, axis) not to be left free by default -> the line that needs the example's size.
 
     Returns:
         The captured model.
@@ -88,7 +90,7 @@ def capture(
         model = program_of(model)
     own: nn.Module | None = None
     drawn: tuple[Reading, ...] = ()
-    watch = Watch()
+    watch = Watch(fixed)
     if isinstance(model, ExportedProgram):
         signature = None
         example = call_of(args, kwargs)
@@ -117,9 +119,9 @@ def capture(
     try:
         captured.check_sizes(pytree.tree_leaves(opened(example)))
     except InputError:  # the model treats a batch of one, which was doubled, in another way
-        fixed = choices(own, *opened(example))[0]
-        options = {"through_no_grad": through_no_grad, "on_random": on_random, "table": table}
-        return capture(model, *example, dynamic_shapes=fixed, **options)  # type: ignore[arg-type]
+        same = without(choices(own, *opened(example))[0], watch.fixed)
+        options = {"through_no_grad": through_no_grad, "on_random": on_random, "table": table, "fixed": fixed}
+        return capture(model, *example, dynamic_shapes=same, **options)  # type: ignore[arg-type]
     return captured
 
 
@@ -248,7 +250,7 @@ def captured_from(
     state, inputs = _placeholders(program, placeholders, names)
     ids = [p for p, i in zip(placeholders_of(graph)[len(state) :], inputs) if i.dtype is not None and not i.attributed]
     lookup, found = cut_lookups(graph, ids, table)
-    take_apart(graph, table)
+    unsettled = take_apart(graph, table)
     embedded = [input_of(name, placeholder, None) for name, placeholder in found]
     if not any(i.attributed for i in [*inputs, *embedded]):
         raise CaptureError(no_attributed_input(inputs))
@@ -271,6 +273,7 @@ def captured_from(
         example,
         Program(program.graph, program.graph_signature, program.range_constraints, program.module_call_graph),
         through_no_grad,
+        unsettled=places_of(placeholders_of(graph)[len(state) :][: len(inputs)], unsettled),
     )
 
 

@@ -14,11 +14,13 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any, NamedTuple
 
+import sympy
 import torch
 from torch import fx
 
 from fxgrad.graph.axes import Move, move_of, source_of
 from fxgrad.graph.nodes import arguments_of, differentiable, tensors_of
+from fxgrad.graph.places import place_of
 from fxgrad.graph.sizes import Size, at_most, number, quotient, same, size_of, sizes_of
 from fxgrad.ops.pieces import piece
 from fxgrad.table.loading import RuleTable
@@ -69,12 +71,23 @@ class _Joined:
         return list(accumulate(part.size for part in self.parts))
 
 
-def take_apart(graph: fx.Graph, table: RuleTable) -> None:
+class _UnsettledError(Exception):
+    """Free sizes do not tell which parts lie within a cut."""
+
+    def __init__(self, *sizes: Size) -> None:
+        super().__init__()
+        self.symbols = {symbol for size in sizes for symbol in getattr(size, "free_symbols", ())}
+
+
+def take_apart(graph: fx.Graph, table: RuleTable) -> dict[Any, str]:
     """Let every cut within one operand of a join flow from that operand, in place.
 
     Args:
         graph: functional ATen graph, with its nodes' metadata.
         table: whose rows say which ops join, cut and move.
+
+    Returns:
+        Symbol of each free size that would tell what is cut out -> the line that cuts.
 
     Example:
         >>> from fxgrad.table.loading import load
@@ -84,18 +97,25 @@ def take_apart(graph: fx.Graph, table: RuleTable) -> None:
         >>> example = (torch.ones(2, 3), torch.ones(2, 4))
         >>> graph = torch.export.export(Model(), example).run_decompositions({}).graph
         >>> take_apart(graph, load())
+        {}
         >>> [node.args for node in graph.nodes if node.target is piece]
         [(y, slice_1)]
     """
     joined: dict[fx.Node, _Joined] = {}
+    unsettled: dict[Any, str] = {}
     for node in list(graph.nodes):
         if node.op != "call_function" or not differentiable(node):
             continue
-        found = _found(node, _word(node, table), joined)
+        try:
+            found = _found(node, _word(node, table), joined)
+        except _UnsettledError as error:
+            unsettled |= {symbol: place_of(node).source_line for symbol in error.symbols}
+            continue
         if found is not None and len(found.parts) > 1:
             joined[node] = found
         elif found is not None:
             _replace(graph, node, found.parts[0])
+    return unsettled
 
 
 def _word(node: fx.Node, table: RuleTable) -> str | None:
@@ -154,8 +174,6 @@ def _written(node: fx.Node, joined: Mapping[fx.Node, _Joined]) -> _Joined | None
     if before is None or before.dim != dim:
         before = _Joined(dim, (_Part(base, whole[dim]),))
     ahead, behind = _range(before, 0, start), _range(before, start + size, whole[dim])
-    if ahead is None or behind is None:
-        return None
     if not ahead.parts and not behind.parts:
         return joined.get(source)  # the whole of it is written, as along the other axes of `z[:, 1:] = x`
     return _Joined(dim, (*ahead.parts, written, *behind.parts))
@@ -208,7 +226,7 @@ def _cut(node: fx.Node, move: Move, before: _Joined) -> _Joined | None:
     if move.drops or move.step == 1:
         size = 1 if move.drops else move.size
         found = _range(before, start, start + size)
-        if not move.drops or found is None or len(found.parts) != 1:
+        if not move.drops or len(found.parts) != 1:
             return found
         return _Joined(0, (_taken(found.parts[0], before.dim),))
     for end, part in zip(before.ends, before.parts):
@@ -217,6 +235,8 @@ def _cut(node: fx.Node, move: Move, before: _Joined) -> _Joined | None:
         if first is not None and last is not None and first >= 0 and at_most(last, part.size):
             step = _Step(aten.slice.Tensor, (before.dim, first, last, move.step))
             return _Joined(before.dim, (replace(part, size=move.size).after(step),))
+    if any(isinstance(size, sympy.Expr) for size in (start, move.size, *before.ends)):
+        raise _UnsettledError(start, move.size, *before.ends)
     return None
 
 
@@ -236,26 +256,30 @@ def _start(node: fx.Node) -> Size | None:
     return start if start is not None and at_most(0, start) else None
 
 
-def _range(before: _Joined, start: Size, stop: Size) -> _Joined | None:
-    """The parts between two indices, the first and the last of them cut; None where sizes do not tell."""
+def _range(before: _Joined, start: Size, stop: Size) -> _Joined:
+    """The parts between two indices, the first and the last of them cut.
+
+    Raises:
+        _UnsettledError: sizes do not tell.
+    """
     found: list[_Part] = []
     for end, part in zip(before.ends, before.parts):
         begin = end - part.size
         starts_behind, stops_before = at_most(end, start), at_most(stop, begin)
         if starts_behind is None or stops_before is None:
-            return None
+            raise _UnsettledError(start, stop, begin, end)
         if starts_behind or stops_before:
             continue
         whole_ahead, whole_behind = at_most(start, begin), at_most(end, stop)
         if whole_ahead is None or whole_behind is None:
-            return None
+            raise _UnsettledError(start, stop, begin, end)
         if whole_ahead and whole_behind:
             found.append(part)
             continue
         first = 0 if whole_ahead else number(start - begin)
         last = sys.maxsize if whole_behind else number(stop - begin)
         if first is None or last is None:
-            return None
+            raise _UnsettledError(start, stop, begin)
         size = (part.size if whole_behind else last) - first
         found.append(replace(part, size=size).after(_Step(aten.slice.Tensor, (before.dim, first, last))))
     return _Joined(before.dim, tuple(found))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,7 +18,7 @@ from typing import Any
 import sympy
 import torch
 import torch.fx.experimental as symbolic_config
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
@@ -41,8 +41,14 @@ CLEAR = 120
 """The longest condition of torch's own that is kept. Longer ones are of strides, and the op itself checks them."""
 ONE = "the example, whose size of 1 torch.export takes for a constant"
 """What fixed an axis of size 1."""
+FURTHEST = 65
+"""Up to here all other sizes are tried before an axis counts as fixed by a check."""
 MORE = "torch.export, which takes every other size to be more than 1"
 """What needs a free axis to be longer than 1."""
+
+
+class _Free(dict[int, Any]):
+    """The free axes of one input, told from a dict of inputs."""
 
 
 def choices(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
@@ -60,10 +66,10 @@ def choices(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
 
     def free(axes: int) -> Any:
-        def of(leaf: Any) -> Any:
+        def of(leaf: Any) -> _Free | None:
             if not isinstance(leaf, Tensor):
                 return None
-            return {axis: Dim.AUTO for axis, size in enumerate(leaf.shape[:axes]) if size > 1} or None
+            return _Free({axis: Dim.AUTO for axis, size in enumerate(leaf.shape[:axes]) if size > 1}) or None
 
         return pytree.tree_map(of, given)
 
@@ -95,7 +101,10 @@ def first_that_exports(
         try:
             with oblivious() if choice is options[0] else nullcontext():
                 program = export(choice)
-            sizes_in(program)
+                if pinned := sizes_in(program, watch).pinned(_shapes(program)):
+                    watch.fixed |= pinned
+                    program = export(without(choice, pinned))
+                    sizes_in(program)
             if line := cut_batch(program):
                 watch.refused = f"a number in {line}, which fits this size alone"
                 continue
@@ -106,6 +115,39 @@ def first_that_exports(
             # With fewer free sizes it may work, and else the last error says why.
             watch.refused = watch.refused or f"torch.export, which cannot leave it free ({one_line(error)})"
     return export(options[-1])
+
+
+def _shapes(program: ExportedProgram) -> list[Sequence[int]]:
+    """The shapes of the example inputs; () for what is no tensor."""
+    return [tuple(getattr(leaf, "shape", ())) for leaf in pytree.tree_leaves(program.example_inputs)]
+
+
+def without(choice: Any, places: Container[tuple[int, int]]) -> Any:
+    """These `dynamic_shapes` with each of some (index of an input, axis) fixed."""
+    leaves, spec = pytree.tree_flatten(choice, is_leaf=lambda leaf: isinstance(leaf, _Free))
+    kept = [
+        {axis: hint for axis, hint in leaf.items() if (at, axis) not in places} or None if leaf else leaf
+        for at, leaf in enumerate(leaves)
+    ]
+    return pytree.tree_unflatten(kept, spec)
+
+
+def places_of(inputs: Sequence[fx.Node], lines: Mapping[Any, str]) -> dict[tuple[int, int], str]:
+    """Where the inputs have free sizes: (index of an input, axis) -> the line that came with the symbol in its size.
+
+    Example:
+        >>> free = ({0: Dim.AUTO, 1: Dim.AUTO},)
+        >>> graph = torch.export.export(nn.ReLU(), (torch.ones(3, 4),), dynamic_shapes=free).graph
+        >>> node = placeholders_of(graph)[0]
+        >>> places_of([node], {sizes_of(node)[1]: "net.py:7: x[:, 4:]"})
+        {(0, 1): 'net.py:7: x[:, 4:]'}
+    """
+    return {
+        (at, axis): next(lines[symbol] for symbol in size.free_symbols if symbol in lines)
+        for at, node in enumerate(inputs)
+        for axis, size in enumerate(sizes_of(node))
+        if isinstance(size, sympy.Expr) and size.free_symbols & set(lines)
+    }
 
 
 def cut_batch(program: ExportedProgram) -> str:
@@ -155,13 +197,15 @@ class Watch(TorchFunctionMode):
     Attributes:
         lines: index of a guard -> `file:line: code`.
         refused: why not all sizes were left free, or "".
+        fixed: (index of an input, axis) not to be left free -> the line that needs the example's size.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, fixed: Mapping[tuple[int, int], str] | None = None) -> None:
         super().__init__()
         self._guards: Sequence[Any] | None = None
         self.lines: dict[int, str] = {}
         self.refused = ""
+        self.fixed: dict[tuple[int, int], str] = dict(fixed or {})
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -205,6 +249,31 @@ class Sizes:
             for at, i in enumerate(captured.inputs)
         )
         return replace(captured, inputs=inputs, checks=self.checks)
+
+    def pinned(self, shapes: Sequence[Sequence[int]]) -> dict[tuple[int, int], str]:
+        """Axes whose checks no other size satisfies, and the lines of these checks.
+
+        `torch.export` solves some equations for the only size, and keeps others, such as of a minimum.
+
+        Args:
+            shapes: of the example inputs.
+
+        Example:
+            >>> only = Check("2 * s0 - 4 == min(4, 2 * s0)", {"s0": (0, 1)}, "net.py:7: a * b")
+            >>> Sizes((only,)).pinned([(2, 4)])
+            {(0, 1): 'net.py:7: a * b'}
+        """
+        found = {}
+        for check in self.checks:
+            places = set(check.sizes.values())
+            if len(places) != 1:
+                continue
+            ((at, axis),) = places
+            own = shapes[at][axis]
+            others = {*range(1, FURTHEST), own - 1, own + 1, *(own * times for times in range(2, 5))} - {own}
+            if not any(check.fits({at: {axis: other}}) for other in others):
+                found[at, axis] = check.line
+        return found
 
     @classmethod
     def within(cls, captured: Captured) -> Sizes:
@@ -370,7 +439,9 @@ class _Reading:
     def fixed(self) -> dict[tuple[int, int], str]:
         found = {}
         for at, axis, size in self.dims:
-            if is_concrete_int(size):
+            if line := self.watch.fixed.get((at, axis)):
+                found[at, axis] = line
+            elif is_concrete_int(size):
                 symbol = getattr(getattr(size, "node", None), "_expr", None)
                 if isinstance(symbol, sympy.Symbol):
                     found[at, axis] = self.line_for(symbol)

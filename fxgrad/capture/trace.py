@@ -22,7 +22,7 @@ from fxgrad.capture.guards import without_guards
 from fxgrad.capture.higher_order import AsWithoutGrad
 from fxgrad.capture.program import Arguments
 from fxgrad.capture.quantised import quantising, readable
-from fxgrad.capture.shapes import Watch, choices, first_that_exports
+from fxgrad.capture.shapes import Watch, choices, first_that_exports, without
 from fxgrad.capture.tracing import LastStates, OwnGradMode, StoppedError, settings, under
 from fxgrad.errors import CaptureError, first_line, one_line
 from fxgrad.graph.places import raised_at
@@ -45,7 +45,7 @@ def trace(
         example: (args, kwargs), without gradients.
         dynamic_shapes: as for `torch.export.export`; None leaves all sizes free that can be.
         on_random: "freeze" draws the model's random numbers once.
-        watch: notes what fixed a size.
+        watch: notes what fixed a size, and says which not to leave free.
 
     Returns:
         (the program, the numbers drawn).
@@ -69,7 +69,8 @@ def trace(
             modes = (Decisions(known, reads=reads, draws=bool(draws)),) if known else ()
             return _exported(model, example, shapes, (watch, *modes))
 
-        shapes = choices(model, *example) if dynamic_shapes is None else [dynamic_shapes]
+        free = [without(choice, watch.fixed) for choice in choices(model, *example)]
+        shapes = free if dynamic_shapes is None else [dynamic_shapes]
         return first_that_exports(shapes, export, watch, lambda error: not reads and _about_data(error))
 
     spread = example if draws or dynamic_shapes is not None else _spread(example)

@@ -13,10 +13,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import sympy
 from torch import Tensor, fx
 
 from fxgrad.graph.nodes import arguments_of, tensors_of
-from fxgrad.graph.sizes import Size, quotient, same, size_of, sizes_of
+from fxgrad.graph.sizes import Size, quotient, same, size_of, sizes_of, without_floors
 
 MOVES = ("permute", "reshape", "cut", "join", "expand", "same")
 """The words for ops that move elements without changing them, as in rows."""
@@ -236,14 +237,20 @@ def moved(axes: Axes, move: Move, node: fx.Node) -> Axes:
 def _reshaped(axes: Axes, shape: Sequence[Size], name: str) -> Axes:
     """The axes after a reshape: merged and split, group by group of axes with the same elements."""
     found: list[Axis] = []
-    old, new = list(axes), list(shape)
+    old, new = list(axes), [without_floors(size) for size in shape]
     while old or new:
-        taken, made = _group([length(axis) for axis in old], new)
+        taken, made = _group([without_floors(length(axis)) for axis in old], new)
         atoms = [atom for axis in old[:taken] for atom in axis]
         parts = _dealt(atoms, new[:made])
-        found += [fresh(name, len(found) + i, size) for i, size in enumerate(new[:made])] if parts is None else parts
+        own = enumerate(shape[len(found) : len(found) + made], len(found))
+        found += [fresh(name, i, size) if parts is None else _sized(parts[i - len(found)], size) for i, size in own]
         old, new = old[taken:], new[made:]
     return tuple(found)
+
+
+def _sized(axis: Axis, size: Size) -> Axis:
+    """An axis of one atom with its size as the shape has it."""
+    return (axis[0]._replace(size=size),) if len(axis) == 1 else axis
 
 
 def _group(old: list[Size], new: list[Size]) -> tuple[int, int]:
@@ -268,10 +275,11 @@ def _dealt(atoms: list[Atom], sizes: Sequence[Size]) -> list[Axis] | None:
             if not queue:
                 return None
             atom = queue.pop(0)
-            if (rest := quotient(left, atom.size)) is not None:
+            whole = without_floors(atom.size)
+            if (rest := _ratio(left, whole)) is not None:
                 taken.append(atom)
                 left = rest
-            elif (inner := quotient(atom.size, left)) is not None:
+            elif (inner := _ratio(whole, left)) is not None:
                 taken.append(atom._replace(size=left, stride=atom.stride * inner))
                 queue.insert(0, atom._replace(size=inner))
                 left = 1
@@ -281,12 +289,23 @@ def _dealt(atoms: list[Atom], sizes: Sequence[Size]) -> list[Axis] | None:
     return None if queue else found
 
 
+def _ratio(a: Size, b: Size) -> Size | None:
+    """How many times a size without floors holds another one; None where that depends on free sizes."""
+    if isinstance(a, int) and isinstance(b, int):
+        return quotient(a, b)
+    found = sympy.sympify(a) / b
+    if found.is_number:
+        return int(found) if found.is_Integer else None
+    return None if sympy.fraction(found)[1].free_symbols else found
+
+
 def _fused(atoms: list[Atom]) -> Axis:
     """Join neighbouring atoms that are contiguous in their origin."""
     found: list[Atom] = []
     for atom in atoms:
         last = found[-1] if found else None
-        if last is not None and last[:2] == atom[:2] and same(last.stride, atom.size * atom.stride):
+        step = without_floors(atom.size * atom.stride)
+        if last is not None and last[:2] == atom[:2] and same(without_floors(last.stride), step):
             found[-1] = atom._replace(size=last.size * atom.size)
         else:
             found.append(atom)

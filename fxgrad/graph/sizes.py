@@ -88,6 +88,25 @@ def same(a: Size, b: Size) -> bool:
     return not both_numbers and sympy.expand(a - b) == 0
 
 
+def without_floors(size: Size) -> Size:
+    """A size with every whole-number division as if it left no rest.
+
+    Shapes between which a tensor can be reshaped are equal like this: a floor is at most the quotient, so that a
+    product of floors equals the product that it is cut out of only where each division leaves no rest.
+
+    Example:
+        >>> from torch.utils._sympy.functions import FloorDiv
+        >>> s = sympy.Symbol("s", integer=True, positive=True)
+        >>> without_floors(2 * FloorDiv(s, 8)), without_floors(FloorDiv(FloorDiv(s, 2), 2))
+        (s/4, s/4)
+    """
+    if isinstance(size, int):
+        return size
+    if type(size).__name__ == "FloorDiv":
+        return without_floors(size.args[0]) / without_floors(size.args[1])
+    return size.func(*map(without_floors, size.args)) if size.args else size
+
+
 def number(size: Size) -> int | None:
     """A size as an int; None where it is free.
 

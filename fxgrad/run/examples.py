@@ -67,7 +67,7 @@ def examples_of(classified: Classified, found: Mapping[fx.Node, Axes], source: f
     Args:
         classified: what `fxgrad.classify.classify` returned.
         found: what `tracked` returned.
-        source: the input whose examples are preferred, where outputs have axes of several inputs' examples.
+        source: the input whose examples are preferred, where each output has the examples of another input.
 
     Example:
         >>> import fxgrad, torch
@@ -81,22 +81,26 @@ def examples_of(classified: Classified, found: Mapping[fx.Node, Axes], source: f
     """
     captured = classified.captured
     entries = [n for n in captured.entry_nodes if sizes_of(n)]
-    attributed = {n for n, declared in zip(captured.entry_nodes, captured.entries) if declared.attributed}
-    outputs = tensors_among(captured.graph.output_node().all_input_nodes)
+    attributed = [n for n, declared in zip(captured.entry_nodes, captured.entries) if declared.attributed]
     data = _data(classified)
-    sound: list[tuple[dict[fx.Node, int], set[Atom], Size]] = []
-    for output in outputs:
-        if sound and sound[-1][0].get(source) == 0:
+    chosen: list[tuple[dict[fx.Node, int], set[Atom], Size]] = []
+    for output in tensors_among(captured.graph.output_node().all_input_nodes):
+        if chosen and chosen[-1][0].get(source) == 0:
             break
+        sound = []
         for i, lead, size in _leads(found.get(output, ()), sizes_of(output), {n.name for n in entries}):
             members = _members(entries, found, lead, size, found.get(output, ()), first=i == 0)
-            if not attributed & set(members):
+            if not set(attributed) & set(members):
                 continue
             atoms = {axis[0] for axis in (lead, *(found[n][i] for n, i in members.items())) if len(axis) == 1}
             if not _mixed(classified, found, output, atoms, data):
                 sound.append((members, atoms, size))
-    # A first axis of the source is better than another of its axes, and that than other inputs' alone.
-    for members, atoms, size in sorted(sound, key=lambda s: s[0].get(source, len(sizes_of(source)))):
+        # An output has the examples of the first input that has any, whatever source is looked at, for what a class
+        # is depends on them. An input's first axis is better than another one.
+        chosen += sorted(
+            sound, key=lambda s: min((attributed.index(n), i) for n, i in s[0].items() if n in attributed)
+        )[:1]
+    for members, atoms, size in sorted(chosen, key=lambda s: s[0].get(source, len(sizes_of(source)))):
         return Examples(size, {n.name: i for n, i in members.items()}, _labelled(found, atoms))
     return Examples(1, {}, _labelled(found, set()))
 

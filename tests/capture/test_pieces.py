@@ -199,11 +199,21 @@ def test_what_goes_in_and_is_not_taken_out_is_not_recorded() -> None:
             self.first, self.second = nn.Linear(6, 6), nn.Linear(6, 6)
 
         def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([self.first(x), self.second(x)], 1)[:, :4]
+            return torch.cat([self.first(x), self.second(x)], 1)[:, : x.shape[1]]
 
     model, x = Model().eval(), torch.randn(2, 4, 6)
     found = fxgrad.convert(model, (x,)).classified.decisions
     assert found["linear"].live and not found["linear_1"].live
+
+
+@pytest.mark.parametrize("name", ["cat, slices", "narrow", "cut in two steps"])
+def test_a_number_in_a_cut_fixes_the_size_that_it_fits(name: str) -> None:
+    """With another size the cut would take another part, or parts of two, so the report says which line needs it."""
+    libra, _ = same(JOINS[name])
+    assert libra.classified.captured.inputs[0].shape == (None, 4, None)
+    assert "Axis 1 is fixed at 4 by test_pieces.py:" in libra.explain()
+    with pytest.raises(fxgrad.InputError, match=r"Axis 1 is fixed at 4 by test_pieces.py:\d+: "):
+        libra(torch.randn(3, 5, 6).double())
 
 
 def test_a_held_piece_beside_a_live_one() -> None:

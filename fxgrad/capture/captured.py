@@ -134,6 +134,12 @@ class Captured:
         return self.inputs + self.embedded
 
     @property
+    def entry_names(self) -> list[str]:
+        """The entries' names, each once: token ids may have the same as the embedding that looks them up."""
+        attributed = {entry.name for entry in self.entries if entry.attributed}
+        return [f"{e.name} (ids)" if e.name in attributed and not e.attributed else e.name for e in self.entries]
+
+    @property
     def entry_nodes(self) -> list[fx.Node]:
         """The placeholders of the entries, in order."""
         return placeholders_of(self.graph)[len(self.state) :]

@@ -82,7 +82,7 @@ class Search:
     def __init__(self, classified: Classified, input: str | None, values: Sequence[Any] = ()) -> None:
         captured = classified.captured
         placeholders = captured.entry_nodes
-        self.named = {d.name: n for d, n in zip(captured.entries, placeholders)}
+        self.named = dict(zip(captured.entry_names, placeholders))
         self.attributed = {d.name: self.named[d.name] for d in captured.entries if d.attributed}
         if input is not None and input not in self.attributed:
             raise InputError(f"there is no attributed input {input!r}; there is {', '.join(self.attributed)}.")

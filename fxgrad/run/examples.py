@@ -96,9 +96,11 @@ def examples_of(classified: Classified, found: Mapping[fx.Node, Axes], source: f
             if not _mixed(classified, found, output, atoms, data):
                 sound.append((members, atoms, size))
         # An output has the examples of the first input that has any, whatever source is looked at, for what a class
-        # is depends on them. An input's first axis is better than another one.
+        # is depends on them; but where examples are compared with examples, those of the source, whose classes are the
+        # others. An input's first axis is better than another one.
+        ahead = [s for s in sound if s[0].get(source) == 0 and len(sizes_of(output)) == 2 == len(sound)]
         chosen += sorted(
-            sound, key=lambda s: min((attributed.index(n), i) for n, i in s[0].items() if n in attributed)
+            ahead or sound, key=lambda s: min((attributed.index(n), i) for n, i in s[0].items() if n in attributed)
         )[:1]
     for members, atoms, size in sorted(chosen, key=lambda s: s[0].get(source, len(sizes_of(source)))):
         return Examples(size, {n.name: i for n, i in members.items()}, _labelled(found, atoms))

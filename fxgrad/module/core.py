@@ -78,8 +78,8 @@ class Core(nn.Module):
             return super().__getattr__(name)
         except AttributeError:
             raise MissingError(
-                f"{type(self).__name__!r} object has no attribute {name!r}: of the model, it has what forward computes, "
-                "the parameters and the buffers. Ask the model itself for other things (its generate, config, encode)."
+                f"{type(self).__name__!r} object has no attribute {name!r}: of the model, it has what forward "
+                "computes, the parameters and the buffers. Ask the model itself for other things (its generate, config, encode)."
             ) from None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Core:

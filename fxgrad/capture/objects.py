@@ -1,7 +1,7 @@
 """Objects that torch knows no structure of, such as a cache of keys and values, among a model's inputs and outputs.
 
 An input of that sort is opened: the program takes its tensors and numbers, by the names of its attributes, and the
-model gets a copy of the object that holds them. So is a PackedSequence, a tuple that no tracer can make of other leaves.
+model gets a copy of the object that holds them. So is a PackedSequence, which no tracer can make of other leaves.
 An output of that sort is left out: None stands in its place. So a cache is read, and neither changed nor returned.
 """
 

@@ -79,7 +79,7 @@ class Core(nn.Module):
         except AttributeError:
             raise MissingError(
                 f"{type(self).__name__!r} object has no attribute {name!r}: of the model, it has what forward "
-                "computes, the parameters and the buffers. Ask the model itself for other things (its generate, config, encode)."
+                "computes, the parameters and the buffers. Ask the model itself for other things, such as generate."
             ) from None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Core:

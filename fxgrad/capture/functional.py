@@ -21,7 +21,9 @@ from fxgrad.graph.nodes import arguments_of, differentiable
 
 aten = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
-_DROPOUTS = (aten.dropout.default, aten.alpha_dropout.default, aten.feature_dropout.default)
+_DROPOUTS = tuple(
+    getattr(aten, f"{name}dropout{end}").default for name in ("", "alpha_", "feature_") for end in ("", "_")
+)
 _CASTS = tuple(getattr(aten.to, name) for name in ("device", "dtype", "other", "dtype_layout"))
 _HANDLED = (*_DROPOUTS, *_CASTS, aten.contiguous.default, aten.lift_fresh_copy.default, aten.detach_.default)
 
@@ -162,7 +164,8 @@ def _writes(order: Mapping[fx.Node, int], whole: Callable[[Any], bool]) -> dict[
 
 
 def _is_write(node: fx.Node) -> bool:
-    return isinstance(node.target, torch._ops.OpOverload) and node.target._schema.is_mutable
+    op = node.target
+    return isinstance(op, torch._ops.OpOverload) and op._schema.is_mutable and op not in _DROPOUTS
 
 
 def _read_after(node: fx.Node, moment: fx.Node, order: Mapping[fx.Node, int]) -> bool:
@@ -188,8 +191,8 @@ def _without_writing(op: Any, whole: Callable[[Any], bool]) -> Any:
 
 def _fits(node: fx.Node) -> bool:
     """Whether the op without writing has a result of the same dtype."""
-    values = [n.meta.get("val") for n in node.all_input_nodes]
-    return len({value.dtype for value in values if isinstance(value, Tensor) and value.dim()}) == 1
+    own, *others = (n.meta.get("val") for n in node.all_input_nodes)
+    return all(torch.promote_types(own.dtype, v.dtype) == own.dtype for v in others if isinstance(v, Tensor))
 
 
 def _memory(node: fx.Node) -> int | None:

@@ -31,11 +31,12 @@ from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spar
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.quantised import in_parts, refuse_integers, without_gradients
-from fxgrad.capture.shapes import Watch, choices, oblivious, places_of, sizes_in, without
+from fxgrad.capture.shapes import choices, oblivious, places_of, sizes_in, without
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.capture.trace import OnRandom, trace
 from fxgrad.capture.tracing import settings
+from fxgrad.capture.watch import Watch
 from fxgrad.errors import ArtefactError, CaptureError, InputError, one_line
 from fxgrad.graph.copies import copied, draws
 from fxgrad.graph.nodes import placeholders_of

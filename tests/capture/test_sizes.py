@@ -286,8 +286,12 @@ def test_an_exported_program_keeps_its_guards() -> None:
 
 def test_only_some_axes_can_be_free() -> None:
     class Counted(nn.Module):  # a size becomes a bound method's argument that must be a number
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 4)
+
         def forward(self, x: Tensor) -> Tensor:
-            return x * hash_of(x.shape[1])
+            return self.linear(x) * hash_of(x.shape[1])
 
     def hash_of(size: Any) -> int:
         if not isinstance(size, int):
@@ -295,12 +299,14 @@ def test_only_some_axes_can_be_free() -> None:
         return size
 
     model = Counted().eval()
-    libra = fxgrad.convert(model, (shaped(2, 5),))
-    assert torch.equal(libra(x := shaped(3, 5)), model(x))
+    libra = fxgrad.convert(model, (shaped(2, 5, 4),))
+    assert torch.equal(libra(x := shaped(3, 5, 4)), model(x))
     with pytest.raises(
         fxgrad.InputError, match=r"Axis 1 is fixed at 5 by torch.export, which cannot leave it free \(T"
     ):
-        libra(shaped(3, 6))
+        libra(shaped(3, 6, 4))
+    with pytest.raises(fxgrad.InputError, match=r"Axis 2 is fixed at 4 by .*: return self.linear\(x\)"):
+        libra(shaped(3, 5, 3))  # it has a reason of its own
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from fxgrad.classify.moves import word_of
 from fxgrad.graph.axes import MOVES, Atom, Axes, Axis, source_of
 from fxgrad.graph.follow import Seeds, follow
 from fxgrad.graph.mixing import mixes
-from fxgrad.graph.nodes import tensors_of
+from fxgrad.graph.nodes import arguments_of, tensors_of
 from fxgrad.graph.sizes import Size, same, sizes_of
 
 BATCH = "batch"
@@ -167,7 +167,9 @@ def _mixed(
             source = named[str(operand.value)]
             word = word_of(node, decisions)
             whole = source_of(node) if word in MOVES and isinstance(source.meta["val"], (list, tuple)) else source
-            axes = [i for i, axis in enumerate(found.get(whole, ())) if len(axis) == 1 and axis[0] in atoms]
+            bag = "offsets" in arguments_of(node)  # joins rows, which may be of several examples
+            own = enumerate(found.get(whole, ()))
+            axes = [i for i, axis in own if (bag or len(axis) == 1) and atoms & set(axis)]
             # A piece of a layer's features has the layer's input for its operand, and mixes none of its rows.
             direct = source in node.all_input_nodes
             if direct and any(mixes(node, whole, axis, word, data) for axis in axes):

@@ -95,7 +95,7 @@ class _Rows:
             if node in self.reached and node.op == "call_function" and tensors_of(node):
                 try:
                     self.ids[node] = self.after(node)
-                except (RuntimeError, TypeError, IndexError, AttributeError) as error:  # an op that takes no numbers
+                except (RuntimeError, TypeError, LookupError, AttributeError) as error:  # an op that takes no numbers
                     raise _MixedError from error
         return self.ids
 
@@ -110,6 +110,8 @@ class _Rows:
         pointwise = torch.Tag.pointwise in getattr(node.target, "tags", ())
         if node.target is operator.getitem or (word in MOVES and word != "same") or (pick and not pointwise):
             return self.moved(node)
+        if "offsets" in arguments_of(node):
+            return self.bagged(node)
         shape = tuple(known(size, self.free) for size in sizes_of(node))
         parts = [self.ids[n] for n in node.all_input_nodes if n in self.ids]
         if not (pointwise or word == "same"):
@@ -126,6 +128,25 @@ class _Rows:
         if getattr(node.target, "__name__", "").startswith(("pad.", "constant_pad_nd.")):
             args = [a if not isinstance(a, float) else 0 for a in args]
         return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def bagged(self, node: fx.Node) -> list[Any]:
+        """The numbers of bags of rows: those of each bag's rows must be of one example."""
+        table, index, offsets, *rest = node.args
+        rows = self.ids[table].amax(1, keepdim=True)  # type: ignore[index]
+        if rest[3] in self.ids:
+            rows = _met([rows, self.ids[rest[3]][:, None]], rows.shape)  # type: ignore[index]
+        index, offsets = self.plain(index).cpu(), self.plain(offsets).cpu()  # type: ignore[arg-type]
+        rest[3] = None
+        rest[1] = 2  # the maximum of a bag
+        last = len(rows) + 1
+        most, least = (
+            node.target(ids.double(), index, offsets, *rest)[0]  # type: ignore[operator]
+            for ids in (rows, torch.where(rows > 0, last - rows, 0))
+        )
+        if bool(((most > 0) & (most != last - least)).any()):
+            raise _MixedError
+        shape = tuple(known(size, self.free) for size in sizes_of(node))
+        return [most.long().expand(shape)]
 
     def argument(self, leaf: Any) -> Any:
         """An argument of an op that moves numbers in the place of elements."""
@@ -147,6 +168,8 @@ class _Rows:
         """The value of a node that is computed from the other inputs, such as an order by length."""
         if node in self.given:
             return self.given[node]
+        if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
+            return known(size_of(node.meta["val"]), self.free)
         if node.op != "call_function" or node in self.reached:
             raise _MixedError
         leaves, spec = pytree.tree_flatten([*node.args, dict(node.kwargs)])

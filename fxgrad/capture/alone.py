@@ -85,7 +85,9 @@ def _tried(captured: Captured, model: nn.Module, spec: pytree.TreeSpec, choices:
         with settings(), torch.no_grad():
             for leaves in choices:
                 args, kwargs = pytree.tree_unflatten(leaves, spec)
-                if not _alike(_run(captured, leaves), pytree.tree_leaves(model(*args, **kwargs))):
+                with captured.once_cast():
+                    found = _run(captured, leaves)
+                if not _alike(found, pytree.tree_leaves(model(*args, **kwargs))):
                     return captured
     except Exception:  # of either: the checks stay
         return captured

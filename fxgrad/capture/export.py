@@ -117,6 +117,7 @@ def capture(
     captured = replace(_with_sizes(captured, functional, watch), draws=drawn)
     if own is None:
         return captured
+    captured = replace(captured, autocast=_autocast([*own.parameters(), *own.buffers(), *pytree.tree_leaves(example)]))
     captured = for_one(captured, own, opened(example))
     try:
         captured.check_sizes(pytree.tree_leaves(opened(example)))
@@ -125,6 +126,12 @@ def capture(
         options = {"through_no_grad": through_no_grad, "on_random": on_random, "table": table, "fixed": fixed}
         return capture(model, *example, dynamic_shapes=same, **options)  # type: ignore[arg-type]
     return captured
+
+
+def _autocast(leaves: Sequence[Any]) -> tuple[str, ...]:
+    """The types of these tensors' devices whose autocast is on."""
+    devices = sorted({leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)})
+    return tuple(d for d in devices if torch.amp.is_autocast_available(d) and torch.is_autocast_enabled(d))
 
 
 def _refuse_sparse(example: Any) -> None:

@@ -197,6 +197,12 @@ class Core(nn.Module):
 
     def called(self, runner: Any, entries: list[Any]) -> Any:
         """What a part of the program returns; an error of an op names the op and its place."""
+        if self.classified.captured.autocast:
+            with self.classified.captured.once_cast():
+                return self._called(runner, entries)
+        return self._called(runner, entries)
+
+    def _called(self, runner: Any, entries: list[Any]) -> Any:
         if torch.compiler.is_compiling():
             return runner(*self.state, *entries)
         try:

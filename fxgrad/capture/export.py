@@ -111,13 +111,14 @@ def capture(
         without_gradients(program.state_dict)
         if not through_no_grad:
             detach_without_grad(program.graph)
-    functional = _decomposed(program, table.covers if table else lambda op: True, fresh=own is not None)
+    casting = _autocast([*program.state_dict.values(), *program.constants.values(), *pytree.tree_leaves(example)])
+    # The casts of autocast are no ops of a fresh program: a second trace makes them.
+    functional = _decomposed(program, table.covers if table else lambda op: True, fresh=own is not None and not casting)
     captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
     _refuse_draws(captured.graph, on_random)
-    captured = replace(_with_sizes(captured, functional, watch), draws=drawn)
+    captured = replace(_with_sizes(captured, functional, watch), draws=drawn, autocast=casting)
     if own is None:
         return captured
-    captured = replace(captured, autocast=_autocast([*own.parameters(), *own.buffers(), *pytree.tree_leaves(example)]))
     captured = for_one(captured, own, opened(example))
     try:
         captured.check_sizes(pytree.tree_leaves(opened(example)))

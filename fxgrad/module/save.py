@@ -16,6 +16,7 @@ import secrets
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -206,7 +207,7 @@ def _manifest_of(converted: ConvertedModule, captured: Captured, digests: Mappin
         "forward": _parameters(captured.signature),
         "options": {
             "through_no_grad": captured.through_no_grad,
-            "autocast": list(captured.autocast),
+            **({"autocast": list(captured.autocast)} if captured.autocast else {}),
             "on_unknown": table.on_unknown,
             "form": converted.form,
         },

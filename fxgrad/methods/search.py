@@ -149,7 +149,7 @@ class Search:
 
     def examples(self, tracks: Mapping[fx.Node, Any]) -> Examples:
         """Where the examples are, by the axes; else by the elements, if the inputs are known."""
-        found = examples_of(self.classified, tracks, self.source)
+        found = examples_of(self.classified, tracks, self.source, self.free)
         if found.inputs or not self.values:
             return found
         count, inputs = rows_apart(self.classified, self.values, self.free)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
@@ -17,7 +18,7 @@ from fxgrad.graph.axes import MOVES, Atom, Axes, Axis, source_of
 from fxgrad.graph.follow import Seeds, follow
 from fxgrad.graph.mixing import mixes
 from fxgrad.graph.nodes import arguments_of, tensors_of
-from fxgrad.graph.sizes import Size, same, sizes_of
+from fxgrad.graph.sizes import Size, known, same, sizes_of
 
 BATCH = "batch"
 """The label of the examples among the atoms of an axis."""
@@ -61,13 +62,16 @@ def tracked(classified: Classified, seeds: Seeds | None = None) -> dict[fx.Node,
     return follow(nodes, lambda node: word_of(node, decisions), own)
 
 
-def examples_of(classified: Classified, found: Mapping[fx.Node, Axes], source: fx.Node) -> Examples:
+def examples_of(
+    classified: Classified, found: Mapping[fx.Node, Axes], source: fx.Node, free: Mapping[Any, int] | None = None
+) -> Examples:
     """The axes of examples: those of the inputs that are one axis of an output, and that nothing mixes on the way.
 
     Args:
         classified: what `fxgrad.classify.classify` returned.
         found: what `tracked` returned.
         source: the input whose examples are preferred, where each output has the examples of another input.
+        free: free size -> its value, if the inputs are known.
 
     Example:
         >>> import fxgrad, torch
@@ -96,9 +100,11 @@ def examples_of(classified: Classified, found: Mapping[fx.Node, Axes], source: f
             if not _mixed(classified, found, output, atoms, data):
                 sound.append((members, atoms, size))
         # An output has the examples of the first input that has any, whatever source is looked at, for what a class
-        # is depends on them; but where examples are compared with examples, those of the source, whose classes are the
-        # others. An input's first axis is better than another one.
-        ahead = [s for s in sound if s[0].get(source) == 0 and len(sizes_of(output)) == 2 == len(sound)]
+        # is depends on them; but where as many examples are compared with as many others, those of the source, whose
+        # classes are the others. An input's first axis is better than another one.
+        counts = {known(size, free or {}) for *_, size in sound}
+        square = len(sizes_of(output)) == 2 == len(sound) and len(counts) == 1 and counts != {-1}
+        ahead = [s for s in sound if square and s[0].get(source) == 0]
         chosen += sorted(
             ahead or sound, key=lambda s: min((attributed.index(n), i) for n, i in s[0].items() if n in attributed)
         )[:1]

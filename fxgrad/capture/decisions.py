@@ -197,12 +197,14 @@ _PACKED = {
     *(torch._pack_padded_sequence, torch._pad_packed_sequence),
     *(torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu),
 }
-_COUNTS = {torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere, torch.where, Tensor.where}
+_COUNTS = {torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere}
 _TUPLES = {torch.where, Tensor.where}
 _SIZED = {
     *(torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.linspace, torch.eye, torch.narrow),
     *(Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full, Tensor.narrow, Tensor.view, Tensor.reshape),
     *(Tensor.expand, Tensor.repeat, Tensor.split, Tensor.unflatten, torch.split, torch.reshape),
+    *(Tensor.chunk, torch.chunk, Tensor.roll, torch.roll, torch.unflatten, functional.pad, functional.interpolate),
+    *(functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d),
 }
 
 

@@ -31,11 +31,12 @@ from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spar
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.quantised import in_parts, refuse_integers, without_gradients
-from fxgrad.capture.shapes import Watch, choices, oblivious, places_of, sizes_in, without
+from fxgrad.capture.shapes import choices, oblivious, places_of, sizes_in, without
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.capture.trace import OnRandom, trace
 from fxgrad.capture.tracing import settings
+from fxgrad.capture.watch import Watch
 from fxgrad.errors import ArtefactError, CaptureError, InputError, one_line
 from fxgrad.graph.copies import copied, draws
 from fxgrad.graph.nodes import placeholders_of
@@ -110,10 +111,12 @@ def capture(
         without_gradients(program.state_dict)
         if not through_no_grad:
             detach_without_grad(program.graph)
-    functional = _decomposed(program, table.covers if table else lambda op: True, fresh=own is not None)
+    casting = _autocast([*program.state_dict.values(), *program.constants.values(), *pytree.tree_leaves(example)])
+    # The casts of autocast are no ops of a fresh program: a second trace makes them.
+    functional = _decomposed(program, table.covers if table else lambda op: True, fresh=own is not None and not casting)
     captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
     _refuse_draws(captured.graph, on_random)
-    captured = replace(_with_sizes(captured, functional, watch), draws=drawn)
+    captured = replace(_with_sizes(captured, functional, watch), draws=drawn, autocast=casting)
     if own is None:
         return captured
     captured = for_one(captured, own, opened(example))
@@ -124,6 +127,12 @@ def capture(
         options = {"through_no_grad": through_no_grad, "on_random": on_random, "table": table, "fixed": fixed}
         return capture(model, *example, dynamic_shapes=same, **options)  # type: ignore[arg-type]
     return captured
+
+
+def _autocast(leaves: Sequence[Any]) -> tuple[str, ...]:
+    """The types of these tensors' devices whose autocast is on."""
+    devices = sorted({leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)})
+    return tuple(d for d in devices if torch.amp.is_autocast_available(d) and torch.is_autocast_enabled(d))
 
 
 def _refuse_sparse(example: Any) -> None:

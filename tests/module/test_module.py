@@ -188,3 +188,14 @@ def test_parts_named_as_a_converted_modules_own() -> None:
     model.load_state_dict(other.state_dict())
     assert torch.equal(libra(x), model(x)) and libra.embed(x) == {}
     torch.testing.assert_close(copy.deepcopy(libra).double()(x.double()), model.double()(x.double()))
+
+
+def test_what_only_the_model_has_is_said_to_be_missing() -> None:
+    libra = fxgrad.convert(torch.nn.Linear(2, 3).eval(), (torch.ones(1, 2),))
+    assert not hasattr(libra, "generate") and getattr(libra, "config", 3) == 3
+    with pytest.raises(
+        fxgrad.FxgradError, match=r"no attribute 'generate': of the model, it has what forward computes"
+    ):
+        libra.generate()
+    with pytest.raises(AttributeError):
+        libra.generate()

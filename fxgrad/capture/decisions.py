@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from fxgrad.capture import packed
+from fxgrad.capture.numbers import is_whole, with_numbers
 from fxgrad.errors import CaptureError
 from fxgrad.graph.decided import MARK
 from fxgrad.graph.places import of_library, short
@@ -87,10 +87,11 @@ class Decisions(TorchFunctionMode):
             values, mask = torch.broadcast_tensors(*args, *kwargs.values())  # type: ignore[no-untyped-call]
             return values[self.nonzero(mask).unbind(1)]
         if func in (Tensor.__getitem__, Tensor.__setitem__):
-            args = (args[0], self.index(args[1]), *args[2:])
-        elif func in _SIZED:
-            args, kwargs = self.integers(tuple(args)), self.integers(kwargs)
-        elif func in (torch.repeat_interleave, Tensor.repeat_interleave) and "output_size" not in kwargs:
+            return func(args[0], self.index(args[1]), *args[2:])
+        args, kwargs = with_numbers(func, args, kwargs, self.integer)
+        if func is functional.one_hot and (args[1] if len(args) > 1 else kwargs.get("num_classes", -1)) == -1:
+            return func(args[0], self.integer(args[0].max()) + 1)
+        if func in (torch.repeat_interleave, Tensor.repeat_interleave) and "output_size" not in kwargs:
             repeats = args[1] if len(args) > 1 else kwargs.get("repeats")
             if isinstance(repeats, Tensor):
                 kwargs["output_size"] = self.integer(repeats.sum())
@@ -155,10 +156,6 @@ class Decisions(TorchFunctionMode):
         value: int = self.read("__index__", tensor, tensor.__index__)
         return value
 
-    def integers(self, arguments: Any) -> Any:
-        """Arguments of a function that takes sizes: integer tensors of one element become numbers."""
-        return pytree.tree_map(lambda leaf: self.integer(leaf) if _whole(leaf) else leaf, arguments)
-
     def nonzero(self, mask: Tensor) -> Tensor:
         """The indices of elements that are not 0, (n, axes), where n is read from the data."""
         return torch.nonzero_static(mask, size=self.integer(mask.count_nonzero()))
@@ -166,7 +163,7 @@ class Decisions(TorchFunctionMode):
     def index(self, index: Any) -> Any:
         """An index without masks, whose number of elements is read from the data, and with numbers in slices."""
         parts = index if isinstance(index, tuple) else (index,)
-        if not any(_mask(p) or _whole(p) or isinstance(p, slice) for p in parts):
+        if not any(_mask(p) or is_whole(p) or isinstance(p, slice) for p in parts):
             return index
         found: list[Any] = []
         for part in parts:
@@ -176,7 +173,7 @@ class Decisions(TorchFunctionMode):
             elif _mask(part):
                 found += self.nonzero(part).unbind(1)
             else:
-                found.append(self.integer(part) if _whole(part) else part)
+                found.append(self.integer(part) if is_whole(part) else part)
         return tuple(found)
 
 
@@ -199,20 +196,6 @@ _PACKED = {
 }
 _COUNTS = {torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere, torch.where, Tensor.where}
 _TUPLES = {torch.where, Tensor.where}
-_SIZED = {
-    *(torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.linspace, torch.eye, torch.narrow),
-    *(Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full, Tensor.narrow, Tensor.view, Tensor.reshape),
-    *(Tensor.expand, Tensor.repeat, Tensor.split, Tensor.unflatten, torch.split, torch.reshape),
-}
-
-
-def _whole(leaf: Any) -> bool:
-    return (
-        isinstance(leaf, Tensor)
-        and not leaf.dim()
-        and leaf.dtype is not torch.bool
-        and not (leaf.is_floating_point() or leaf.is_complex())
-    )
 
 
 def _mask(leaf: Any) -> bool:

@@ -34,7 +34,7 @@ from fxgrad.capture.shapes import Watch, choices, oblivious, places_of, sizes_in
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.capture.trace import OnRandom, trace
-from fxgrad.capture.tracing import settings
+from fxgrad.capture.tracing import settings, signature_of
 from fxgrad.errors import ArtefactError, CaptureError, InputError, one_line
 from fxgrad.graph.copies import copied, draws
 from fxgrad.graph.nodes import differentiable, placeholders_of
@@ -100,7 +100,7 @@ def capture(
         program = model
     else:
         refuse_bad_model(model)
-        signature = inspect.signature(model.forward)
+        signature = signature_of(model)
         example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
         _refuse_sparse(opened(example))
         own = plainly_called(model, example)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fxgrad.capture.tracing import around
+from fxgrad.capture.tracing import around, signature_of
 from fxgrad.errors import CaptureError
 
 _CONSTANTS = (bool, int, float, str, type(None))
@@ -147,7 +147,7 @@ def plainly_called(model: nn.Module, example: Any) -> nn.Module:
             args, kwargs = pytree.tree_unflatten([_closed(o, g) for o, g in zip(leaves, given)], spec)
         return returned(forward(*args, **kwargs))
 
-    return around(model, run, _explicit(inspect.signature(model.forward), example[1]))
+    return around(model, run, _explicit(signature_of(model), example[1]))
 
 
 def _explicit(signature: inspect.Signature, keywords: Mapping[str, Any]) -> inspect.Signature:

@@ -5,7 +5,6 @@ Attempts go from the most general program to the most special one; the first tha
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -23,7 +22,7 @@ from fxgrad.capture.higher_order import AsWithoutGrad
 from fxgrad.capture.program import Arguments
 from fxgrad.capture.quantised import quantising, readable
 from fxgrad.capture.shapes import Watch, choices, first_that_exports, without
-from fxgrad.capture.tracing import LastStates, OwnGradMode, StoppedError, settings, under
+from fxgrad.capture.tracing import LastStates, OwnGradMode, StoppedError, settings, signature_of, staying, under
 from fxgrad.errors import CaptureError, first_line, one_line
 from fxgrad.graph.places import raised_at
 
@@ -127,7 +126,7 @@ def _exported(
     model: nn.Module, example: Arguments, dynamic_shapes: Any, modes: Sequence[TorchFunctionMode]
 ) -> ExportedProgram:
     args, kwargs = example
-    with settings(), readable(model, args, kwargs), torch.enable_grad():
+    with settings(), readable(model, args, kwargs), staying(model), torch.enable_grad():
         traced = under(model, LastStates(), OwnGradMode(), AsWithoutGrad(), *modes)
         return without_guards(torch.export.export(traced, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes))
 
@@ -155,7 +154,7 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
         def run(values: list[Any]) -> None:
             outputs_of(model, pytree.tree_unflatten(values, spec))
 
-        names = input_names(inspect.signature(model.forward), example)
+        names = input_names(signature_of(model), example)
         refuse_other_dtype(list(zip(names, leaves)), [*model.parameters(), *model.buffers()], run, own)
         shapes = ", ".join(
             str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__

@@ -56,7 +56,7 @@ class Decisions(TorchFunctionMode):
         super().__init__()
         self.reads, self.draws = reads, draws
         self.readings: list[Reading] = []
-        self.known = None if known is None else iter(known)
+        self.known = None if known is None else list(known)
 
     def __torch_function__(
         self, func: Any, classes: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -104,14 +104,25 @@ class Decisions(TorchFunctionMode):
             value = function()
             self.readings.append(Reading(name, value, line))
             return value
-        reading = next(self.known, None)
-        if reading is None or reading.name != name:
+        reading = self.next(name, line)
+        if reading is None:
             raise CaptureError(
                 f"the model reads its data at {line} while it is traced, but not where it runs. Code that asks whether "
                 "it is being compiled or exported does that; make forward the same in both."
             )
         torch._assert_async(_agrees(tensor.detach(), reading.value), MARK + _message(reading))
         return reading.value
+
+    def next(self, name: str, line: str) -> Reading | None:
+        """The next known reading of this name, at this line if there is one; those before it are left out.
+
+        torch.export traces some of Python's decisions as ops: the larger one of a tensor and a number, say.
+        """
+        assert self.known is not None
+        here = (at for at, reading in enumerate(self.known) if (reading.name, reading.line) == (name, line))
+        at = next(here, 0)
+        self.known = self.known[at:]
+        return self.known.pop(0) if self.known and self.known[0].name == name else None
 
     def listed(self, tensor: Tensor) -> Any:
         """A tensor as nested lists, number by number, as a traced tensor gives it."""
@@ -137,8 +148,8 @@ class Decisions(TorchFunctionMode):
         if self.known is None:
             self.readings.append(Reading(name, function().detach(), _line()))
             return cast(Tensor, self.readings[-1].value).clone()
-        reading = next(self.known, None)
-        if reading is None or reading.name != name:
+        reading = self.next(name, _line())
+        if reading is None:
             raise CaptureError(
                 f"the model draws random numbers at {_line()} while it is traced, but not where it runs. Make forward "
                 "the same in both."

@@ -25,7 +25,7 @@ from fxgrad.capture.alone import for_one
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of, no_attributed_input
 from fxgrad.capture.checks import NotSupportedError
 from fxgrad.capture.decisions import Reading
-from fxgrad.capture.higher_order import open_programs
+from fxgrad.capture.higher_order import close_programs, open_programs
 from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spared, with_tensors
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
@@ -244,6 +244,7 @@ def captured_from(
             "function of its inputs. Disable caches and running statistics."
         )
     graph = copied(program.graph)
+    close_programs(graph, program.graph_module)
     placeholders = {node.name: node for node in placeholders_of(graph)}
     tidy(graph)
     names = input_names(signature, opened(example))

@@ -106,10 +106,12 @@ def capture(
         own = plainly_called(model, example)
         shapes = explicit_shapes(signature, dynamic_shapes)
         program, drawn = trace(own, opened(example), shapes, on_random, watch)
-        without_gradients(program.state_dict)
-        if not through_no_grad:
-            detach_without_grad(program.graph)
-    functional = _decomposed(program, table.covers if table else lambda op: True)
+    whole = table.covers if table else lambda op: True
+    functional = _decomposed(program, through_no_grad or own is None, whole)
+    if isinstance(model, nn.Module) and functional.graph_signature.user_inputs_to_mutate:
+        own, watch = plainly_called(model, example, on_copies=True), Watch(fixed)
+        program, drawn = trace(own, opened(example), shapes, on_random, watch)
+        functional = _decomposed(program, through_no_grad, whole)
     captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
     _refuse_draws(captured.graph, on_random)
     captured = replace(_with_sizes(captured, functional, watch), draws=drawn)
@@ -160,8 +162,11 @@ def _refuse_draws(graph: fx.Graph, on_random: OnRandom) -> None:
         )
 
 
-def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool]) -> ExportedProgram:
+def _decomposed(program: ExportedProgram, through_no_grad: bool, whole: Callable[[Any], bool]) -> ExportedProgram:
     """The program in functional ATen ops; composite ops are decomposed unless `whole` keeps them."""
+    without_gradients(program.state_dict)
+    if not through_no_grad:
+        detach_without_grad(program.graph)
     pieces: dict[Any, Callable[..., Any]] = {}
     functional: ExportedProgram | None = None
     try:
@@ -241,7 +246,7 @@ def captured_from(
     if mutated:
         raise CaptureError(
             f"the model writes to its own state or inputs while it runs ({', '.join(map(str, mutated))}): it is not a "
-            "function of its inputs. Disable caches and running statistics."
+            "function of its inputs. Disable caches and running statistics; of an input, write to a clone."
         )
     graph = copied(program.graph)
     close_programs(graph, program.graph_module)

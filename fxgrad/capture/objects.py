@@ -117,12 +117,13 @@ def _tensors(value: Any) -> list[Any]:
     return [part for part in parts_of(value).values() if isinstance(part, Tensor)]
 
 
-def plainly_called(model: nn.Module, example: Any) -> nn.Module:
+def plainly_called(model: nn.Module, example: Any, on_copies: bool = False) -> nn.Module:
     """A module that shares all with the model, takes what `opened` makes of inputs, and returns what `returned` does.
 
     Args:
         model: any; not changed.
         example: (args, kwargs), with objects whose copies the model gets.
+        on_copies: whether it gets copies of all tensors, too, for it writes to them.
 
     Example:
         >>> class Lookup:
@@ -142,6 +143,8 @@ def plainly_called(model: nn.Module, example: Any) -> nn.Module:
     objects = any(_is_object(leaf) for leaf in leaves)
 
     def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if on_copies:
+            args, kwargs = with_tensors((args, kwargs), Tensor.clone)
         if objects:
             given = spec.flatten_up_to((args, kwargs))
             args, kwargs = pytree.tree_unflatten([_closed(o, g) for o, g in zip(leaves, given)], spec)

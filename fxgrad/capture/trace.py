@@ -5,7 +5,7 @@ Attempts go from the most general program to the most special one; the first tha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,16 @@ from fxgrad.capture.higher_order import AsWithoutGrad
 from fxgrad.capture.program import Arguments
 from fxgrad.capture.quantised import quantising, readable
 from fxgrad.capture.shapes import Watch, choices, first_that_exports, without
-from fxgrad.capture.tracing import LastStates, OwnGradMode, StoppedError, settings, signature_of, staying, under
+from fxgrad.capture.tracing import (
+    LastStates,
+    OwnGradMode,
+    StoppedError,
+    outcome,
+    settings,
+    signature_of,
+    staying,
+    under,
+)
 from fxgrad.errors import CaptureError, first_line, one_line
 from fxgrad.graph.places import raised_at
 
@@ -99,21 +108,26 @@ def outputs_of(model: nn.Module, example: Arguments, draws: Sequence[Reading] = 
     """
     args, kwargs = example
     with settings(), torch.no_grad():
-        if not draws:
-            return model(*args, **kwargs)
-        with Decisions(draws, reads=False, draws=True):
-            return model(*args, **kwargs)
+        return outcome(_within(Decisions(draws, reads=False, draws=True), model) if draws else model, args, kwargs)
 
 
 def _recorded(model: nn.Module, example: Arguments, recorder: Decisions) -> list[Reading]:
     """What the model reads and draws; nothing if it fails on the example, which the diagnosis then says."""
     args, kwargs = example
     try:
-        with settings(), torch.no_grad(), recorder:
-            model(*args, **kwargs)
+        with settings(), torch.no_grad():
+            outcome(_within(recorder, model), args, kwargs)
     except Exception:
         return []
     return recorder.readings
+
+
+def _within(mode: Decisions, model: nn.Module) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with mode:
+            return model(*args, **kwargs)
+
+    return run
 
 
 def _same(first: Sequence[Reading], second: Sequence[Reading]) -> bool:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
 from fxgrad.errors import CaptureError, one_line
 from fxgrad.graph.places import called_from
@@ -165,6 +166,29 @@ def signature_of(model: nn.Module) -> inspect.Signature:
     own = inspect.signature(types.MethodType(type(model).__call__, model))
     passed_on = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in own.parameters.values())
     return forward if passed_on else own
+
+
+def outcome(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a model returns; tensors among the inputs that it writes to get back what they held.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> outcome(torch.Tensor.zero_, (x,), {}), x
+        (tensor([0., 0.]), tensor([1., 1.]))
+    """
+    inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    before = [tensor.detach().clone() for tensor in inputs]
+    outputs = model(*args, **kwargs)
+    written = [(now, was) for now, was in zip(inputs, before) if not _same(now, was)]
+    if written:
+        outputs = pytree.tree_map_only(Tensor, Tensor.clone, outputs)  # an input may be among them
+    for now, was in written:
+        now.detach().copy_(was)
+    return outputs
+
+
+def _same(now: Tensor, was: Tensor) -> bool:
+    return now.is_meta or bool(((now == was) | (now != now) & (was != was)).all())
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from fxgrad.capture.higher_order import Closed
 from fxgrad.classify.decision import Classified
 from fxgrad.graph.nodes import differentiable
 from fxgrad.ops.backward import Rewriting, replace_call
+from fxgrad.ops.pieces import piece
 from fxgrad.ops.refused import refuse
 from fxgrad.ops.weights import weighted
 
@@ -80,4 +81,5 @@ def _refuse(graph: fx.Graph, classified: Classified, done: Rewriting) -> None:
 def _records(node: fx.Node, names: set[str]) -> bool:
     """Whether autograd would record a node, given the names of those that it recorded."""
     recorded = any(operand.name in names for operand in node.all_input_nodes)
-    return recorded and node.op == "call_function" and differentiable(node) and not isinstance(node.target, Closed)
+    own = node.target is piece or isinstance(node.target, Closed)  # these see to it themselves
+    return recorded and node.op == "call_function" and differentiable(node) and not own

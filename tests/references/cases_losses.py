@@ -57,5 +57,5 @@ LOSSES = [
          lambda x, y: F.binary_cross_entropy(x.sigmoid(), y.sigmoid(), reduction="sum"),
          lambda x, y: entropy(x, y).sum(), 2, loose=32),
     case("soft_margin_loss", "soft_margin_loss", "n 3", lambda x: F.soft_margin_loss(x, WEIGHTS.to(x).expand(x.shape)),
-         lambda x: softplus(-WEIGHTS.to(x) * x).mean(), loose=16),
+         lambda x: softplus(-WEIGHTS.to(x) * x).mean(), 20, loose=16),
 ]  # fmt: skip

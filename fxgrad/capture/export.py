@@ -25,6 +25,7 @@ from fxgrad.capture.alone import for_one
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of, no_attributed_input
 from fxgrad.capture.checks import NotSupportedError
 from fxgrad.capture.decisions import Reading
+from fxgrad.capture.functional import composite, make_functional
 from fxgrad.capture.higher_order import close_programs, open_programs
 from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spared, with_tensors
 from fxgrad.capture.pieces import take_apart
@@ -37,7 +38,7 @@ from fxgrad.capture.trace import OnRandom, trace
 from fxgrad.capture.tracing import settings, signature_of
 from fxgrad.errors import ArtefactError, CaptureError, InputError, one_line
 from fxgrad.graph.copies import copied, draws
-from fxgrad.graph.nodes import differentiable, placeholders_of
+from fxgrad.graph.nodes import placeholders_of
 from fxgrad.graph.places import place_of
 from fxgrad.pt2.archive import read
 from fxgrad.table.loading import RuleTable, load
@@ -107,11 +108,11 @@ def capture(
         shapes = explicit_shapes(signature, dynamic_shapes)
         program, drawn = trace(own, opened(example), shapes, on_random, watch)
     whole = table.covers if table else lambda op: True
-    functional = _decomposed(program, through_no_grad or own is None, whole)
+    functional = _decomposed(program, whole, own is not None, through_no_grad)
     if isinstance(model, nn.Module) and functional.graph_signature.user_inputs_to_mutate:
         own, watch = plainly_called(model, example, on_copies=True), Watch(fixed)
         program, drawn = trace(own, opened(example), shapes, on_random, watch)
-        functional = _decomposed(program, through_no_grad, whole)
+        functional = _decomposed(program, whole, True, through_no_grad)
     captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
     _refuse_draws(captured.graph, on_random)
     captured = replace(_with_sizes(captured, functional, watch), draws=drawn)
@@ -162,17 +163,27 @@ def _refuse_draws(graph: fx.Graph, on_random: OnRandom) -> None:
         )
 
 
-def _decomposed(program: ExportedProgram, through_no_grad: bool, whole: Callable[[Any], bool]) -> ExportedProgram:
-    """The program in functional ATen ops; composite ops are decomposed unless `whole` keeps them."""
-    without_gradients(program.state_dict)
-    if not through_no_grad:
-        detach_without_grad(program.graph)
+def _decomposed(
+    program: ExportedProgram, whole: Callable[[Any], bool], fresh: bool, through_no_grad: bool
+) -> ExportedProgram:
+    """The program in functional ATen ops; composite ops are decomposed unless `whole` keeps them.
+
+    Args:
+        program: changed in place if it is `fresh`.
+        through_no_grad: whether a fresh program keeps what it computes under `torch.no_grad()`.
+    """
+    if fresh:
+        without_gradients(program.state_dict)
+        if not through_no_grad:
+            detach_without_grad(program.graph)
+        if make_functional(program, whole):
+            return program
     pieces: dict[Any, Callable[..., Any]] = {}
     functional: ExportedProgram | None = None
     try:
         with settings(), oblivious(), torch.no_grad():
             while True:
-                found = {n.target for n in (functional or program).graph.nodes if _composite(n) and not whole(n.target)}
+                found = {n.target for n in (functional or program).graph.nodes if composite(n) and not whole(n.target)}
                 if functional and found <= set(pieces):
                     return functional
                 pieces |= {op: _composite_kernel(op) for op in found}
@@ -184,15 +195,6 @@ def _decomposed(program: ExportedProgram, through_no_grad: bool, whole: Callable
                     )  # a component has a side effect, such as a factorization's check
     except Exception as error:
         raise CaptureError(f"torch.export cannot decompose the program: {one_line(error)}") from error
-
-
-def _composite(node: fx.Node) -> bool:
-    """Whether the node's op is differentiable and composed of other ops, so that it has their gradient."""
-    return (
-        isinstance(node.target, torch._ops.OpOverload)
-        and differentiable(node)
-        and node.target.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd)
-    )
 
 
 def _composite_kernel(op: Any) -> Callable[..., Any]:

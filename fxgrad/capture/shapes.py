@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured
 from fxgrad.capture.checks import Check, NotSupportedError, text_of
-from fxgrad.capture.tracing import signature_of
+from fxgrad.capture.tracing import signature_of, unwrapped
 from fxgrad.errors import one_line
 from fxgrad.graph.nodes import placeholders_of
 from fxgrad.graph.places import called_from, line_of, of_library, place_of
@@ -113,7 +113,7 @@ def first_that_exports(
             if hopeless(error):
                 raise
             # With fewer free sizes it may work, and else the last error says why.
-            watch.refused = watch.refused or f"torch.export, which cannot leave it free ({one_line(error)})"
+            watch.refused = watch.refused or f"torch.export, which cannot leave it free ({one_line(unwrapped(error))})"
     return export(options[-1])
 
 

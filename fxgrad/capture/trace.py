@@ -25,12 +25,12 @@ from fxgrad.capture.shapes import Watch, choices, first_that_exports, without
 from fxgrad.capture.tracing import (
     LastStates,
     OwnGradMode,
-    StoppedError,
     outcome,
     settings,
     signature_of,
     staying,
     under,
+    unwrapped,
 )
 from fxgrad.errors import CaptureError, first_line, one_line
 from fxgrad.graph.places import raised_at
@@ -175,8 +175,7 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
             for leaf in pytree.tree_leaves(example)
         )
         return f"the model itself fails on the example inputs ({shapes}): {one_line(own)}"
-    if isinstance(error, StoppedError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
+    error = unwrapped(error)
     if isinstance(error, CaptureError):
         return str(error)
     line = raised_at(error)
@@ -191,5 +190,4 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
 
 def _about_data(error: Exception) -> bool:
     """Whether an export failed because the model's code needs the value of a tensor."""
-    cause = error.__cause__ if isinstance(error, StoppedError) else error
-    return "data-dependent" in str(error).lower() or "DataDependent" in type(cause).__name__
+    return "data-dependent" in str(error).lower() or "DataDependent" in type(unwrapped(error)).__name__

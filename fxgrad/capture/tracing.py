@@ -77,6 +77,16 @@ class StoppedError(Exception):
             super().__setattr__(name, value)
 
 
+def unwrapped(error: Exception) -> Exception:
+    """The failure itself, of an error that may be a `StoppedError`.
+
+    Example:
+        >>> unwrapped(ValueError("no"))
+        ValueError('no')
+    """
+    return error.__cause__ if isinstance(error, StoppedError) and isinstance(error.__cause__, Exception) else error
+
+
 def under(model: nn.Module, *modes: TorchFunctionMode) -> nn.Module:
     """A module that shares all with the model, but runs its forward under these modes, above those of the tracer.
 

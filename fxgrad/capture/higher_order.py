@@ -27,6 +27,7 @@ from fxgrad.graph.places import place_of
 
 _DENSE = torch._C.DispatchKey.CompositeExplicitAutograd
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 aten = torch.ops.aten
 
 
@@ -34,7 +35,8 @@ class AsWithoutGrad(TorchFunctionMode):
     """Answer, where a traced model asks whether a result requires a gradient, as it does under `torch.no_grad()`.
 
     The trace runs with gradients on, but what is captured is the forward without: some ops, such as flex_attention on a
-    CPU, refuse to run if their operands require gradients, and the model would turn to other code.
+    CPU, refuse to run if their operands require gradients, and the model would turn to other code. What a model takes
+    by `.data`, which the tracer loses, it gets by `.detach()`: the same memory, and no gradient either.
     """
 
     def __torch_function__(
@@ -42,6 +44,8 @@ class AsWithoutGrad(TorchFunctionMode):
     ) -> Any:
         if func == _REQUIRES_GRAD and not args[0].is_leaf:
             return False
+        if func == _DATA:
+            return args[0].detach()
         return func(*args, **(kwargs or {}))
 
 

@@ -190,8 +190,10 @@ class Core(nn.Module):
         """What a part of the program returns; an error of an op names the op and its place."""
         if torch.compiler.is_compiling():
             return runner(*self.state, *entries)
+        # As a function: a failed call of a GraphModule prints its code to stderr.
+        function = runner.forward if isinstance(runner, fx.GraphModule) else runner
         try:
-            return runner(*self.state, *entries)
+            return function(*self.state, *entries)
         except (FxgradError, torch.OutOfMemoryError):
             raise
         except Exception as error:

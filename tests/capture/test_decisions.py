@@ -297,3 +297,17 @@ def test_a_part_that_changes_while_the_model_runs_is_refused():
         CaptureError, match=r"its own Linear from torch\.float64.*to torch\.float32.*convert the changed"
     ):
         fxgrad.convert(model, (torch.randn(2, 4).double(),))
+
+
+def test_the_message_is_the_same_whatever_runs_the_program():
+    class Positive(_Base):
+        def forward(self, x):
+            return self.linear(x) if x.sum() > 0 else self.linear(x).tanh()
+
+    libra = fxgrad.convert(Positive().eval(), (torch.ones(2, 4),))
+    texts = set()
+    for call in (lambda: libra(-torch.ones(2, 4)), lambda: fxgrad.check(libra, (-torch.ones(2, 4),))):
+        with pytest.raises(InputError, match="reads its data") as caught:
+            call()
+        texts.add(str(caught.value))
+    assert len(texts) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -188,3 +189,14 @@ def test_parts_named_as_a_converted_modules_own() -> None:
     model.load_state_dict(other.state_dict())
     assert torch.equal(libra(x), model(x)) and libra.embed(x) == {}
     torch.testing.assert_close(copy.deepcopy(libra).double()(x.double()), model.double()(x.double()))
+
+
+def test_a_failing_program_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """fx would print the code that failed, where this is an operator of Python's."""
+    libra = fxgrad.convert(nn.GELU().eval(), (torch.ones(2, 3),))
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(operator.getitem, (graph.placeholder("x"), 5)))
+    program = torch.fx.GraphModule(nn.Module(), graph)
+    with pytest.raises(fxgrad.InputError, match="fails on these inputs"):
+        libra.called(program, [torch.ones(2, 3)])
+    assert capfd.readouterr().err == ""

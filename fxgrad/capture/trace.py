@@ -185,7 +185,13 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
             f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by "
             f"torch.where, or move it out of forward. torch.export says: {first_line(error)}"
         )
-    return f"torch.export cannot trace the model{where}: {quantising(error) or one_line(error)}"
+    if said := quantising(error):
+        return f"torch.export cannot trace the model{where}: {said}"
+    said = one_line(error).rstrip(". ")
+    return (
+        f"torch.export cannot trace the model{where}: {said}. Write {'this' if line else 'that'} in other tensor "
+        "operations, or convert a submodule that does without it."
+    )
 
 
 def _about_data(error: Exception) -> bool:

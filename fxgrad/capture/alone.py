@@ -19,6 +19,7 @@ from fxgrad.capture.captured import Captured
 from fxgrad.capture.checks import Check
 from fxgrad.capture.program import Arguments
 from fxgrad.capture.tracing import settings
+from fxgrad.graph.replay import Interpreter
 
 MOST = 65
 """Below this, a check that refuses 1 is tried for other sizes that it refuses."""
@@ -98,8 +99,8 @@ def _run(captured: Captured, leaves: list[Any]) -> list[Any]:
     tensors = {**captured.buffers, **captured.parameters}
     values = [*(tensors[path] for path in captured.state), *leaves]
     if captured.lookup is not None:
-        values += fx.Interpreter(fx.GraphModule(nn.Module(), captured.lookup)).run(*values)
-    return list(fx.Interpreter(fx.GraphModule(nn.Module(), captured.graph)).run(*values))
+        values += Interpreter(fx.GraphModule(nn.Module(), captured.lookup)).run(*values)
+    return list(Interpreter(fx.GraphModule(nn.Module(), captured.graph)).run(*values))
 
 
 def _alike(found: list[Any], wanted: list[Any]) -> bool:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from fxgrad.capture import packed
+from fxgrad.capture.numbers import is_whole, with_numbers
 from fxgrad.errors import CaptureError
 from fxgrad.graph.decided import MARK
 from fxgrad.graph.places import of_library, short
@@ -56,7 +56,7 @@ class Decisions(TorchFunctionMode):
         super().__init__()
         self.reads, self.draws = reads, draws
         self.readings: list[Reading] = []
-        self.known = None if known is None else iter(known)
+        self.known = None if known is None else list(known)
 
     def __torch_function__(
         self, func: Any, classes: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -87,10 +87,11 @@ class Decisions(TorchFunctionMode):
             values, mask = torch.broadcast_tensors(*args, *kwargs.values())  # type: ignore[no-untyped-call]
             return values[self.nonzero(mask).unbind(1)]
         if func in (Tensor.__getitem__, Tensor.__setitem__):
-            args = (args[0], self.index(args[1]), *args[2:])
-        elif func in _SIZED:
-            args, kwargs = self.integers(tuple(args)), self.integers(kwargs)
-        elif func in (torch.repeat_interleave, Tensor.repeat_interleave) and "output_size" not in kwargs:
+            return func(args[0], self.index(args[1]), *args[2:])
+        args, kwargs = with_numbers(func, args, kwargs, self.integer)
+        if func is functional.one_hot and (args[1] if len(args) > 1 else kwargs.get("num_classes", -1)) == -1:
+            return func(args[0], self.integer(args[0].max()) + 1)
+        if func in (torch.repeat_interleave, Tensor.repeat_interleave) and "output_size" not in kwargs:
             repeats = args[1] if len(args) > 1 else kwargs.get("repeats")
             if isinstance(repeats, Tensor):
                 kwargs["output_size"] = self.integer(repeats.sum())
@@ -103,14 +104,25 @@ class Decisions(TorchFunctionMode):
             value = function()
             self.readings.append(Reading(name, value, line))
             return value
-        reading = next(self.known, None)
-        if reading is None or reading.name != name:
+        reading = self.next(name, line)
+        if reading is None:
             raise CaptureError(
                 f"the model reads its data at {line} while it is traced, but not where it runs. Code that asks whether "
                 "it is being compiled or exported does that; make forward the same in both."
             )
         torch._assert_async(_agrees(tensor.detach(), reading.value), MARK + _message(reading))
         return reading.value
+
+    def next(self, name: str, line: str) -> Reading | None:
+        """The next known reading of this name, at this line if there is one; those before it are left out.
+
+        torch.export traces some of Python's decisions as ops: the larger one of a tensor and a number, say.
+        """
+        assert self.known is not None
+        here = (at for at, reading in enumerate(self.known) if (reading.name, reading.line) == (name, line))
+        at = next(here, 0)
+        self.known = self.known[at:]
+        return self.known.pop(0) if self.known and self.known[0].name == name else None
 
     def listed(self, tensor: Tensor) -> Any:
         """A tensor as nested lists, number by number, as a traced tensor gives it."""
@@ -136,8 +148,8 @@ class Decisions(TorchFunctionMode):
         if self.known is None:
             self.readings.append(Reading(name, function().detach(), _line()))
             return cast(Tensor, self.readings[-1].value).clone()
-        reading = next(self.known, None)
-        if reading is None or reading.name != name:
+        reading = self.next(name, _line())
+        if reading is None:
             raise CaptureError(
                 f"the model draws random numbers at {_line()} while it is traced, but not where it runs. Make forward "
                 "the same in both."
@@ -155,10 +167,6 @@ class Decisions(TorchFunctionMode):
         value: int = self.read("__index__", tensor, tensor.__index__)
         return value
 
-    def integers(self, arguments: Any) -> Any:
-        """Arguments of a function that takes sizes: integer tensors of one element become numbers."""
-        return pytree.tree_map(lambda leaf: self.integer(leaf) if _whole(leaf) else leaf, arguments)
-
     def nonzero(self, mask: Tensor) -> Tensor:
         """The indices of elements that are not 0, (n, axes), where n is read from the data."""
         return torch.nonzero_static(mask, size=self.integer(mask.count_nonzero()))
@@ -166,7 +174,7 @@ class Decisions(TorchFunctionMode):
     def index(self, index: Any) -> Any:
         """An index without masks, whose number of elements is read from the data, and with numbers in slices."""
         parts = index if isinstance(index, tuple) else (index,)
-        if not any(_mask(p) or _whole(p) or isinstance(p, slice) for p in parts):
+        if not any(_mask(p) or is_whole(p) or isinstance(p, slice) for p in parts):
             return index
         found: list[Any] = []
         for part in parts:
@@ -176,7 +184,7 @@ class Decisions(TorchFunctionMode):
             elif _mask(part):
                 found += self.nonzero(part).unbind(1)
             else:
-                found.append(self.integer(part) if _whole(part) else part)
+                found.append(self.integer(part) if is_whole(part) else part)
         return tuple(found)
 
 
@@ -199,22 +207,6 @@ _PACKED = {
 }
 _COUNTS = {torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere}
 _TUPLES = {torch.where, Tensor.where}
-_SIZED = {
-    *(torch.zeros, torch.ones, torch.empty, torch.full, torch.arange, torch.linspace, torch.eye, torch.narrow),
-    *(Tensor.new_zeros, Tensor.new_ones, Tensor.new_empty, Tensor.new_full, Tensor.narrow, Tensor.view, Tensor.reshape),
-    *(Tensor.expand, Tensor.repeat, Tensor.split, Tensor.unflatten, torch.split, torch.reshape),
-    *(Tensor.chunk, torch.chunk, Tensor.roll, torch.roll, torch.unflatten, functional.pad, functional.interpolate),
-    *(functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_max_pool2d),
-}
-
-
-def _whole(leaf: Any) -> bool:
-    return (
-        isinstance(leaf, Tensor)
-        and not leaf.dim()
-        and leaf.dtype is not torch.bool
-        and not (leaf.is_floating_point() or leaf.is_complex())
-    )
 
 
 def _mask(leaf: Any) -> bool:

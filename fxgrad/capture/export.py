@@ -26,7 +26,7 @@ from fxgrad.capture.captured import Captured, Input, canonical, input_names, inp
 from fxgrad.capture.checks import NotSupportedError
 from fxgrad.capture.decisions import Reading
 from fxgrad.capture.functional import composite, make_functional
-from fxgrad.capture.higher_order import open_programs
+from fxgrad.capture.higher_order import close_programs, open_programs
 from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spared, with_tensors
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
@@ -35,7 +35,7 @@ from fxgrad.capture.shapes import choices, oblivious, places_of, sizes_in, witho
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.capture.trace import OnRandom, trace
-from fxgrad.capture.tracing import settings
+from fxgrad.capture.tracing import settings, signature_of
 from fxgrad.capture.watch import Watch
 from fxgrad.errors import ArtefactError, CaptureError, InputError, one_line
 from fxgrad.graph.copies import copied, draws
@@ -102,18 +102,19 @@ def capture(
         program = model
     else:
         refuse_bad_model(model)
-        signature = inspect.signature(model.forward)
+        signature = signature_of(model)
         example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
         _refuse_sparse(opened(example))
         own = plainly_called(model, example)
         shapes = explicit_shapes(signature, dynamic_shapes)
         program, drawn = trace(own, opened(example), shapes, on_random, watch)
-        without_gradients(program.state_dict)
-        if not through_no_grad:
-            detach_without_grad(program.graph)
     casting = _autocast([*program.state_dict.values(), *program.constants.values(), *pytree.tree_leaves(example)])
-    # The casts of autocast are no ops of a fresh program: a second trace makes them.
-    functional = _decomposed(program, table.covers if table else lambda op: True, fresh=own is not None and not casting)
+    whole = table.covers if table else lambda op: True
+    functional = _decomposed(program, whole, own is not None, through_no_grad, bool(casting))
+    if isinstance(model, nn.Module) and functional.graph_signature.user_inputs_to_mutate:
+        own, watch = plainly_called(model, example, on_copies=True), Watch(fixed)
+        program, drawn = trace(own, opened(example), shapes, on_random, watch)
+        functional = _decomposed(program, whole, True, through_no_grad, bool(casting))
     captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
     _refuse_draws(captured.graph, on_random)
     captured = replace(_with_sizes(captured, functional, watch), draws=drawn, autocast=casting)
@@ -170,14 +171,23 @@ def _refuse_draws(graph: fx.Graph, on_random: OnRandom) -> None:
         )
 
 
-def _decomposed(program: ExportedProgram, whole: Callable[[Any], bool], fresh: bool) -> ExportedProgram:
+def _decomposed(
+    program: ExportedProgram, whole: Callable[[Any], bool], fresh: bool, through_no_grad: bool, casting: bool
+) -> ExportedProgram:
     """The program in functional ATen ops; composite ops are decomposed unless `whole` keeps them.
 
     Args:
         program: changed in place if it is `fresh`.
+        through_no_grad: whether a fresh program keeps what it computes under `torch.no_grad()`.
+        casting: whether it runs under autocast.
     """
-    if fresh and make_functional(program, whole):
-        return program
+    if fresh:
+        without_gradients(program.state_dict)
+        if not through_no_grad:
+            detach_without_grad(program.graph)
+        # The casts of autocast are no ops of a fresh program: a second trace makes them.
+        if not casting and make_functional(program, whole):
+            return program
     pieces: dict[Any, Callable[..., Any]] = {}
     functional: ExportedProgram | None = None
     try:
@@ -248,9 +258,10 @@ def captured_from(
     if mutated:
         raise CaptureError(
             f"the model writes to its own state or inputs while it runs ({', '.join(map(str, mutated))}): it is not a "
-            "function of its inputs. Disable caches and running statistics."
+            "function of its inputs. Disable caches and running statistics; of an input, write to a clone."
         )
     graph = copied(program.graph)
+    close_programs(graph, program.graph_module)
     placeholders = {node.name: node for node in placeholders_of(graph)}
     tidy(graph)
     names = input_names(signature, opened(example))

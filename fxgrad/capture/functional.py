@@ -183,15 +183,20 @@ def _without_writing(op: Any, whole: Callable[[Any], bool]) -> Any:
     """The overload that returns what this one writes; None if there is none."""
     name = op._schema.name.removeprefix("aten::")
     packet = getattr(aten, name[:-1], None) if name.endswith("_") and not name.endswith("__") else None
-    found = getattr(packet, op._overloadname, None) if packet is not None else None
-    if found is None or [a.name for a in found._schema.arguments] != [a.name for a in op._schema.arguments]:
+    overloads = [getattr(packet, overload) for overload in packet.overloads()] if packet is not None else []
+    found = next((other for other in overloads if _takes(other) == _takes(op)), None)  # pow_.Scalar: pow.Tensor_Scalar
+    if found is None:
         return None
     return found if whole(found) or not found.has_kernel_for_dispatch_key(_COMPOSITE) else None
 
 
+def _takes(op: Any) -> list[tuple[str, str]]:
+    return [(argument.name, str(argument.type)) for argument in op._schema.arguments]
+
+
 def _fits(node: fx.Node) -> bool:
     """Whether the op without writing has a result of the same dtype."""
-    own, *others = (n.meta.get("val") for n in node.all_input_nodes)
+    own, *others = (n.meta["val"] for n in node.all_input_nodes)
     return all(torch.promote_types(own.dtype, v.dtype) == own.dtype for v in others if isinstance(v, Tensor))
 
 

@@ -2,7 +2,8 @@
 
 An op of higher order has an eager kernel, a Python function that calls the parts it was given. Traced once more, this
 function leaves the plain ops that eager PyTorch would run, so the values are the same bit for bit. A kernel that
-decides by data (cond, while_loop) cannot be traced unless what it looks at is a constant: that is control flow.
+decides by data (cond, while_loop) cannot be traced unless what it looks at is a constant: that is control flow. It
+stays one op, which runs, and has no gradient.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
@@ -22,9 +23,11 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.overrides import TorchFunctionMode
 
 from fxgrad.graph.nodes import placeholders_of
+from fxgrad.graph.places import place_of
 
 _DENSE = torch._C.DispatchKey.CompositeExplicitAutograd
 _REQUIRES_GRAD = Tensor.requires_grad.__get__  # type: ignore[attr-defined]
+_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 aten = torch.ops.aten
 
 
@@ -32,7 +35,8 @@ class AsWithoutGrad(TorchFunctionMode):
     """Answer, where a traced model asks whether a result requires a gradient, as it does under `torch.no_grad()`.
 
     The trace runs with gradients on, but what is captured is the forward without: some ops, such as flex_attention on a
-    CPU, refuse to run if their operands require gradients, and the model would turn to other code.
+    CPU, refuse to run if their operands require gradients, and the model would turn to other code. What a model takes
+    by `.data`, which the tracer loses, it gets by `.detach()`: the same memory, and no gradient either.
     """
 
     def __torch_function__(
@@ -40,6 +44,8 @@ class AsWithoutGrad(TorchFunctionMode):
     ) -> Any:
         if func == _REQUIRES_GRAD and not args[0].is_leaf:
             return False
+        if func == _DATA:
+            return args[0].detach()
         return func(*args, **(kwargs or {}))
 
 
@@ -79,6 +85,59 @@ def open_programs(program: ExportedProgram) -> bool:
             module.graph.erase_node(node)
     module.recompile()
     return opened
+
+
+class Closed:
+    """A call of a higher-order op that stays closed, with its parts. It runs as in eager PyTorch, and records nothing.
+
+    Args:
+        op: the op.
+        parts: position among its arguments -> a program that it calls.
+
+    Example:
+        >>> yes, no = (fx.symbolic_trace(lambda x: (x + 1,)), fx.symbolic_trace(lambda x: (x - 1,)))
+        >>> Closed(torch.ops.higher_order.cond, {1: yes, 2: no})(torch.tensor(False), (torch.zeros(1),))
+        (tensor([-1.]),)
+    """
+
+    def __init__(self, op: Any, parts: Mapping[int, Any]) -> None:
+        self.op, self.parts = op, dict(parts)
+        # The code that fx generates uses these names.
+        self.__name__, self.__module__ = f"closed_{op}", __name__
+
+    def __str__(self) -> str:
+        return str(self.op)
+
+    def __call__(self, *args: Any) -> Any:
+        rest = iter(args)
+        given = [self.parts[at] if at in self.parts else next(rest) for at in range(len(args) + len(self.parts))]
+        with torch.no_grad():
+            return (eager_kernel(self.op) or self.op)(*given)
+
+
+def close_programs(graph: fx.Graph, module: nn.Module) -> None:
+    """Let each call of an op of higher order in a graph own the parts that it calls.
+
+    Args:
+        graph: a copy of the module's graph; changed in place.
+        module: has the parts.
+    """
+    for node in list(graph.nodes):
+        if not isinstance(node.target, torch._ops.HigherOrderOperator) or node.kwargs:
+            continue
+        parts = {at: a for at, a in enumerate(node.args) if isinstance(a, fx.Node) and a.op == "get_attr"}
+        if parts:
+            node.target = Closed(node.target, {at: getattr(module, str(part.target)) for at, part in parts.items()})
+            node.args = tuple(arg for at, arg in enumerate(node.args) if at not in parts)
+    for node in reversed(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+
+
+def closed_call(graph: fx.Graph) -> str:
+    """The first call in a graph that stayed closed, such as "cond at the model itself, ..."; "" if there is none."""
+    node = next((n for n in graph.nodes if isinstance(n.target, Closed)), None)
+    return f"{node.target} at {place_of(node)}" if node else ""
 
 
 def eager_kernel(op: Any) -> Callable[..., Any] | None:

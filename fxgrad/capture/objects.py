@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
-from fxgrad.capture.tracing import around
+from fxgrad.capture.tracing import around, signature_of
 from fxgrad.errors import CaptureError
 
 _CONSTANTS = (bool, int, float, str, type(None))
@@ -130,12 +130,13 @@ def _tensors(value: Any) -> list[Any]:
     return [part for part in parts_of(value).values() if isinstance(part, Tensor)]
 
 
-def plainly_called(model: nn.Module, example: Any) -> nn.Module:
+def plainly_called(model: nn.Module, example: Any, on_copies: bool = False) -> nn.Module:
     """A module that shares all with the model, takes what `opened` makes of inputs, and returns what `returned` does.
 
     Args:
         model: any; not changed.
         example: (args, kwargs), with objects whose copies the model gets.
+        on_copies: whether it gets copies of all tensors, too, for it writes to them.
 
     Example:
         >>> class Lookup:
@@ -155,12 +156,14 @@ def plainly_called(model: nn.Module, example: Any) -> nn.Module:
     objects = any(_is_object(leaf) for leaf in leaves)
 
     def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        if on_copies:
+            args, kwargs = with_tensors((args, kwargs), Tensor.clone)
         if objects:
             given = spec.flatten_up_to((args, kwargs))
             args, kwargs = pytree.tree_unflatten([_closed(o, g) for o, g in zip(leaves, given)], spec)
         return returned(forward(*args, **kwargs))
 
-    return around(model, run, _explicit(inspect.signature(model.forward), example[1]))
+    return around(model, run, _explicit(signature_of(model), example[1]))
 
 
 def _explicit(signature: inspect.Signature, keywords: Mapping[str, Any]) -> inspect.Signature:

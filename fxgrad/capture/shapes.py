@@ -7,7 +7,6 @@ shapes; the rest is kept as checks here, for the graph says nothing of it.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured
 from fxgrad.capture.checks import Check, NotSupportedError, text_of
-from fxgrad.capture.tracing import unwrapped
+from fxgrad.capture.tracing import signature_of, unwrapped
 from fxgrad.capture.watch import Guards, Watch, inside, of_layout
 from fxgrad.errors import one_line
 from fxgrad.graph.nodes import placeholders_of
@@ -58,7 +57,7 @@ def choices(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
         [{'input': {0: DimHint(AUTO), 2: DimHint(AUTO)}}, {'input': {0: DimHint(AUTO)}}]
     """
     # torch.export wants one item per parameter of forward, *args and **kwargs included.
-    given = inspect.signature(model.forward).bind(*args, **kwargs).arguments
+    given = signature_of(model).bind(*args, **kwargs).arguments
 
     def free(axes: int) -> Any:
         def of(leaf: Any) -> _Free | None:

@@ -5,7 +5,6 @@ Attempts go from the most general program to the most special one; the first tha
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
@@ -23,7 +22,17 @@ from fxgrad.capture.higher_order import AsWithoutGrad
 from fxgrad.capture.program import Arguments
 from fxgrad.capture.quantised import quantising, readable
 from fxgrad.capture.shapes import choices, first_that_exports, without
-from fxgrad.capture.tracing import LastStates, OwnGradMode, around, settings, under, unwrapped
+from fxgrad.capture.tracing import (
+    LastStates,
+    OwnGradMode,
+    around,
+    outcome,
+    settings,
+    signature_of,
+    staying,
+    under,
+    unwrapped,
+)
 from fxgrad.capture.watch import Watch
 from fxgrad.errors import CaptureError, first_line, one_line
 from fxgrad.graph.places import raised_at
@@ -101,21 +110,26 @@ def outputs_of(model: nn.Module, example: Arguments, draws: Sequence[Reading] = 
     """
     args, kwargs = example
     with settings(), torch.no_grad():
-        if not draws:
-            return model(*args, **kwargs)
-        with Decisions(draws, reads=False, draws=True):
-            return model(*args, **kwargs)
+        return outcome(_within(Decisions(draws, reads=False, draws=True), model) if draws else model, args, kwargs)
 
 
 def _recorded(model: nn.Module, example: Arguments, recorder: Decisions) -> list[Reading]:
     """What the model reads and draws; nothing if it fails on the example, which the diagnosis then says."""
     args, kwargs = example
     try:
-        with settings(), torch.no_grad(), recorder:
-            model(*args, **kwargs)
+        with settings(), torch.no_grad():
+            outcome(_within(recorder, model), args, kwargs)
     except Exception:
         return []
     return recorder.readings
+
+
+def _within(mode: Decisions, model: nn.Module) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with mode:
+            return model(*args, **kwargs)
+
+    return run
 
 
 def _same(first: Sequence[Reading], second: Sequence[Reading]) -> bool:
@@ -133,7 +147,7 @@ def _exported(
         watch.begin(args, kwargs)
         return forward(*args, **kwargs)
 
-    with settings(), readable(model, args, kwargs), torch.enable_grad():
+    with settings(), readable(model, args, kwargs), staying(model), torch.enable_grad():
         traced = around(under(model, LastStates(), OwnGradMode(), AsWithoutGrad(), watch, *modes), begin)
         return without_guards(torch.export.export(traced, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes))
 
@@ -161,7 +175,7 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
         def run(values: list[Any]) -> None:
             outputs_of(model, pytree.tree_unflatten(values, spec))
 
-        names = input_names(inspect.signature(model.forward), example)
+        names = input_names(signature_of(model), example)
         refuse_other_dtype(list(zip(names, leaves)), [*model.parameters(), *model.buffers()], run, own)
         shapes = ", ".join(
             str(tuple(leaf.shape)) if isinstance(leaf, Tensor) else type(leaf).__name__
@@ -178,7 +192,13 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
             f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by "
             f"torch.where, or move it out of forward. torch.export says: {first_line(error)}"
         )
-    return f"torch.export cannot trace the model{where}: {quantising(error) or one_line(error)}"
+    if said := quantising(error):
+        return f"torch.export cannot trace the model{where}: {said}"
+    said = one_line(error).rstrip(". ")
+    return (
+        f"torch.export cannot trace the model{where}: {said}. Write {'this' if line else 'that'} in other tensor "
+        "operations, or convert a submodule that does without it."
+    )
 
 
 def _about_data(error: Exception) -> bool:

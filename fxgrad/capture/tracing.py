@@ -6,16 +6,19 @@ import contextlib
 import functools
 import inspect
 import logging
+import re
 import types
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
 
-from fxgrad.errors import one_line
+from fxgrad.errors import CaptureError, one_line
+from fxgrad.graph.places import called_from
 
 
 @contextlib.contextmanager
@@ -126,17 +129,115 @@ def around(model: nn.Module, run: Callable[..., Any], signature: inspect.Signatu
         >>> twice(torch.tensor([-1.0, 3.0]))
         tensor([0., 6.])
     """
-    shell = object.__new__(type(model))
-    forward = model.__dict__.get("forward") or types.MethodType(type(model).forward, shell)
+    shell, forward = _shell(model)
 
     @functools.wraps(forward)
     def called(*args: Any, **kwargs: Any) -> Any:
         return run(forward, *args, **kwargs)
 
-    if signature is not None:
-        called.__signature__ = signature  # type: ignore[attr-defined]
-    shell.__dict__ = {**model.__dict__, "forward": called}
+    called.__signature__ = signature or signature_of(model)  # type: ignore[attr-defined]
+    shell.__dict__["forward"] = called
     return shell
+
+
+def _shell(model: nn.Module) -> tuple[nn.Module, Callable[..., Any]]:
+    """A module that shares all with the model, and what a call of it has to run."""
+    kind = type(model)
+    shell = object.__new__(kind)
+    shell.__dict__ = dict(model.__dict__)
+    if not _calls_itself(model):
+        return shell, shell.__dict__.get("forward") or types.MethodType(kind.forward, shell)
+    # The whole of its __call__ is the forward of a plain module, without the hooks, which its __call__ runs.
+    plain: nn.Module = object.__new__(type(kind.__name__, (nn.Module,), {"__module__": kind.__module__}))
+    plain.__dict__ = {
+        name: type(own)() if re.match("_(forward|backward)_.*hooks", name) else own
+        for name, own in shell.__dict__.items()
+    }
+    return plain, types.MethodType(kind.__call__, shell)
+
+
+def _calls_itself(model: nn.Module) -> bool:
+    """Whether a model has a `__call__` of its own, which does more than to run its forward."""
+    return type(model).__call__ is not nn.Module.__call__
+
+
+def signature_of(model: nn.Module) -> inspect.Signature:
+    """The arguments that a call of a model takes: its forward's, or those of its own `__call__`.
+
+    Example:
+        >>> class Sized(nn.Module):
+        ...     def __call__(self, x, size=None):
+        ...         return super().__call__(x, len(x) if size is None else size)
+        ...     def forward(self, x, size):
+        ...         return x * size
+        >>> signature_of(Sized())
+        <Signature (x, size=None)>
+    """
+    forward = inspect.signature(model.forward)
+    if not _calls_itself(model):
+        return forward
+    own = inspect.signature(types.MethodType(type(model).__call__, model))
+    passed_on = all(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in own.parameters.values())
+    return forward if passed_on else own
+
+
+def outcome(model: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """What a model returns; tensors among the inputs that it writes to get back what they held.
+
+    Example:
+        >>> x = torch.ones(2)
+        >>> outcome(torch.Tensor.zero_, (x,), {}), x
+        (tensor([0., 0.]), tensor([1., 1.]))
+    """
+    inputs = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+    before = [tensor.detach().clone() for tensor in inputs]
+    outputs = model(*args, **kwargs)
+    written = [(now, was) for now, was in zip(inputs, before) if not _same(now, was)]
+    if written:
+        outputs = pytree.tree_map_only(Tensor, Tensor.clone, outputs)  # an input may be among them
+    for now, was in written:
+        now.detach().copy_(was)
+    return outputs
+
+
+def _same(now: Tensor, was: Tensor) -> bool:
+    return now.is_meta or bool(((now == was) | (now != now) & (was != was)).all())
+
+
+@contextlib.contextmanager
+def staying(model: nn.Module) -> Iterator[None]:
+    """While a model is traced, let its forward call `.to(device)` of its own parts, where this changes nothing.
+
+    PyTorch would fill a part with new parameters, but those that are being traced cannot be exchanged.
+
+    Raises:
+        CaptureError: inside, where it would change something.
+
+    Example:
+        >>> layer = nn.Linear(2, 2)
+        >>> with staying(layer):
+        ...     layer.to(layer.weight.device) is layer
+        True
+    """
+    parts = list(model.modules())
+    for part in parts:
+        part.__dict__["_apply"] = functools.partial(_unchanged, part)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.__dict__.pop("_apply", None)
+
+
+def _unchanged(part: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:
+    for device, dtype in {(t.device, t.dtype) for t in (*part.parameters(recurse), *part.buffers(recurse))}:
+        changed = change(torch.empty(0, dtype=dtype, device=device))
+        if (changed.device, changed.dtype) != (device, dtype):
+            raise CaptureError(
+                f"the model changes its own {type(part).__name__} from {dtype} on {device} to {changed.dtype} on "
+                f"{changed.device} while it runs, at {called_from()}. Do this before, and convert the changed model."
+            )
+    return part
 
 
 class LastStates(TorchFunctionMode):

@@ -16,6 +16,7 @@ import torch
 from torch import fx
 
 from fxgrad.capture.captured import Captured
+from fxgrad.capture.higher_order import Closed
 from fxgrad.classify.decision import Classified, Decision, operands_of
 from fxgrad.classify.idioms import ELEMENTWISE, IDIOMS, kind_of_value, mixes
 from fxgrad.classify.outputs import Facts, settled
@@ -93,7 +94,7 @@ class _Walk:
         self.roles[node] = Role.CONSTANT
         if node in self.inputs:
             self.roles[node] = Role.CARRIER if self.inputs[node].attributed else Role.CONSTANT
-        elif isinstance(node.target, torch._ops.HigherOrderOperator) and (
+        elif isinstance(node.target, (Closed, torch._ops.HigherOrderOperator)) and (
             any(self.roles[n] or n.op == "get_attr" for n in node.all_input_nodes)
         ):
             self.unruled.append(Unruled(node, refused_program(node), []))

@@ -19,6 +19,7 @@ from torch.fx import traceback as fx_traceback
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 
+from fxgrad.capture.higher_order import closed_call
 from fxgrad.capture.tracing import without_fast_path
 from fxgrad.errors import ExportError, FxgradError, one_line
 from fxgrad.explainer.compute import Explanation, identifier
@@ -76,6 +77,8 @@ def trace(
     Raises:
         ExportError: no output is logits, or tracing failed.
     """
+    if call := closed_call(converted.graph):
+        raise ExportError(f"{call} decides by data which program to run, so forward and attribution are not one graph.")
     sizes = _Sizes(converted, leaves)
     if batch_only:
         sizes.fix(sizes.free_lengths())

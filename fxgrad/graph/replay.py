@@ -12,6 +12,14 @@ from fxgrad.errors import one_line
 from fxgrad.graph.places import place_of
 
 
+class Interpreter(fx.Interpreter):
+    """Runs a program node by node. Errors stay as they are: fx would append its own view of the graph to them."""
+
+    def __init__(self, program: fx.GraphModule, garbage_collect_values: bool = True) -> None:
+        super().__init__(program, garbage_collect_values)
+        self.extra_traceback = False
+
+
 class Replay:
     """The nodes of one graph, and the values that they had in one run.
 
@@ -98,7 +106,7 @@ def failure(program: fx.GraphModule, inputs: Sequence[Any], error: Exception) ->
     )
 
 
-class _Watched(fx.Interpreter):
+class _Watched(Interpreter):
     """Runs a program, and knows the node that ran last."""
 
     last: fx.Node | None = None

@@ -21,6 +21,7 @@ from fxgrad.capture.export import capture
 from fxgrad.classify.walk import classify
 from fxgrad.errors import InputError, one_line
 from fxgrad.graph.copies import prune
+from fxgrad.graph.replay import Interpreter
 from fxgrad.kinds import Kind
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.ops.attention import SDPA
@@ -276,7 +277,7 @@ def _from(graph: fx.Graph, cut: fx.Node) -> fx.Graph:
     return tail
 
 
-class _Fewer(fx.Interpreter):
+class _Fewer(Interpreter):
     """Runs a graph that was captured for all tokens on fewer; recorded shapes are replaced by the present ones.
 
     An axis of tokens is one whose present size differs from the captured one. If a constant has such an axis, each

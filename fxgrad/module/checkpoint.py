@@ -20,8 +20,8 @@ class _Recomputed(nn.Module):
 
     def forward(self, *args: object) -> object:
         if not torch.is_grad_enabled():
-            return self.body(*args)
-        return checkpoint(self.body, *args, use_reentrant=False, preserve_rng_state=False)
+            return self.body.forward(*args)
+        return checkpoint(self.body.forward, *args, use_reentrant=False, preserve_rng_state=False)
 
 
 def checkpointed(program: fx.GraphModule) -> nn.Module:

@@ -205,8 +205,10 @@ class Core(nn.Module):
     def _called(self, runner: Any, entries: list[Any]) -> Any:
         if torch.compiler.is_compiling():
             return runner(*self.state, *entries)
+        # As a function: a failed call of a GraphModule prints its code to stderr.
+        function = runner.forward if isinstance(runner, fx.GraphModule) else runner
         try:
-            return runner(*self.state, *entries)
+            return function(*self.state, *entries)
         except (FxgradError, torch.OutOfMemoryError):
             raise
         except Exception as error:

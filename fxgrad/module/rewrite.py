@@ -10,9 +10,11 @@ from typing import Any
 
 from torch import fx
 
+from fxgrad.capture.higher_order import Closed
 from fxgrad.classify.decision import Classified
 from fxgrad.graph.nodes import differentiable
 from fxgrad.ops.backward import Rewriting, replace_call
+from fxgrad.ops.pieces import piece
 from fxgrad.ops.refused import refuse
 from fxgrad.ops.weights import weighted
 
@@ -51,7 +53,7 @@ def rewrite(classified: Classified) -> fx.Graph:
             if decision.live:
                 done.recorded.add(node.name)
             copy = decision.backward.call(copy, decision, done)
-        elif node.op == "call_function" and differentiable(node) and _reads(node, done.recorded):
+        elif _records(node, done.recorded):
             # A step function, say: it is constant, so record nothing.
             replace_call(copy, weighted, tuple(0.0 for _ in node.args))
         done.nodes[node.name] = copy
@@ -76,5 +78,8 @@ def _refuse(graph: fx.Graph, classified: Classified, done: Rewriting) -> None:
     output.args = (tuple(outputs),)
 
 
-def _reads(node: fx.Node, names: set[str]) -> bool:
-    return any(operand.name in names for operand in node.all_input_nodes)
+def _records(node: fx.Node, names: set[str]) -> bool:
+    """Whether autograd would record a node, given the names of those that it recorded."""
+    recorded = any(operand.name in names for operand in node.all_input_nodes)
+    own = node.target is piece or isinstance(node.target, Closed)  # these see to it themselves
+    return recorded and node.op == "call_function" and differentiable(node) and not own

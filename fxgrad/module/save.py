@@ -27,6 +27,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured, Input
 from fxgrad.capture.export import captured_from
+from fxgrad.capture.higher_order import closed_call
 from fxgrad.capture.objects import opened
 from fxgrad.capture.shapes import Sizes
 from fxgrad.classify.walk import classify
@@ -152,6 +153,11 @@ def _write(converted: ConvertedModule, file: IO[bytes], empty: bool = False) -> 
     captured, table = converted.with_tensors().captured, converted.classified.table
     if any(tensor.is_meta for tensor in [*captured.parameters.values(), *captured.buffers.values()]) and not empty:
         raise ArtefactError("the module is on the device meta, where tensors have no values: there is nothing to save.")
+    if call := closed_call(captured.graph):
+        raise ArtefactError(
+            f"the module cannot be saved: {call} decides by data which program to run, and a file holds one program. "
+            "Save the model's state_dict instead, and convert the model again."
+        )
     stored: dict[Any, Tensor] = {}
     state, constants = ({n: _stored(t, stored, empty) for n, t in named.items()} for named in captured.persistent)
     example = pytree.tree_map_only(Tensor, lambda leaf: _stored(leaf, stored), opened(captured.example))

@@ -19,6 +19,7 @@ from fxgrad.capture.trace import outputs_of
 from fxgrad.errors import CaptureError
 from fxgrad.graph.nodes import differentiable
 from fxgrad.graph.places import place_of
+from fxgrad.graph.replay import Interpreter
 from fxgrad.module.converted import ConvertedModule
 
 ROUNDING = 16
@@ -147,7 +148,7 @@ class _Seen(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
 
-class _Compared(fx.Interpreter):
+class _Compared(Interpreter):
     """Runs a graph, and keeps the first node whose value has no digest among those given."""
 
     def __init__(self, module: fx.GraphModule, digests: set[bytes]) -> None:

@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from fxgrad.ops import losses
 from fxgrad.ops.normalization import Layout, hold_scale
 from fxgrad.ops.recurrences import RECURRENCES
 from fxgrad.ops.weights import weighted
@@ -24,33 +24,6 @@ def glu(self: Tensor, dim: int = -1) -> Tensor:
     """One half of the input times the sigmoid of the other half; the sigmoid, a gate, is held."""
     value, gate = self.chunk(2, dim)
     return value * gate.sigmoid().detach()
-
-
-def mse_loss(self: Tensor, target: Tensor, reduction: int = 1) -> Tensor:
-    """Squared differences: a difference times itself, held."""
-    return _gated_difference(torch.square, self, target, reduction)
-
-
-def smooth_l1_loss(self: Tensor, target: Tensor, reduction: int = 1, beta: float = 1.0) -> Tensor:
-    """A difference times a gate of it, held."""
-    return _gated_difference(
-        lambda d: F.smooth_l1_loss(d, torch.zeros_like(d), reduction="none", beta=beta), self, target, reduction
-    )
-
-
-def huber_loss(self: Tensor, target: Tensor, reduction: int = 1, delta: float = 1.0) -> Tensor:
-    """A difference times a gate of it, held."""
-    return _gated_difference(
-        lambda d: F.huber_loss(d, torch.zeros_like(d), reduction="none", delta=delta), self, target, reduction
-    )
-
-
-def _gated_difference(loss: Callable[[Tensor], Tensor], self: Tensor, target: Tensor, reduction: int) -> Tensor:
-    """d * (loss(d) / d) for the differences d, where loss(0) = 0; their table (0), mean (1) or sum (2)."""
-    difference = self - target
-    gate = torch.where(difference == 0, 0, loss(difference) / difference).detach()
-    table = difference * gate
-    return table.mean() if reduction == 1 else table.sum() if reduction == 2 else table
 
 
 def lerp(self: Tensor, end: Tensor, weight: Tensor) -> Tensor:
@@ -153,10 +126,8 @@ def _layout(
 
 TWINS: dict[str, Callable[..., Any]] = {
     **RECURRENCES,
+    **losses.TWINS,
     "aten.glu": glu,
-    "aten.mse_loss": mse_loss,
-    "aten.smooth_l1_loss": smooth_l1_loss,
-    "aten.huber_loss": huber_loss,
     "aten.lerp.Tensor": lerp,
     "aten.addcdiv": addcdiv,
     "aten.pow.Tensor_Tensor": power,

@@ -36,7 +36,7 @@ def piece(part: Tensor, value: Tensor) -> Tensor:
         value: the same elements, cut out of the joined tensor; it gets no cotangent.
 
     Returns:
-        The values of `value`, with its strides.
+        The values of `value`, with its strides; with no gradient, if the part has none.
 
     Example:
         >>> import torch
@@ -45,7 +45,7 @@ def piece(part: Tensor, value: Tensor) -> Tensor:
         >>> torch.autograd.grad(piece(a, z[:2]).sum(), [a, b], allow_unused=True)
         (tensor([1., 1.]), None)
     """
-    return _Piece.call(part, value) if recording(part) else value
+    return _Piece.call(part, value) if recording(part) else value.detach()
 
 
 def operands_in(node: fx.Node) -> list[fx.Node]:

@@ -19,6 +19,7 @@ from fxgrad.graph.replay import Replay
 from fxgrad.kinds import Kind, Operand
 from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting, replace_call
 from fxgrad.ops.function import Function
+from fxgrad.ops.losses import RESTS
 from fxgrad.ops.weights import recording
 
 
@@ -100,7 +101,9 @@ class OfTwin(Backward):
         names = [str(o.value) for o in decided.operands if not o.data and o.part in ("carrier", "source")]
         function = functools.partial(Twin(decided.twin), original.nodes[decided.node].target)
         gradients = original.vjp(decided.node, names, g, function=function)
-        return [(b, original.values[name]) for b, name in zip(gradients, names) if b is not None]
+        pairs = [(b, original.values[name]) for b, name in zip(gradients, names) if b is not None]
+        rest = RESTS.get(decided.twin)
+        return [*pairs, (g, original.call(decided.node, {}, rest))] if rest else pairs
 
 
 BACKWARDS = (OfTwin("twin", frozenset({Kind.COMPOSED})),)

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import call_of
 from fxgrad.capture.objects import returned, spared, with_tensors
-from fxgrad.capture.tracing import without_fast_path
+from fxgrad.capture.tracing import outcome, without_fast_path
 from fxgrad.errors import InputError
 from fxgrad.graph.places import Place
 from fxgrad.module.converted import ConvertedModule
@@ -201,7 +201,7 @@ def _plain(converted: ConvertedModule, leaves: list[Any]) -> Any:
 def _outputs(original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     """What the original model returns, as a program returns it; objects among its inputs stay as they are."""
     args, kwargs = spared((args, kwargs))
-    return returned(original(*args, **kwargs))
+    return returned(outcome(original, args, kwargs))
 
 
 def identical(ours: Any, theirs: Any) -> bool:

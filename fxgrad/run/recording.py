@@ -12,12 +12,13 @@ from torch.utils import _pytree as pytree
 
 from fxgrad import errors
 from fxgrad.errors import InputError, first_line
+from fxgrad.graph.replay import Interpreter
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.ops.backward import Pairs
 from fxgrad.run.sources import Offsets, detached, products, reads
 
 
-class Recorder(fx.Interpreter):
+class Recorder(Interpreter):
     """Runs a program and keeps the values of its nodes.
 
     Args:

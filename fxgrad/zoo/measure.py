@@ -19,7 +19,7 @@ from fxgrad.capture.captured import Captured
 from fxgrad.capture.tracing import without_fast_path
 from fxgrad.classify.walk import classify
 from fxgrad.data.models import randomize
-from fxgrad.errors import FxgradError, InputError
+from fxgrad.errors import CaptureError, FxgradError, InputError
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.module.rewrite import rewrite
 from fxgrad.pipeline import convert
@@ -79,6 +79,19 @@ def _measure(case: Case, seed: int, found: dict[str, Any]) -> None:
         _convert(model, args, kwargs, through_no_grad, seed, found)
 
 
+def _converted(
+    model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], through_no_grad: bool, found: dict[str, Any]
+) -> ConvertedModule:
+    """The converted model; if it draws numbers that its outputs do not depend on, with these drawn once."""
+    try:
+        return convert(model, args, kwargs, through_no_grad=through_no_grad)
+    except CaptureError as error:
+        if "on_random" not in str(error):
+            raise
+    found["reduced"] = "; ".join(filter(None, [found["reduced"], 'on_random="freeze"']))
+    return convert(model, args, kwargs, through_no_grad=through_no_grad, on_random="freeze")
+
+
 def _convert(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -88,7 +101,7 @@ def _convert(
     found: dict[str, Any],
 ) -> None:
     start = time.perf_counter()
-    converted = convert(model, args, kwargs, through_no_grad=through_no_grad)
+    converted = _converted(model, args, kwargs, through_no_grad, found)
     whole = time.perf_counter() - start
     captured, table = converted.classified.captured, converted.classified.table
     found["nodes"] = sum(node.op == "call_function" for node in captured.graph.nodes)

@@ -209,3 +209,14 @@ def test_what_the_model_takes_is_taken() -> None:
 def test_other_failures_stay_what_they_are() -> None:
     with pytest.raises(fxgrad.CaptureError, match="the model itself fails on the example inputs"):
         fxgrad.convert(Net().eval(), torch.ones(2, 5, 8, 8).half())
+
+
+def test_what_torch_cannot_trace_is_named_with_a_way_out() -> None:
+    class Sparse(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            matrix = torch.sparse_csr_tensor(torch.tensor([0, 1, 2]), torch.tensor([0, 1]), torch.ones(2).to(x), (2, 2))
+            return matrix @ x
+
+    with pytest.raises(fxgrad.CaptureError, match=r"cannot trace the model at test_admission\.py:\d+") as caught:
+        fxgrad.convert(Sparse().eval(), (torch.randn(2, 3),))
+    assert str(caught.value).endswith("or convert a submodule that does without it.")

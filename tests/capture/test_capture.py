@@ -243,3 +243,50 @@ def test_core_aten_programs(tmp_path: Path) -> None:
     report = fxgrad.check(fxgrad.convert(core), (x,))
     assert report.passed and report.completeness_error < 1e-13
     assert {"composed", "attention"} <= {row.kind for row in report.ledger}
+
+
+class Clears(nn.Module):
+    """Writes to its input, as a model in evaluation may that masks what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x[:, 0] = 0
+        return self.linear(x.mul_(2)).tanh()
+
+
+def test_a_model_that_writes_to_its_input_works_on_a_copy() -> None:
+    model, x = Clears().double().eval(), torch.randn(2, 4).double()
+    given = x.clone()
+    libra = fxgrad.convert(model, (given,))
+    assert torch.equal(libra(given), model(x.clone())) and torch.equal(given, x)
+    assert fxgrad.check(libra, (x.clone(),), original=model).passed
+    leaf = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(libra.under("gradient")(leaf).sum(), leaf)
+    (wanted,) = torch.autograd.grad(model(leaf.clone()).sum(), leaf)
+    torch.testing.assert_close(found, wanted)
+    assert not found[:, 0].any()
+    for size in (1, 3):
+        assert torch.equal(libra(torch.ones(size, 4).double()), model(torch.ones(size, 4).double()))
+
+
+def test_data_is_taken_as_a_constant() -> None:
+    """`.data`, as old code takes a tensor without its gradient."""
+
+    class Shortcut(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear = nn.Linear(4, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            short = x[:, ::2]
+            return self.linear(x).tanh() + torch.cat([short.data[:, :1], torch.zeros_like(short[:, 1:])], 1)
+
+    model, x = Shortcut().double().eval(), torch.randn(2, 4).double()
+    libra = fxgrad.convert(model, (x,))
+    assert fxgrad.check(libra, (x,), original=model).passed
+    leaf = x.clone().requires_grad_()
+    (found,) = torch.autograd.grad(libra.under("gradient")(leaf).sum(), leaf)
+    torch.testing.assert_close(found, torch.autograd.grad(model(leaf).sum(), leaf)[0])

@@ -228,3 +228,98 @@ def test_numbers_that_cannot_be_drawn_ahead_say_so():
 
     with pytest.raises(CaptureError, match="These cannot be drawn ahead: make the model deterministic in eval mode"):
         fxgrad.convert(Gumbel().eval(), (torch.randn(2, 4),), on_random="freeze")
+
+
+class Pooled(_Base):
+    """Reads its data in __call__, as torch_geometric's aggregations do."""
+
+    def __call__(self, x, lengths, size=None):
+        return super().__call__(x, lengths, size=int(lengths.max()) if size is None else size)
+
+    def forward(self, x, lengths, size):
+        return self.linear(x).tanh()[:, :size]
+
+
+def test_a_call_of_its_own_is_captured_as_a_whole():
+    model = Pooled().double().eval()
+    model.register_forward_hook(lambda module, args, output: 2 * output)
+    x, lengths = torch.randn(2, 5, 4).double(), torch.tensor([3, 2])
+    libra = fxgrad.convert(model, (x, lengths))
+    assert libra(x, lengths).shape == (2, 3, 3)  # the hook ran once: doubled, not more
+    assert torch.equal(libra(x, lengths), model(x, lengths))
+    assert fxgrad.check(libra, (x, lengths), original=model).passed
+    with pytest.raises(InputError, match=r"reads its data at test_decisions\.py:\d+: .*lengths\.max.*found 3"):
+        libra(x, torch.tensor([4, 2]))
+    given = fxgrad.convert(model, (x, lengths), {"size": 2})
+    assert torch.equal(given(x, lengths, size=2), model(x, lengths, size=2))
+
+
+def test_the_arguments_are_those_of_its_own_call():
+    with pytest.raises(InputError, match="lengths"):
+        fxgrad.convert(Pooled().eval(), (torch.randn(2, 5, 4),))
+
+
+class Coded(_Base):
+    """Gives PyTorch tensors where it wants numbers."""
+
+    def forward(self, x, lengths):
+        coded = F.one_hot(lengths, max(lengths.max() + 1, 2)).to(x)
+        picked = self.linear(x).topk(lengths.min(), dim=1).values.roll(lengths.min(), 1)
+        padded = F.pad(picked, (0, 0, 0, lengths.max()))
+        return padded.sum(1) * coded.sum() + torch.full((lengths.min(), 3), lengths.max()).to(x).sum(0)
+
+
+class CodedFreely(_Base):
+    def forward(self, x, lengths):
+        return self.linear(x).sum(1) * F.one_hot(lengths).sum(1).to(x)[:, None] * F.one_hot(lengths).shape[1]
+
+
+@pytest.mark.parametrize("kind", [Coded, CodedFreely])
+def test_tensors_that_pytorch_takes_for_numbers_are_read(kind):
+    model = kind().double().eval()
+    x, lengths = torch.randn(2, 5, 4).double(), torch.tensor([3, 2])
+    libra = fxgrad.convert(model, (x, lengths))
+    for other in (x, 3 * x):
+        assert torch.equal(libra(other, lengths), model(other, lengths))
+    assert fxgrad.check(libra, (x, lengths), original=model).passed
+    with pytest.raises(InputError, match="Convert it again with an example like them"):
+        libra(x, torch.tensor([4, 1]))
+
+
+class Moves(_Base):
+    def forward(self, x):
+        return self.linear.to(x.device)(x).tanh()
+
+
+class Casts(_Base):
+    def forward(self, x):
+        return self.linear.float()(x.float()).tanh()
+
+
+def test_a_part_may_be_moved_to_where_it_is():
+    model, x = Moves().double().eval(), torch.randn(2, 4).double()
+    libra = fxgrad.convert(model, (x,))
+    assert torch.equal(libra(x), model(x)) and fxgrad.check(libra, (x,), original=model).passed
+    assert "_apply" not in vars(model.linear)
+
+
+def test_a_part_that_changes_while_the_model_runs_is_refused():
+    model = Casts().double().eval()
+    with pytest.raises(
+        CaptureError, match=r"its own Linear from torch\.float64.*to torch\.float32.*convert the changed"
+    ):
+        fxgrad.convert(model, (torch.randn(2, 4).double(),))
+
+
+def test_the_message_is_the_same_whatever_runs_the_program():
+    class Positive(_Base):
+        def forward(self, x):
+            return self.linear(x) if x.sum() > 0 else self.linear(x).tanh()
+
+    libra = fxgrad.convert(Positive().eval(), (torch.ones(2, 4),))
+    texts = set()
+    for call in (lambda: libra(-torch.ones(2, 4)), lambda: fxgrad.check(libra, (-torch.ones(2, 4),))):
+        with pytest.raises(InputError, match="reads its data") as caught:
+            call()
+        texts.add(str(caught.value))
+    assert len(texts) == 1

@@ -344,3 +344,41 @@ def test_real_control_flow_is_named_with_its_line() -> None:
     ) as caught:
         fxgrad.convert(Branch().double().eval(), (torch.randn(2, 16).double(),))
     assert "on_unknown" not in str(caught.value)  # which would not help
+
+
+class Counted(nn.Module):
+    """Multiplies by how often a mask was doubled: a loop of constants, as far as gradients go."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        (n,) = torch.while_loop(lambda n: n.sum() < 100, lambda n: (n * 2 + 1,), ((x > 0).long(),))
+        return x * n
+
+
+class Beside(nn.Module):
+    """An output beside one that real control flow makes."""
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.square(), torch.cond(x.sum() > 0, lambda x: x + 1, lambda x: x - 1, (x,))
+
+
+@pytest.mark.parametrize("model", [Counted(), Beside()], ids=lambda model: type(model).__name__)
+def test_control_flow_that_gets_no_gradient_runs_as_eager_does(model: nn.Module, tmp_path: Path) -> None:
+    x = torch.tensor([[1.0, -2.0, 3.0]]).double()
+    libra = fxgrad.convert(model.eval(), (x,))
+    for other in (x, -2 * x, torch.ones(2, 3).double()):
+        for found, wanted in zip(pytree.tree_leaves(libra(other)), pytree.tree_leaves(model(other))):
+            assert torch.equal(found, wanted)
+    assert fxgrad.check(libra, (x,), original=model).passed
+    with pytest.raises(fxgrad.ArtefactError, match=r"cannot be saved: (cond|while_loop) at .*decides by data"):
+        fxgrad.save(libra, tmp_path / "closed.pt2")
+    with pytest.raises(fxgrad.ExportError, match=r"(cond|while_loop) at .*decides by data"):
+        fxgrad.export_explainer(libra, (x,), tmp_path / "explainer.pt2")
+
+
+def test_the_gradient_of_an_output_of_control_flow_is_refused_when_asked() -> None:
+    x = torch.tensor([[1.0, -2.0, 3.0]]).double().requires_grad_()
+    kept, refused = fxgrad.convert(Beside().eval(), (x.detach(),))(x)
+    (found,) = torch.autograd.grad(kept.sum(), x)
+    torch.testing.assert_close(found, x.detach())  # of x * x, half to each
+    with pytest.raises(fxgrad.NoRuleError, match="cond is control flow"):
+        refused.sum().backward()

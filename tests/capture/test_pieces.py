@@ -240,3 +240,27 @@ def test_a_held_piece_beside_a_live_one() -> None:
     cotangent = torch.randn(6, 3, dtype=torch.float64)
     expected = torch.autograd.grad(model(x), x, cotangent)[0]  # all is linear in x, so that nothing is rewritten
     assert torch.allclose(torch.autograd.grad(converted(x), x, cotangent)[0], expected, rtol=1e-12)
+
+
+def test_a_piece_of_a_constant_gets_no_gradient() -> None:
+    """A class token goes in, is cut out again, and adds to what carries."""
+
+    class Token(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.linear, self.token = nn.Linear(3, 3), nn.Parameter(torch.randn(1, 1, 3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            joined = torch.cat([self.token.expand(len(x), -1, -1), self.linear(x)], 1)
+            token, rest = joined.split([1, x.shape[1]], 1)
+            return torch.cat([token.relu() * 2, rest.tanh()], 1).sum(1)
+
+    torch.manual_seed(0)
+    model, x = Token().double().eval(), torch.randn(2, 4, 3, dtype=torch.float64)
+    for trained in (True, False):
+        converted = fxgrad.convert(model.requires_grad_(trained), (x,))
+        report = fxgrad.check(converted, (x,), original=model)
+        assert report.passed and report.completeness_error < 1e-12
+        leaf = x.clone().requires_grad_()
+        found = torch.autograd.grad(converted.under("gradient")(leaf).sum(), leaf)[0]
+        torch.testing.assert_close(found, torch.autograd.grad(model(leaf).sum(), leaf)[0], rtol=1e-12, atol=1e-12)

@@ -238,15 +238,27 @@ def test_advice_where_a_gate_of_two_is_returned(tmp_path: Path) -> None:
     found.native(ends, "gate", tmp_path)
 
 
-def test_advice_for_a_loss_alone_skips_the_row_that_would_not_help(tmp_path: Path) -> None:
-    """Its op has no row; the row that it looks like would lead to the next refusal, so that one comes at once."""
-
+def test_advice_for_a_loss_alone_is_about_its_softmax(tmp_path: Path) -> None:
     def ends(self: Net, x: Tensor) -> Tensor:
         return F.cross_entropy(self.logits(x), LABELS[: len(x)])
 
     found = Following(ends)
-    assert "(aten.nll_loss_forward.default without a row: with one, that would remain)" in found.message
-    assert "pass on_unknown" in found.message and "nll_loss_forward.default has no row" not in found.message
+    assert "has no row" not in found.message and "on_unknown" not in found.message
+    found.native(ends, "softmax", tmp_path)
+    found.returned(Net.logits, "linear_2 (")
+
+
+def test_advice_skips_the_row_that_would_not_help(tmp_path: Path) -> None:
+    """An op has no row; the row that it looks like would lead to the next refusal, so that one comes at once."""
+
+    def ends(self: Net, x: Tensor) -> Tensor:
+        logits = self.logits(x)
+        best = F.pad(logits.argmax(-1, keepdim=True), (0, logits.shape[-1] - 1), value=-1)
+        return F.multilabel_margin_loss(logits.softmax(-1), best)
+
+    found = Following(ends)
+    assert "(aten.multilabel_margin_loss_forward.default without a row: with one, that would remain)" in found.message
+    assert "pass on_unknown" in found.message and "loss_forward.default has no row" not in found.message
     found.native(ends, "softmax", tmp_path, on_unknown="native")
     found.returned(Net.logits, "linear_2 (")
 

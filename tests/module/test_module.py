@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import operator
 
 import pytest
 import torch
@@ -199,3 +200,14 @@ def test_what_only_the_model_has_is_said_to_be_missing() -> None:
         libra.generate()
     with pytest.raises(AttributeError):
         libra.generate()
+
+
+def test_a_failing_program_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    """fx would print the code that failed, where this is an operator of Python's."""
+    libra = fxgrad.convert(nn.GELU().eval(), (torch.ones(2, 3),))
+    graph = torch.fx.Graph()
+    graph.output(graph.call_function(operator.getitem, (graph.placeholder("x"), 5)))
+    program = torch.fx.GraphModule(nn.Module(), graph)
+    with pytest.raises(fxgrad.InputError, match="fails on these inputs"):
+        libra.called(program, [torch.ones(2, 3)])
+    assert capfd.readouterr().err == ""

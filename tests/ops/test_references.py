@@ -20,11 +20,12 @@ import fxgrad
 from fxgrad.table.loading import load
 from tests.references.cases import GATES, NONLINEAR, Case, Unary
 from tests.references.cases_linear import LINEAR
+from tests.references.cases_losses import LOSSES
 from tests.references.cases_recurrent import RECURRENT
 from tests.references.textbook import SECANTS
 
-CASES = {case.name: case for case in [*NONLINEAR, *LINEAR, *RECURRENT]}
-assert len(CASES) == len(NONLINEAR) + len(LINEAR) + len(RECURRENT), "two cases have one name"
+CASES = {case.name: case for case in [*NONLINEAR, *LINEAR, *RECURRENT, *LOSSES]}
+assert len(CASES) == len(NONLINEAR) + len(LINEAR) + len(RECURRENT) + len(LOSSES), "two cases have one name"
 NATIVE = ("linear", "piecewise_linear", "constant", "softmax")
 """Kinds that keep the op's own backward: their rows may go without a case."""
 

@@ -62,9 +62,9 @@ RECIPES: Mapping[str, Recipe] = {
         down_block_types=("DownEncoderBlock2D",) * 2, down_block_out_channels=(8, 16), layers_per_down_block=1,
         up_block_types=("UpDecoderBlock2D",) * 2, up_block_out_channels=(8, 16), layers_per_up_block=1,
         norm_num_groups=4)),
-    "autoencoder_tiny": net("AutoencoderTiny", PICTURE, options=dict(
+    "autoencoder_tiny": net("AutoencoderTiny", LATENT, options=dict(  # its forward rounds the latents to bytes
         encoder_block_out_channels=(8, 8, 8, 8), decoder_block_out_channels=(8, 8, 8, 8),
-        num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))),
+        num_encoder_blocks=(1, 1, 1, 1), num_decoder_blocks=(1, 1, 1, 1))).calling("decode"),
     "autoencoder_dc": net("AutoencoderDC", PICTURE, options=dict(
         in_channels=3, latent_channels=4, attention_head_dim=4, encoder_block_types=("ResBlock", "EfficientViTBlock"),
         decoder_block_types=("ResBlock", "EfficientViTBlock"), encoder_block_out_channels=(8, 16),

@@ -83,7 +83,7 @@ GEOMETRIC = Package("torch-geometric", "torch_geometric", {
     "model/GCN_normed": graph("GCN", FEATURES, 8, num_layers=2, out_channels=3, norm="batch", act="gelu", jk="lstm"),
     "model/PNA": graph("PNA", FEATURES, 8, num_layers=2, out_channels=3, aggregators=["mean", "max", "std"],
                        scalers=["identity", "amplification"], deg=make("torch:tensor", [0, 2, 4])),
-    "model/LightGCN": graph("LightGCN", NODES, 8, 2, inputs=(E,)),
+    "model/LightGCN": graph("LightGCN", NODES, 8, 2, inputs=(E, None, make("torch:rand", EDGES))),
     "model/DeepGCN": graph("DeepGCNLayer", make("torch_geometric.nn:GENConv", FEATURES, FEATURES),
                            make("torch.nn:LayerNorm", FEATURES), make("torch.nn:ReLU"), block="res+"),
     "model/MLP": graph("MLP", [FEATURES, 8, 3], inputs=(X,)),

@@ -185,6 +185,11 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
     error = unwrapped(error)
     if isinstance(error, CaptureError):
         return str(error)
+    if sizes := _about_shapes(error):
+        return (
+            f"dynamic_shapes does not fit the model or the example: {sizes}. Pass torch.export.Dim.AUTO for such sizes, "
+            "or no dynamic_shapes: then each size is free that can be, and the report says what fixed the others."
+        )
     line = raised_at(error)
     where = f" at {line}" if line else ""
     if _about_data(error):
@@ -199,6 +204,16 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
         f"torch.export cannot trace the model{where}: {said}. Write {'this' if line else 'that'} in other tensor "
         "operations, or convert a submodule that does without it."
     )
+
+
+def _about_shapes(error: Exception) -> str:
+    """What torch.export says of sizes that it was told to leave free; "" if this is another failure."""
+    if type(error).__name__ == "ConstraintViolationError":
+        return first_line(error).rstrip(".")
+    if "Constraints violated" not in first_line(error):
+        return ""
+    details = [line.strip(" -").partition(". If you")[0] for line in str(error).splitlines() if line.startswith("  - ")]
+    return "; ".join(details[:3]) or first_line(error)
 
 
 def _about_data(error: Exception) -> bool:

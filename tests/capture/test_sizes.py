@@ -275,6 +275,18 @@ def test_shapes_that_the_user_gives_stay() -> None:
         libra(shaped(3, 6, 4))
 
 
+def test_shapes_that_the_model_does_not_leave_free_are_refused() -> None:
+    shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},)
+    with pytest.raises(fxgrad.CaptureError) as caught:
+        fxgrad.convert(nn.Sequential(nn.Linear(4, 2)).eval(), (shaped(3, 4),), dynamic_shapes=shapes)
+    said = str(caught.value)
+    assert said.startswith("dynamic_shapes does not fit the model or the example: You marked length as dynamic but")
+    assert "constant (4). Pass torch.export.Dim.AUTO for such sizes, or no dynamic_shapes" in said
+    shapes = ({0: torch.export.Dim("batch", max=2)},)
+    with pytest.raises(fxgrad.CaptureError, match=r"dynamic_shapes does not fit .*: 3 not in range \[.*2\]\. Pass"):
+        fxgrad.convert(nn.Linear(4, 2).eval(), (shaped(3, 4),), dynamic_shapes=shapes)
+
+
 def test_an_exported_program_keeps_its_guards() -> None:
     model = Of(odd_padded).eval()
     program = torch.export.export(model, (shaped(3, 9),), dynamic_shapes=(({0: AUTO, 1: AUTO},),))

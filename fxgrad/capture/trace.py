@@ -187,7 +187,7 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
         return str(error)
     if sizes := _about_shapes(error):
         return (
-            f"dynamic_shapes does not fit the model or the example: {sizes}. Pass torch.export.Dim.AUTO for such sizes, "
+            f"dynamic_shapes does not fit the model or the example: {sizes}. Pass torch.export.Dim.AUTO for these, "
             "or no dynamic_shapes: then each size is free that can be, and the report says what fixed the others."
         )
     line = raised_at(error)

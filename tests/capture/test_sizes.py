@@ -281,7 +281,7 @@ def test_shapes_that_the_model_does_not_leave_free_are_refused() -> None:
         fxgrad.convert(nn.Sequential(nn.Linear(4, 2)).eval(), (shaped(3, 4),), dynamic_shapes=shapes)
     said = str(caught.value)
     assert said.startswith("dynamic_shapes does not fit the model or the example: You marked length as dynamic but")
-    assert "constant (4). Pass torch.export.Dim.AUTO for such sizes, or no dynamic_shapes" in said
+    assert "constant (4). Pass torch.export.Dim.AUTO for these, or no dynamic_shapes" in said
     shapes = ({0: torch.export.Dim("batch", max=2)},)
     with pytest.raises(fxgrad.CaptureError, match=r"dynamic_shapes does not fit .*: 3 not in range \[.*2\]\. Pass"):
         fxgrad.convert(nn.Linear(4, 2).eval(), (shaped(3, 4),), dynamic_shapes=shapes)

@@ -33,6 +33,10 @@ class CaptureError(FxgradError):
     """The model could not be captured as a graph."""
 
 
+class OtherComputationError(CaptureError):
+    """The captured program gives other outputs than the model."""
+
+
 class RuleTableError(FxgradError):
     """A rule table is malformed; the message names file and row."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from fxgrad.capture.captured import Captured
 from fxgrad.capture.export import capture, program_of
 from fxgrad.capture.trace import OnRandom
 from fxgrad.classify.walk import classify
-from fxgrad.errors import CaptureError, NoRuleError, NotBalanceableError
+from fxgrad.errors import CaptureError, FxgradError, NoRuleError, NotBalanceableError, OtherComputationError
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.module.rewrite import rewrite
 from fxgrad.module.verify import verify as verified
@@ -84,18 +84,39 @@ def convert(
     if isinstance(model, (str, Path)):
         model = program_of(model)
     take = partial(capture, model, args, kwargs, through_no_grad=through_no_grad, on_random=on_random, table=table)
-    captured = take(dynamic_shapes=dynamic_shapes)
-    if (
-        captured.unsettled
-        and isinstance(model, nn.Module)
-        and dynamic_shapes is None
-        and not _balanced(captured, table)
-    ):
+    take = partial(take, dynamic_shapes=dynamic_shapes)
+    recapture = isinstance(model, nn.Module) and dynamic_shapes is None
+    converted = _converted(take, table, recapture)
+    if not verify:
+        return converted
+    try:
+        verified(converted, model)
+    except OtherComputationError:
+        again = _as_eager(model, take, table, recapture) if isinstance(model, nn.Module) else None
+        if again is None:
+            raise
+        return again
+    return converted
+
+
+def _converted(take: Callable[..., Captured], table: RuleTable, recapture: bool) -> ConvertedModule:
+    """What `take` captures, classified and rewritten; with fewer free sizes where these leave open what balances."""
+    captured = take()
+    if recapture and captured.unsettled and not _balanced(captured, table):
         captured = take(fixed=captured.unsettled)
     classified = classify(captured, table)
-    converted = ConvertedModule(classified, rewrite(classified))
-    if verify:
+    return ConvertedModule(classified, rewrite(classified))
+
+
+def _as_eager(
+    model: nn.Module, take: Callable[..., Captured], table: RuleTable, recapture: bool
+) -> ConvertedModule | None:
+    """A conversion of what the model runs when it is told that it is not exported; None if that differs, too."""
+    try:
+        converted = _converted(partial(take, eager=True), table, recapture)
         verified(converted, model)
+    except FxgradError:
+        return None
     return converted
 
 

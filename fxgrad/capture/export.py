@@ -55,6 +55,7 @@ def capture(
     on_random: OnRandom = "error",
     table: RuleTable | None = None,
     fixed: Mapping[tuple[int, int], str] | None = None,
+    eager: bool = False,
 ) -> Captured:
     """Trace a model into a functional graph of ATen ops. The model itself is left untouched.
 
@@ -72,6 +73,7 @@ def capture(
         table: its rows say which composite ops (those that PyTorch composes of others) are kept whole, and which ops
             hand token ids on. By default all composite ops are kept, and the rows are the shipped ones.
         fixed: (index of an input, axis) not to be left free by default -> the line that needs the example's size.
+        eager: tell the model's code that it is not exported, whatever it asks.
 
     Returns:
         The captured model.
@@ -107,13 +109,13 @@ def capture(
         _refuse_sparse(opened(example))
         own = plainly_called(model, example)
         shapes = explicit_shapes(signature, dynamic_shapes)
-        program, drawn = trace(own, opened(example), shapes, on_random, watch)
+        program, drawn = trace(own, opened(example), shapes, on_random, watch, eager)
     casting = _autocast([*program.state_dict.values(), *program.constants.values(), *pytree.tree_leaves(example)])
     whole = table.covers if table else lambda op: True
     functional = _decomposed(program, whole, own is not None, through_no_grad, bool(casting))
     if isinstance(model, nn.Module) and functional.graph_signature.user_inputs_to_mutate:
         own, watch = plainly_called(model, example, on_copies=True), Watch(fixed)
-        program, drawn = trace(own, opened(example), shapes, on_random, watch)
+        program, drawn = trace(own, opened(example), shapes, on_random, watch, eager)
         functional = _decomposed(program, whole, True, through_no_grad, bool(casting))
     captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
     _refuse_draws(captured.graph, on_random)
@@ -125,8 +127,8 @@ def capture(
         captured.check_sizes(pytree.tree_leaves(opened(example)))
     except InputError:  # the model treats a batch of one, which was doubled, in another way
         same = without(choices(own, *opened(example))[0], watch.fixed)
-        options = {"through_no_grad": through_no_grad, "on_random": on_random, "table": table, "fixed": fixed}
-        return capture(model, *example, dynamic_shapes=same, **options)  # type: ignore[arg-type]
+        options: dict[str, Any] = {"through_no_grad": through_no_grad, "on_random": on_random, "table": table}
+        return capture(model, *example, dynamic_shapes=same, fixed=fixed, eager=eager, **options)
     return captured
 
 

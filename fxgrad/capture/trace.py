@@ -6,6 +6,7 @@ Attempts go from the most general program to the most special one; the first tha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from typing import Any, Literal
 
 import torch
@@ -26,6 +27,7 @@ from fxgrad.capture.tracing import (
     LastStates,
     OwnGradMode,
     around,
+    as_eager,
     outcome,
     settings,
     signature_of,
@@ -47,6 +49,7 @@ def trace(
     dynamic_shapes: Any = None,
     on_random: OnRandom = "error",
     watch: Watch | None = None,
+    eager: bool = False,
 ) -> tuple[ExportedProgram, tuple[Reading, ...]]:
     """Trace a model with gradients enabled, so that the parts under its own `torch.no_grad()` show.
 
@@ -56,6 +59,7 @@ def trace(
         dynamic_shapes: as for `torch.export.export`; None leaves all sizes free that can be.
         on_random: "freeze" draws the model's random numbers once.
         watch: notes what fixed a size, and says which not to leave free.
+        eager: tell the model's code that it is not exported, whatever it asks.
 
     Returns:
         (the program, the numbers drawn).
@@ -77,7 +81,7 @@ def trace(
     def attempt(example: Arguments, known: Sequence[Reading], reads: bool) -> ExportedProgram:
         def export(shapes: Any) -> ExportedProgram:
             modes = (Decisions(known, reads=reads, draws=bool(draws)),) if known else ()
-            return _exported(model, example, shapes, watch, modes)
+            return _exported(model, example, shapes, watch, modes, eager)
 
         free = [without(choice, watch.fixed) for choice in choices(model, *example)]
         shapes = free if dynamic_shapes is None else [dynamic_shapes]
@@ -139,13 +143,19 @@ def _same(first: Sequence[Reading], second: Sequence[Reading]) -> bool:
 
 
 def _exported(
-    model: nn.Module, example: Arguments, dynamic_shapes: Any, watch: Watch, modes: Sequence[TorchFunctionMode]
+    model: nn.Module,
+    example: Arguments,
+    dynamic_shapes: Any,
+    watch: Watch,
+    modes: Sequence[TorchFunctionMode],
+    eager: bool,
 ) -> ExportedProgram:
     args, kwargs = example
 
     def begin(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         watch.begin(args, kwargs)
-        return forward(*args, **kwargs)
+        with as_eager() if eager else nullcontext():
+            return forward(*args, **kwargs)
 
     with settings(), readable(model, args, kwargs), staying(model), torch.enable_grad():
         traced = around(under(model, LastStates(), OwnGradMode(), AsWithoutGrad(), watch, *modes), begin)

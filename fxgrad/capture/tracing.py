@@ -90,6 +90,25 @@ def unwrapped(error: Exception) -> Exception:
     return error.__cause__ if isinstance(error, StoppedError) and isinstance(error.__cause__, Exception) else error
 
 
+@contextlib.contextmanager
+def as_eager() -> Iterator[None]:
+    """Let code that asks whether it is compiled or exported be told that it is not.
+
+    Example:
+        >>> with as_eager():
+        ...     torch.compiler.is_exporting()
+        False
+    """
+    told = {name: getattr(torch.compiler, name, False) for name in ("_is_compiling_flag", "_is_exporting_flag")}
+    try:
+        for name in told:
+            setattr(torch.compiler, name, False)
+        yield
+    finally:
+        for name, before in told.items():
+            setattr(torch.compiler, name, before)
+
+
 def under(model: nn.Module, *modes: TorchFunctionMode) -> nn.Module:
     """A module that shares all with the model, but runs its forward under these modes, above those of the tracer.
 

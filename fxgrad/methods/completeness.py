@@ -21,15 +21,19 @@ from fxgrad.proof.check import TOLERANCE
 from fxgrad.proof.ledger import Ledger
 
 _LINEAR = (Kind.LINEAR, Kind.PIECEWISE_LINEAR, Kind.CONSTANT)
+_UNCUT = (
+    "every node is balanced, so the method's places do not cut the model: some of the flow does not pass through them. "
+    "Pass other blocks=[...] (or layer=...), or use input_x_gradient or fullgrad."
+)
 _FINEST_FIRST = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def explained(found: Attribution, method: Method, problem: Problem) -> str:
     """Why the shares do not add up, in words; "" if they do, or if there are none.
 
-    What follows from the call (the plain gradient, an op without a rule, too few steps, a target that is no sum) is
-    said in the note only. What nobody asked for is a warning too: it names the node that is not balanced, or says that
-    all are.
+    What follows from the call (the plain gradient, an op without a rule, too few steps, a target that is no sum, a
+    layer that not all flow passes through) is said in the note only. What nobody asked for is a warning too: it names
+    the node that is not balanced, or says that all are.
 
     Args:
         found: the attribution of the problem.
@@ -55,7 +59,12 @@ def explained(found: Attribution, method: Method, problem: Problem) -> str:
         return f"{start}under {found.rules}, these ops keep their own gradient, which is not balanced: {own}."
     if method.steps:
         return f"{start}{method.name} is a sum over points. Pass a larger {method.steps}."
-    cause = start + _unbalanced(problem)
+    unbalanced = _unbalanced(problem)
+    if not unbalanced and (problem.layer is not None or problem.anatomy.given):
+        return (
+            f"{start}some of the flow does not pass through the {'layer' if problem.layer else 'blocks'} that you name."
+        )
+    cause = start + (unbalanced or _UNCUT)
     warnings.warn(f"{found.method} of {found.label} is n{cause[1:]}", IncompleteWarning, stacklevel=4)
     return cause
 
@@ -93,7 +102,7 @@ def _own_gradients(problem: Problem) -> str:
 
 
 def _unbalanced(problem: Problem) -> str:
-    """The node that is least balanced, by the ledger; or that all are."""
+    """What to say of the node that is least balanced, by the ledger; "" if all are balanced."""
     books = Ledger(problem.converted, problem.entries)
     rows, _ = books.close(problem.aim.cotangents, 1.0)
     scale = max((abs(row.inflow) for row in rows), default=1.0) or 1.0
@@ -104,7 +113,4 @@ def _unbalanced(problem: Problem) -> str:
             f"{worst.node} ({worst.op}, {worst.rule}) at {place} is not balanced. fxgrad.check proves node by node; "
             "report it, please."
         )
-    return (
-        "every node is balanced, so the method's places do not cut the model: some of the flow does not pass through "
-        "them. Pass other blocks=[...] (or layer=...), or use input_x_gradient or fullgrad."
-    )
+    return ""

@@ -16,7 +16,7 @@ from fxgrad.capture.captured import Captured
 from fxgrad.capture.objects import returned, spared
 from fxgrad.capture.program import Arguments
 from fxgrad.capture.trace import outputs_of
-from fxgrad.errors import CaptureError
+from fxgrad.errors import CaptureError, OtherComputationError
 from fxgrad.graph.nodes import differentiable
 from fxgrad.graph.places import place_of
 from fxgrad.graph.replay import Interpreter
@@ -34,7 +34,9 @@ def verify(converted: ConvertedModule, model: nn.Module | ExportedProgram) -> No
         model: runs without gradients, and without MultiheadAttention's fast path.
 
     Raises:
-        CaptureError: the outputs differ. The message names the first node whose value the model never computed.
+        OtherComputationError: the outputs differ. The message names the first node whose value the model never
+            computed.
+        CaptureError: the model gives other outputs each time.
 
     Example:
         >>> import fxgrad
@@ -58,12 +60,12 @@ def verify(converted: ConvertedModule, model: nn.Module | ExportedProgram) -> No
             "Make forward deterministic: random numbers, the time, or a state that it changes are what to look for."
         )
     if _rounds(ours, theirs):
-        raise CaptureError(
+        raise OtherComputationError(
             f"the captured program computes what the model computes, but not bit for bit: {_difference(ours, theirs)}, "
             "as by rounding. A part that the model compiles for itself, with torch.compile, does "
             "that. Choose another implementation of that part, or pass verify=False to convert what was captured."
         )
-    raise CaptureError(
+    raise OtherComputationError(
         f"the captured program does not compute what the model computes: {_difference(ours, theirs)}. "
         f"{_first_other(converted, original, captured.example)}Code that asks whether it is being compiled or "
         "exported, that tries one thing and falls back on another, or that depends on the grad mode, does that. Make "

@@ -121,7 +121,7 @@ def test_a_free_picture_size_is_the_one_that_is_given(method: str) -> None:
     options: dict[str, Any] = {"num_classes": 5, "depth": 2, "embed_dim": 32, "num_heads": 2, "dynamic_img_size": True}
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, **options).double().eval()
     randomize(model)
-    free = fxgrad.convert(model, (torch.randn(2, 3, 64, 64).double(),), dynamic_shapes=({0: AUTO, 2: AUTO, 3: AUTO},))
+    free = fxgrad.convert(model, (torch.randn(2, 3, 80, 64).double(),), dynamic_shapes=({0: AUTO, 2: AUTO, 3: AUTO},))
     x = torch.randn(2, 3, 64, 96).double()
     fixed = fxgrad.convert(model, (x,))
     ours, theirs = (fxgrad.attribute(c, (x,), target=1, method=method) for c in (free, fixed))

@@ -3,12 +3,22 @@
 import itertools
 
 import pytest
+import timm
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fxgrad
 from fxgrad.errors import CaptureError
+
+
+def traced(x):
+    """Whether a tensor has no data, as while it is traced."""
+    try:
+        x.detach().numpy()
+    except Exception:
+        return True
+    return False
 
 
 class Exporting(nn.Module):
@@ -18,9 +28,36 @@ class Exporting(nn.Module):
 
     def forward(self, x):
         y = self.linear(x).tanh()
+        if traced(x):
+            return y * 2
+        return y
+
+
+class Asking(Exporting):
+    def forward(self, x):
+        y = self.linear(x).tanh()
         if torch.compiler.is_exporting() or torch.compiler.is_compiling():
             return y * 2
         return y
+
+
+def test_a_model_that_asks_whether_it_is_exported_is_captured_as_it_runs():
+    model, x = Asking().eval(), torch.randn(2, 4)
+    libra = fxgrad.convert(model, (x,))
+    assert torch.equal(libra(x), model(x)) and torch.equal(libra(x[:1]), model(x[:1]))
+    assert not torch.compiler.is_exporting()
+
+
+def test_a_picture_model_that_skips_the_resizing_of_its_positions_where_it_can():
+    """When it is exported it always resizes; at the size that needs none, what it runs holds for this size only."""
+    options = {"num_classes": 5, "depth": 1, "embed_dim": 32, "num_heads": 2, "dynamic_img_size": True}
+    model = timm.create_model("vit_tiny_patch16_224", img_size=64, **options).double().eval()
+    x = torch.randn(2, 3, 64, 64).double()
+    libra = fxgrad.convert(model, (x,))
+    assert torch.equal(libra(x), model(x))
+    assert libra.classified.captured.inputs[0].shape == (None, 3, 64, 64)
+    with pytest.raises(fxgrad.InputError, match=r"is fixed at 64 by timm/layers/pos_embed.py:\d+: "):
+        libra(torch.randn(2, 3, 64, 96).double())
 
 
 def test_a_model_that_is_captured_otherwise_than_it_runs_is_refused():
@@ -53,7 +90,7 @@ def test_a_model_that_falls_back_while_it_is_captured_is_refused():
 class Rounding(Exporting):
     def forward(self, x):
         y = self.linear(x).tanh()
-        return y if torch.compiler.is_exporting() else y * (1 + 2**-22)
+        return y if traced(x) else y * (1 + 2**-22)
 
 
 def test_other_rounding_is_said_to_be_that():

@@ -57,5 +57,9 @@ class ExportError(FxgradError):
     """A converted model or its explainer cannot be exported, or an exported file cannot be run."""
 
 
+class MissingError(FxgradError, AttributeError):
+    """A converted module was asked for an attribute that only the model has. `hasattr` takes it for what it is."""
+
+
 class IncompleteWarning(UserWarning):
     """The shares of an attribution do not add up to the target's value, and nothing in the call says so."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -62,7 +63,8 @@ def attempt(program: Program) -> None:
         return
     # A meaning is that of a whole tensor, and knows no averages: so some of these are taken apart, or are sources.
     refusing = {i for i, meaning in enumerate(model.meanings) if meaning.refuses()}
-    finer = any(word in model.source for word in ("cat(", "stack(", "softmax("))
+    averages = r"cat\(|stack\(|softmax\(|attention\(\w+, \w+, self\.matrix"
+    finer = re.search(averages, model.source) is not None
     try:
         converted = fxgrad.convert(model, inputs)
     except fxgrad.NotBalanceableError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -108,6 +109,7 @@ class Captured:
         checks: what must hold of the inputs' free sizes.
         unsettled: (index of an input, axis) of a free size -> a line that cuts a joined tensor, where this size would
             tell which of the parts is cut out.
+        autocast: types of devices whose autocast was on around the model: its casts are in the graph.
     """
 
     graph: fx.Graph
@@ -127,6 +129,7 @@ class Captured:
     draws: tuple[Reading, ...] = field(default=(), repr=False)
     checks: tuple[Check, ...] = ()
     unsettled: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    autocast: tuple[str, ...] = ()
 
     @property
     def entries(self) -> tuple[Input, ...]:
@@ -134,9 +137,22 @@ class Captured:
         return self.inputs + self.embedded
 
     @property
+    def entry_names(self) -> list[str]:
+        """The entries' names, each once: token ids may have the same as the embedding that looks them up."""
+        attributed = {entry.name for entry in self.entries if entry.attributed}
+        return [f"{e.name} (ids)" if e.name in attributed and not e.attributed else e.name for e in self.entries]
+
+    @property
     def entry_nodes(self) -> list[fx.Node]:
         """The placeholders of the entries, in order."""
         return placeholders_of(self.graph)[len(self.state) :]
+
+    def once_cast(self) -> AbstractContextManager[Any]:
+        """Within this, the graph runs with the casts that it has: autocast would cast again what stays as it is."""
+        stack = ExitStack()
+        for device in self.autocast:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        return stack
 
     @property
     def output_names(self) -> list[str]:

@@ -205,7 +205,7 @@ _PACKED = {
     *(torch._pack_padded_sequence, torch._pad_packed_sequence),
     *(torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu),
 }
-_COUNTS = {torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere, torch.where, Tensor.where}
+_COUNTS = {torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere}
 _TUPLES = {torch.where, Tensor.where}
 
 

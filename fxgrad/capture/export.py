@@ -31,11 +31,12 @@ from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spar
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.quantised import in_parts, refuse_integers, without_gradients
-from fxgrad.capture.shapes import Watch, choices, oblivious, places_of, sizes_in, without
+from fxgrad.capture.shapes import choices, oblivious, places_of, sizes_in, without
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.capture.trace import OnRandom, trace
 from fxgrad.capture.tracing import settings, signature_of
+from fxgrad.capture.watch import Watch
 from fxgrad.errors import ArtefactError, CaptureError, InputError, one_line
 from fxgrad.graph.copies import copied, draws
 from fxgrad.graph.nodes import placeholders_of
@@ -107,15 +108,16 @@ def capture(
         own = plainly_called(model, example)
         shapes = explicit_shapes(signature, dynamic_shapes)
         program, drawn = trace(own, opened(example), shapes, on_random, watch)
+    casting = _autocast([*program.state_dict.values(), *program.constants.values(), *pytree.tree_leaves(example)])
     whole = table.covers if table else lambda op: True
-    functional = _decomposed(program, whole, own is not None, through_no_grad)
+    functional = _decomposed(program, whole, own is not None, through_no_grad, bool(casting))
     if isinstance(model, nn.Module) and functional.graph_signature.user_inputs_to_mutate:
         own, watch = plainly_called(model, example, on_copies=True), Watch(fixed)
         program, drawn = trace(own, opened(example), shapes, on_random, watch)
-        functional = _decomposed(program, whole, True, through_no_grad)
+        functional = _decomposed(program, whole, True, through_no_grad, bool(casting))
     captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
     _refuse_draws(captured.graph, on_random)
-    captured = replace(_with_sizes(captured, functional, watch), draws=drawn)
+    captured = replace(_with_sizes(captured, functional, watch), draws=drawn, autocast=casting)
     if own is None:
         return captured
     captured = for_one(captured, own, opened(example))
@@ -126,6 +128,12 @@ def capture(
         options = {"through_no_grad": through_no_grad, "on_random": on_random, "table": table, "fixed": fixed}
         return capture(model, *example, dynamic_shapes=same, **options)  # type: ignore[arg-type]
     return captured
+
+
+def _autocast(leaves: Sequence[Any]) -> tuple[str, ...]:
+    """The types of these tensors' devices whose autocast is on."""
+    devices = sorted({leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)})
+    return tuple(d for d in devices if torch.amp.is_autocast_available(d) and torch.is_autocast_enabled(d))
 
 
 def _refuse_sparse(example: Any) -> None:
@@ -164,19 +172,21 @@ def _refuse_draws(graph: fx.Graph, on_random: OnRandom) -> None:
 
 
 def _decomposed(
-    program: ExportedProgram, whole: Callable[[Any], bool], fresh: bool, through_no_grad: bool
+    program: ExportedProgram, whole: Callable[[Any], bool], fresh: bool, through_no_grad: bool, casting: bool
 ) -> ExportedProgram:
     """The program in functional ATen ops; composite ops are decomposed unless `whole` keeps them.
 
     Args:
         program: changed in place if it is `fresh`.
         through_no_grad: whether a fresh program keeps what it computes under `torch.no_grad()`.
+        casting: whether it runs under autocast.
     """
     if fresh:
         without_gradients(program.state_dict)
         if not through_no_grad:
             detach_without_grad(program.graph)
-        if make_functional(program, whole):
+        # The casts of autocast are no ops of a fresh program: a second trace makes them.
+        if not casting and make_functional(program, whole):
             return program
     pieces: dict[Any, Callable[..., Any]] = {}
     functional: ExportedProgram | None = None

@@ -1,8 +1,8 @@
 """Objects that torch knows no structure of, such as a cache of keys and values, among a model's inputs and outputs.
 
 An input of that sort is opened: the program takes its tensors and numbers, by the names of its attributes, and the
-model gets a copy of the object that holds them. An output of that sort is left out: None stands in its place. So a
-cache is read, and neither changed nor returned.
+model gets a copy of the object that holds them. So is a PackedSequence, which no tracer can make of other leaves.
+An output of that sort is left out: None stands in its place. So a cache is read, and neither changed nor returned.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture.tracing import around, signature_of
@@ -49,6 +50,8 @@ def _walk(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[s
     seen.add(id(value))
     if isinstance(value, Mapping):
         items = list(value.items())
+    elif isinstance(value, PackedSequence):
+        items = list(value._asdict().items())
     elif isinstance(value, (list, tuple)):
         items = list(enumerate(value))
     else:
@@ -59,6 +62,8 @@ def _walk(value: Any, path: tuple[str, ...], seen: set[int]) -> Iterator[tuple[s
 
 def rebuilt(value: Any, parts: Mapping[str, Any]) -> Any:
     """A copy of an object that holds these tensors, by path, in place of its own."""
+    if isinstance(value, PackedSequence):
+        return PackedSequence(**{**value._asdict(), **parts})
     own = {path: part for path, part in parts_of(value).items() if isinstance(part, Tensor)}
     return copy.deepcopy(value, {id(tensor): parts[path] for path, tensor in own.items()})
 
@@ -79,17 +84,25 @@ def with_tensors(tree: Any, change: Callable[[Tensor], Tensor]) -> Any:
         parts = parts_of(leaf)
         return rebuilt(leaf, {path: change(part) for path, part in parts.items() if isinstance(part, Tensor)})
 
-    return pytree.tree_map(changed, tree)
+    return _mapped(changed, tree)
 
 
 def spared(tree: Any) -> Any:
     """A tree of inputs with copies of its objects, for a model that may write to them."""
-    return pytree.tree_map(lambda leaf: with_tensors(leaf, Tensor.clone) if _is_object(leaf) else leaf, tree)
+    return _mapped(lambda leaf: with_tensors(leaf, Tensor.clone) if _is_object(leaf) else leaf, tree)
 
 
 def opened(tree: Any) -> Any:
     """A tree of inputs with a dict of tensors and numbers in the place of each object."""
-    return pytree.tree_map(lambda leaf: parts_of(leaf) if _is_object(leaf) else leaf, tree)
+    return _mapped(lambda leaf: parts_of(leaf) if _is_object(leaf) else leaf, tree)
+
+
+def _mapped(change: Callable[[Any], Any], tree: Any) -> Any:
+    return pytree.tree_map(change, tree, is_leaf=_is_packed)
+
+
+def _is_packed(value: Any) -> bool:
+    return isinstance(value, PackedSequence)
 
 
 def returned(outputs: Any) -> Any:
@@ -139,7 +152,7 @@ def plainly_called(model: nn.Module, example: Any, on_copies: bool = False) -> n
         >>> plainly_called(Adds(), example)(*args, **kwargs)
         (tensor([1., 2., 3.]), None)
     """
-    leaves, spec = pytree.tree_flatten(example)
+    leaves, spec = pytree.tree_flatten(example, is_leaf=_is_packed)
     objects = any(_is_object(leaf) for leaf in leaves)
 
     def run(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -183,4 +196,5 @@ def _closed(example: Any, given: Any) -> Any:
 
 def _is_object(leaf: Any) -> bool:
     """Whether a leaf of inputs is to be opened."""
-    return hasattr(leaf, "__dict__") and not isinstance(leaf, (*_PLAIN, *_SYMBOLIC, *_UNOPENED))
+    known = (*_PLAIN, *_SYMBOLIC, *_UNOPENED)
+    return _is_packed(leaf) or (hasattr(leaf, "__dict__") and not isinstance(leaf, known))

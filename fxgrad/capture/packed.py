@@ -90,7 +90,7 @@ def recurrent(
             biases, more = (own[2:4], own[4:]) if has_biases else ([None, None], own[2:])
             ready = functional.linear(data, own[0], biases[0])
             recur = _recur(own[1], biases[1])
-            first = tuple(state[index] for state in states)
+            first = tuple(_as_state(state[index], ready) for state in states)
             run = _backward if direction else _forward
             output, last = run(ready, sizes, first, lambda x, s, recur=recur: step(x, s, recur))
             if more:  # an LSTM with a projection has no plain cell
@@ -99,6 +99,14 @@ def recurrent(
             found.append(last)
         data = torch.cat(outputs, -1) if bidirectional else outputs[0]
     return data, *(torch.stack(parts) for parts in zip(*found))
+
+
+def _as_state(first: Tensor, ready: Tensor) -> Tensor:
+    """A first state as one that depends on the input: its gates are held at the first step as at any other.
+
+    So the rule of a layer, which knows what is a state, holds step by step; a gate times a constant would be a gate.
+    """
+    return first + 0 * ready[: len(first), :1]
 
 
 def _recur(weight: Tensor, bias: Tensor | None) -> Callable[[Tensor], Tensor]:

@@ -7,7 +7,6 @@ shapes; the rest is kept as checks here, for the graph says nothing of it.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,22 +20,17 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture.captured import Captured
 from fxgrad.capture.checks import Check, NotSupportedError, text_of
 from fxgrad.capture.tracing import signature_of, unwrapped
+from fxgrad.capture.watch import Guards, Watch, inside, of_layout
 from fxgrad.errors import one_line
 from fxgrad.graph.nodes import placeholders_of
-from fxgrad.graph.places import called_from, line_of, of_library, place_of
+from fxgrad.graph.places import place_of
 from fxgrad.graph.sizes import size_of, sizes_of
 
-TORCH = os.path.dirname(torch.__file__)
-INSIDE = (*(os.path.join(TORCH, start) for start in ("_", "fx/")), os.path.join(TORCH, "nn", "modules", "module.py"))
-"""Files in which torch computes shapes and strides."""
-STRIDES = r"contiguous|channels_last|strides|view_helper|should_swap|^ge$"
-"""Functions of torch in which sizes decide about strides."""
 CLEAR = 120
 """The longest condition of torch's own that is kept. Longer ones are of strides, and the op itself checks them."""
 ONE = "the example, whose size of 1 torch.export takes for a constant"
@@ -106,14 +100,14 @@ def first_that_exports(
                     program = export(without(choice, pinned))
                     sizes_in(program)
             if line := cut_batch(program):
-                watch.refused = f"a number in {line}, which fits this size alone"
+                watch.refuse(f"a number in {line}, which fits this size alone")
                 continue
             return program
         except Exception as error:
             if hopeless(error):
                 raise
             # With fewer free sizes it may work, and else the last error says why.
-            watch.refused = watch.refused or f"torch.export, which cannot leave it free ({one_line(unwrapped(error))})"
+            watch.refuse(f"torch.export, which cannot leave it free ({one_line(unwrapped(error))})")
     return export(options[-1])
 
 
@@ -189,45 +183,6 @@ def oblivious() -> AbstractContextManager[Any]:
     config = getattr(symbolic_config, "_config", None)
     known = hasattr(config, "backed_size_oblivious") and hasattr(config, "patch")
     return config.patch(backed_size_oblivious=True) if config is not None and known else nullcontext()
-
-
-class Watch(TorchFunctionMode):
-    """Notes which line of the user's code called the op inside which torch guarded a size.
-
-    Attributes:
-        lines: index of a guard -> `file:line: code`.
-        refused: why not all sizes were left free, or "".
-        fixed: (index of an input, axis) not to be left free -> the line that needs the example's size.
-    """
-
-    def __init__(self, fixed: Mapping[tuple[int, int], str] | None = None) -> None:
-        super().__init__()
-        self._guards: Sequence[Any] | None = None
-        self.lines: dict[int, str] = {}
-        self.refused = ""
-        self.fixed: dict[tuple[int, int], str] = dict(fixed or {})
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
-    ) -> Any:
-        if self._guards is None and args and isinstance(args[0], Tensor):
-            shape: Any = args[0].shape
-            environments = (getattr(size.node, "shape_env", None) for size in shape if not is_concrete_int(size))
-            self._guards = getattr(next(environments, None), "guards", None)
-        before = len(self._guards or ())
-        result = func(*args, **(kwargs or {}))
-        if self._guards is not None and len(self._guards) > before:
-            line = called_from()
-            self.lines |= dict.fromkeys(range(before, len(self._guards)), line)
-        return result
-
-    def line(self, guards: Sequence[Any], at: int) -> str:
-        """The line that needs a guard: of the user's code if known, else of torch's; or ""."""
-        file, number = _origin(guards[at])
-        own = line_of(file, number) if file and not _inside(guards[at]) else ""
-        if own and not file.startswith(TORCH):
-            return own
-        return (self.lines.get(at) if guards is self._guards else None) or own
 
 
 @dataclass(frozen=True)
@@ -347,14 +302,13 @@ class _Reading:
         sizes: list[Any] = [size for _, _, size in self.dims]
         environments = [size.node.shape_env for size in sizes if isinstance(size, torch.SymInt)]
         self.environment = environments[0] if environments else None
-        self.guards: Sequence[Any] = getattr(self.environment, "guards", ())
-        self.replaced: Mapping[Any, Any] = getattr(self.environment, "replacements", {})
+        self.known = Guards(self.environment, watch)
         self.places: dict[str, tuple[int, int]] = {}
         self.names: dict[Any, str] = {}
 
     def sizes(self) -> Sizes:
         ties = list(self.ties())
-        branches, layout = ({check.holds: check for check in self.branches(of_layout)} for of_layout in (False, True))
+        branches, layout = ({check.holds: check for check in self.branches(strides)} for strides in (False, True))
         ranges = self.ranges([*branches.values(), *layout.values()])
         return Sizes((*ties, *branches.values(), *ranges), self.fixed())
 
@@ -378,7 +332,7 @@ class _Reading:
             if unknown:
                 yield from self.solved(own, expression, unknown)
             else:
-                yield self.check(f"{own} == {text_of(expression, self.names)}", self.line_for(expression))
+                yield self.check(f"{own} == {text_of(expression, self.names)}", self.known.line_for(expression))
 
     def solved(self, own: str, expression: Any, unknown: Sequence[Any]) -> Iterator[Check]:
         """Name the symbol of an axis whose size is factor * symbol + rest."""
@@ -391,27 +345,27 @@ class _Reading:
         if factor != 1:
             yield self.check(f"{over} % {factor} == 0")
 
-    def branches(self, of_layout: bool) -> Iterator[Check]:
+    def branches(self, strides: bool) -> Iterator[Check]:
         """The guards that the shapes do not show: those of values, or those of memory layouts."""
         for at, guard, condition in self.conditions():
             if condition in (sympy.true, True) or not condition.free_symbols <= set(self.names):
                 continue
-            inside = _inside(guard)
-            if (inside and _of_layout(guard, condition)) is not of_layout:
+            own = inside(guard)
+            if (own and of_layout(guard, condition)) is not strides:
                 continue
             try:
                 text = text_of(condition, self.names)
             except NotSupportedError:
-                if not inside:
+                if not own:
                     raise
             else:
-                if not inside or len(text) <= CLEAR:
-                    yield self.check(text, self.watch.line(self.guards, at))
+                if not own or len(text) <= CLEAR:
+                    yield self.check(text, self.watch.line(self.known.guards, at))
 
     def conditions(self) -> Iterator[tuple[int, Any, Any]]:
         """(index, guard, condition) for each condition of a guard, with the replacements that tracing found."""
-        for at, guard in enumerate(self.guards):
-            condition = self.now(guard.expr)
+        for at, guard in enumerate(self.known.guards):
+            condition = self.known.now(guard.expr)
             for part in condition.args if type(condition).__name__ == "And" else (condition,):
                 yield at, guard, part
 
@@ -444,63 +398,11 @@ class _Reading:
             elif is_concrete_int(size):
                 symbol = getattr(getattr(size, "node", None), "_expr", None)
                 if isinstance(symbol, sympy.Symbol):
-                    found[at, axis] = self.line_for(symbol)
+                    found[at, axis] = self.known.line_for(symbol)
                 elif int(size) == 1 or self.watch.refused:
-                    found[at, axis] = ONE if int(size) == 1 else self.watch.refused
+                    found[at, axis] = ONE if int(size) == 1 else self.watch.because.get((at, axis), self.watch.refused)
         return found
-
-    def line_for(self, size: Any) -> str:
-        """The line that made a size what it is: that of the first guard of it, one with a number if there is one."""
-        symbols = set(size.free_symbols)
-        while (
-            more := {s for old, new in self.replaced.items() for s in _pair(old, new) if _pair(old, new) & symbols}
-            - symbols
-        ):
-            symbols |= more
-        touching = [at for at, guard in enumerate(self.guards) if guard.expr.free_symbols & symbols]
-        equal = [at for at in touching if type(self.guards[at].expr).__name__ == "Equality"]
-        numbers = [at for at in equal if any(part.is_number for part in self.guards[at].expr.args)]
-        best = next(iter(numbers or equal or touching), None)
-        return "" if best is None else self.watch.line(self.guards, best)
-
-    def now(self, condition: Any) -> Any:
-        """A guard with all replacements that tracing found."""
-        for _ in range(len(self.replaced) + 1):
-            new = condition.xreplace(self.replaced)
-            if new == condition:
-                break
-            condition = new
-        return condition
-
-
-def _pair(old: Any, new: Any) -> set[Any]:
-    return {old, *getattr(new, "free_symbols", ())}
 
 
 def _words(text: str) -> set[str]:
     return set(re.findall(r"s\d+", text))
-
-
-def _origin(guard: Any) -> tuple[str, int]:
-    """(file, line) of the Python code that made a guard; ("", 0) where this torch does not tell."""
-    location = getattr(getattr(guard, "sloc", None), "framework_loc", None)
-    return getattr(location, "filename", ""), getattr(location, "lineno", 0)
-
-
-def _inside(guard: Any) -> bool:
-    """Whether a computation of shapes and strides made a guard, in torch or here, not a branch of a model or layer."""
-    file = _origin(guard)[0]
-    return file.startswith(INSIDE) or (of_library(file) and not file.startswith(TORCH))
-
-
-def _of_layout(guard: Any, condition: Any) -> bool:
-    """Whether a condition decides about strides only, not about values: it was met where torch compares strides.
-
-    Or it tells unequal sizes, or empty tensors, apart; "a == 1 or a == b" is followed by "a == b" where it matters.
-    """
-    location = getattr(getattr(guard, "sloc", None), "framework_loc", None)
-    kind = type(condition).__name__
-    if re.search(STRIDES, getattr(location, "name", "")) or kind in ("Unequality", "Or"):
-        return True
-    numbers = [int(part) for part in condition.args if part.is_Integer]
-    return kind in ("StrictLessThan", "StrictGreaterThan") and bool(numbers) and numbers[0] <= 1

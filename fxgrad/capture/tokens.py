@@ -12,6 +12,7 @@ from collections import Counter
 import torch
 from torch import Tensor, fx
 
+from fxgrad.capture.bags import take_bag_apart
 from fxgrad.graph.copies import prune
 from fxgrad.graph.nodes import arguments_of, differentiable, op_name, placeholders_of, tensors_of
 from fxgrad.graph.places import place_of
@@ -78,12 +79,19 @@ def cut_lookups(
 def _lookups(graph: fx.Graph, ids: list[fx.Node], table: RuleTable) -> list[tuple[fx.Node, fx.Node]]:
     """The embeddings of ids that come straight from an input, each with that input."""
     moved = {node: node for node in ids}
-    codes: dict[fx.Node, fx.Node] = {}  # rows of a table of integers, from which the embedding is computed
+    codes: dict[fx.Node, fx.Node] = {}  # whole numbers for each id, from which the embedding is computed
     lookups = []
     for node in graph.nodes:
         if node.op != "call_function":
             continue
         origin = next((codes[n] for n in node.all_input_nodes if n in codes), None)
+        if op_name(node) == "embedding_bag" and node.args[1] in moved and node.args[0] not in codes:
+            found, base = take_bag_apart(graph, node, moved)
+            lookups.append((found, moved[base]))
+            continue
+        if op_name(node) == "one_hot" and node.args[0] in moved:
+            codes[node] = moved[node.args[0]]
+            continue
         if op_name(node) == "embedding" and node.args[1] in moved:
             origin = moved[node.args[1]]
         if origin is not None:

@@ -21,10 +21,11 @@ from fxgrad.capture.guards import without_guards
 from fxgrad.capture.higher_order import AsWithoutGrad
 from fxgrad.capture.program import Arguments
 from fxgrad.capture.quantised import quantising, readable
-from fxgrad.capture.shapes import Watch, choices, first_that_exports, without
+from fxgrad.capture.shapes import choices, first_that_exports, without
 from fxgrad.capture.tracing import (
     LastStates,
     OwnGradMode,
+    around,
     outcome,
     settings,
     signature_of,
@@ -32,6 +33,7 @@ from fxgrad.capture.tracing import (
     under,
     unwrapped,
 )
+from fxgrad.capture.watch import Watch
 from fxgrad.errors import CaptureError, first_line, one_line
 from fxgrad.graph.places import raised_at
 
@@ -75,7 +77,7 @@ def trace(
     def attempt(example: Arguments, known: Sequence[Reading], reads: bool) -> ExportedProgram:
         def export(shapes: Any) -> ExportedProgram:
             modes = (Decisions(known, reads=reads, draws=bool(draws)),) if known else ()
-            return _exported(model, example, shapes, (watch, *modes))
+            return _exported(model, example, shapes, watch, modes)
 
         free = [without(choice, watch.fixed) for choice in choices(model, *example)]
         shapes = free if dynamic_shapes is None else [dynamic_shapes]
@@ -137,11 +139,16 @@ def _same(first: Sequence[Reading], second: Sequence[Reading]) -> bool:
 
 
 def _exported(
-    model: nn.Module, example: Arguments, dynamic_shapes: Any, modes: Sequence[TorchFunctionMode]
+    model: nn.Module, example: Arguments, dynamic_shapes: Any, watch: Watch, modes: Sequence[TorchFunctionMode]
 ) -> ExportedProgram:
     args, kwargs = example
+
+    def begin(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        watch.begin(args, kwargs)
+        return forward(*args, **kwargs)
+
     with settings(), readable(model, args, kwargs), staying(model), torch.enable_grad():
-        traced = under(model, LastStates(), OwnGradMode(), AsWithoutGrad(), *modes)
+        traced = around(under(model, LastStates(), OwnGradMode(), AsWithoutGrad(), watch, *modes), begin)
         return without_guards(torch.export.export(traced, args, kwargs, strict=False, dynamic_shapes=dynamic_shapes))
 
 

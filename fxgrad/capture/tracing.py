@@ -66,7 +66,10 @@ def settings() -> Iterator[None]:
             logger.disabled = before
 
 
-_LOUD = ("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.fx.experimental.proxy_tensor")
+_LOUD = (
+    *("torch._subclasses.fake_tensor", "torch.fx.experimental.symbolic_shapes", "torch.fx.experimental.proxy_tensor"),
+    "torch._export.non_strict_utils",
+)
 
 
 class StoppedError(Exception):

@@ -207,4 +207,4 @@ def named_axes(arguments: Mapping[str, Any], rank: int) -> set[int]:
     indices = arguments.get("indices")
     if isinstance(indices, (list, tuple)):
         found |= {i for i, index in enumerate(indices) if index is not None}
-    return found
+    return found | ({0} if "offsets" in arguments else set())  # a bag joins rows

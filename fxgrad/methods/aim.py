@@ -138,12 +138,34 @@ class Aim:
         """
         return [None if g is None else self._part(i, g, example, outputs[i]) for i, g in enumerate(self.cotangents)]
 
+    def fits(self, example: int, outputs: list[Any]) -> bool:
+        """Whether flattened outputs are an example's part of the batch's where the target reads them, but for rounding.
+
+        Args:
+            example: its index in the batch.
+            outputs: of the example alone.
+        """
+        for i, g in enumerate(self.cotangents):
+            if g is None:
+                continue
+            whole = self.outputs[i]
+            for place in self._places(i, outputs[i]):
+                whole = _cut(whole, place, self.batch, example)
+            if not _near(outputs[i], whole, 1000 * _rounding(whole)):
+                return False
+        return True
+
+    def _places(self, i: int, alone: Tensor) -> tuple[Within, ...]:
+        """Where the examples are in an output, of which one example that ran alone has some part."""
+        if i not in self.shared:
+            return self.places[i]
+        whole = self.outputs[i].shape
+        return (Within(0, 1, 1),) if whole[:1] == (self.batch,) and alone.shape != whole else ()
+
     def _part(self, i: int, g: Tensor, example: int, alone: Tensor) -> Tensor:
-        whole, places = self.outputs[i], self.places[i]
-        if i in self.shared:
-            g = self.shared[i][example]
-            places = (Within(0, 1, 1),) if whole.shape[:1] == (self.batch,) and alone.shape != whole.shape else ()
-        for place in places:
+        whole = self.outputs[i]
+        g = self.shared[i][example] if i in self.shared else g
+        for place in self._places(i, alone):
             g, whole = (_cut(v, place, self.batch, example) for v in (g, whole))
         if not _near(alone, whole):
             raise InputError(
@@ -270,7 +292,7 @@ def _along(weights: Tensor, value: Tensor, place: Within) -> Tensor:
     return axis.reshape(*(-1 if i == place.axis else 1 for i in range(value.dim())))
 
 
-def _near(alone: Tensor, whole: Tensor) -> bool:
+def _near(alone: Tensor, whole: Tensor, tolerance: float = 1e-3) -> bool:
     """Whether an example's outputs are its part of the batch's, up to the rounding of other kernels."""
     if alone.shape != whole.shape:
         return False
@@ -279,7 +301,9 @@ def _near(alone: Tensor, whole: Tensor) -> bool:
     scale = torch.where(finite, whole.abs(), 0)
     if not torch.equal(finite, alone.isfinite()):
         return False
-    return not difference.numel() or bool(difference.max() <= max(1e-3, 8 * _rounding(whole)) * scale.max())
+    return not difference.numel() or bool(
+        difference.max() <= max(min(1e-3, tolerance), 8 * _rounding(whole)) * scale.max()
+    )
 
 
 def _rounding(*tensors: Tensor) -> float:

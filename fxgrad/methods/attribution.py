@@ -115,10 +115,14 @@ class Attribution:
 
     def _grid_of_pixels(self) -> Grid:
         """The grid of the patches, with as many axes as the map of pixels."""
-        if self.of_pixels and len(self.grid) != self.map.dim() - 1:
+        rank = self.map.dim() - 1
+        if self.of_pixels and (self.anatomy.grid is None or len(self.grid) != rank):
+            model = (
+                "no grid of patches" if self.anatomy.grid is None else f"a map of features with {len(self.grid)} axes"
+            )
             raise InputError(
-                f"the model's map of features has {len(self.grid)} axes, the map of input {self.anatomy.input!r} has "
-                f"{self.map.dim() - 1}: use .map."
+                f"the model has {model}, and the map of input {self.anatomy.input!r} has {rank} behind the batch's, "
+                f"{tuple(self.map.shape)} in all: use .map."
             )
         return self.grid
 

@@ -233,7 +233,7 @@ def _checked(method: Method, problem: Problem, found: Map) -> Tensor:
         raise InputError(f"{returns}, of fxgrad.methods; it returned {type(found).__name__}.")
     map = found.tokens if found.pixels is None else found.pixels
     if map is None and problem.anatomy.input in found.maps:
-        return torch.stack([found.maps[name] for name in problem.main]).sum(0)
+        return problem.joint(found.maps)
     if map is None or (found.pixels is not None and found.tokens is not None):
         raise InputError(f"{returns}; its Map has {'neither' if map is None else 'both'}. Give one of them.")
     anatomy, batch = problem.anatomy, problem.batch

@@ -25,7 +25,7 @@ def fullgrad(problem: Problem) -> Map:
     everywhere = problem.behind()
     tokens, apart = problem.placed(found, everywhere)
     maps = products(problem, found)
-    own = on_tokens(problem, torch.stack([maps[name] for name in problem.main]).sum(0), "fullgrad")
+    own = on_tokens(problem, problem.joint(maps), "fullgrad")
     return Map(tokens=own + tokens, apart=apart, maps=problem.beside(found, everywhere))
 
 

@@ -10,16 +10,18 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch.utils import _pytree as pytree
 
 from fxgrad.classify.decision import Classified
 from fxgrad.classify.liveness import handed_on, passed_by
-from fxgrad.errors import InputError
+from fxgrad.errors import FxgradError, InputError
 from fxgrad.graph.axes import Atom
 from fxgrad.graph.nodes import descendants
 from fxgrad.graph.places import calls_of
 from fxgrad.graph.sizes import known, sizes_of
 from fxgrad.graph.sums import sums_of
 from fxgrad.methods.aim import Aim
+from fxgrad.methods.alone import cut, ways
 from fxgrad.methods.maps import is_map, spatial_axes
 from fxgrad.methods.outputs import differentiable
 from fxgrad.methods.parts import TOKENS, Anatomy, Block
@@ -51,9 +53,9 @@ class Map:
 
 def size_of_batch(classified: Classified, entries: Sequence[Any], anatomy: Anatomy, outputs: Sequence[Any]) -> int:
     """The number of examples among a program's entries; of the first output's rows if the inputs have no examples."""
-    for declared, value in zip(classified.captured.entries, entries):
-        if declared.name in anatomy.inputs:
-            return int(value.shape[anatomy.inputs[declared.name]])
+    for name, value in zip(classified.captured.entry_names, entries):
+        if name in anatomy.inputs:
+            return int(value.shape[anatomy.inputs[name]])
     return next((len(v) for v in outputs if differentiable(v) and v.dim()), 1)
 
 
@@ -102,8 +104,7 @@ class Problem:
     def inputs(self) -> dict[str, fx.Node]:
         """Name of an input or embedding -> its placeholder."""
         captured = self.converted.classified.captured
-        placeholders = captured.entry_nodes
-        return {declared.name: node for declared, node in zip(captured.entries, placeholders)}
+        return dict(zip(captured.entry_names, captured.entry_nodes))
 
     @cached_property
     def main(self) -> list[str]:
@@ -149,21 +150,30 @@ class Problem:
         return size_of_batch(self.converted.classified, self.entries, self.anatomy, self.aim.outputs)
 
     def only(self, example: int, whole: bool = False) -> Problem:
-        """The problem of one example of the batch.
+        """The problem of one example of the batch, which runs alone where its part of the inputs is known.
 
         Args:
             example: its index.
             whole: whether to run all examples, with cotangents of this one. It is so anyway if the program takes
                 batches of this size only, or the inputs have no examples.
         """
-        axes = self.anatomy.inputs
-        if whole or not axes or isinstance(self.anatomy.examples, int):
-            return replace(self, example=example, whole=True)
-        entries = [
-            value.narrow(axes[name], example, 1) if isinstance(value, Tensor) and name in axes else value
-            for name, value in zip(self.inputs, self.entries)
-        ]
-        return replace(self, entries=entries, example=example)
+        captured, parts = self.converted.classified.captured, self.anatomy
+        if parts.inputs and not isinstance(parts.examples, int) and not whole:
+            choices = ways(captured, self.entries, parts.inputs, self.batch)
+            for axes in choices:
+                found = replace(self, entries=cut(captured, self.entries, axes, example), example=example)
+                if len(choices) == 1 or found._fits(example):
+                    return found
+        return replace(self, example=example, whole=True)
+
+    def _fits(self, example: int) -> bool:
+        """Whether the outputs of an example that runs alone are its part of the batch's."""
+        try:
+            with torch.no_grad():
+                outputs = pytree.tree_leaves(self.converted.run(self.entries))
+        except FxgradError:
+            return False
+        return self.aim.fits(example, outputs)
 
     def on_layer(self) -> Problem:
         """The problem with the layer's map of features, or its tokens, as those of a model that has none in blocks."""
@@ -225,6 +235,18 @@ class Problem:
         found = values.movedim(examples, 0)
         order = [examples, *(axis for axis in range(values.dim()) if axis != examples)]
         return over(found, [order.index(axis) for axis in gone]) if gone else found
+
+    def joint(self, maps: Mapping[str, Tensor]) -> Tensor:
+        """The sum of the maps of the main inputs, shaped as the one of the anatomy's input.
+
+        All examples may share one of them, such as the embedding of positions (1, tokens).
+
+        Args:
+            maps: input's name -> map.
+        """
+        own = self.row(maps[self.anatomy.input])
+        others = [self.row(maps[name]) for name in self.main if name != self.anatomy.input]
+        return sum((map.reshape(-1, *own.shape[1:]) for map in others), own)
 
     def run(self, also: Collection[str] = (), sources: bool = False) -> Contributions:
         """One forward and one backward pass of the target; `also` names nodes whose values and cotangents to return."""

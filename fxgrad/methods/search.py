@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import fx
@@ -25,7 +26,8 @@ from fxgrad.kinds import Kind, Role
 from fxgrad.methods.maps import channels_given, channels_read, is_map, spatial_axes
 from fxgrad.methods.parts import TOKENS, Anatomy, Attention, Block, Grid
 from fxgrad.ops.attention import SDPA
-from fxgrad.run.examples import examples_of, tracked
+from fxgrad.run.examples import Examples, examples_of, tracked
+from fxgrad.run.rows import rows_apart
 
 GRAPH = "graph"
 """The channels that the graph reads as such."""
@@ -82,7 +84,7 @@ class Search:
     def __init__(self, classified: Classified, input: str | None, values: Sequence[Any] = ()) -> None:
         captured = classified.captured
         placeholders = captured.entry_nodes
-        self.named = {d.name: n for d, n in zip(captured.entries, placeholders)}
+        self.named = dict(zip(captured.entry_names, placeholders))
         self.attributed = {d.name: self.named[d.name] for d in captured.entries if d.attributed}
         if input is not None and input not in self.attributed:
             raise InputError(f"there is no attributed input {input!r}; there is {', '.join(self.attributed)}.")
@@ -90,7 +92,7 @@ class Search:
         self.source = self.attributed[self.name]
         self.order = {n: i for i, n in enumerate(captured.graph.nodes)}
         self.classified, self.decisions = classified, classified.decisions
-        self.free = free_sizes(placeholders, values)
+        self.values, self.free = values, free_sizes(placeholders, values)
         self.first = 0
         self.nodes = self.after(self.source)
         self.reached = {self.source, *self.nodes}
@@ -115,7 +117,7 @@ class Search:
         found = list(self.blocks(paths))
         stream = self.stream(found)
         tracks = tracked(self.classified, self.seeds(found, self.tokens(stream)))
-        examples = examples_of(self.classified, tracks, self.source)
+        examples = self.examples(tracks)
         axes = {name: examples.inputs[n.name] for name, n in self.named.items() if n.name in examples.inputs}
         if axes.get(self.name, self.first) != self.first:  # the axis of tokens depends on that of the examples
             self.first = axes[self.name]
@@ -144,6 +146,14 @@ class Search:
             *(self.name, str(examples.size), size, tuple(found), tokens, ahead, grid, class_token),
             *(examples.places, examples.size, self.free, axes, chosen, paths is not None),
         )
+
+    def examples(self, tracks: Mapping[fx.Node, Any]) -> Examples:
+        """Where the examples are, by the axes; else by the elements, if the inputs are known."""
+        found = examples_of(self.classified, tracks, self.source)
+        if found.inputs or not self.values:
+            return found
+        count, inputs = rows_apart(self.classified, self.values, self.free)
+        return replace(found, size=count, inputs=dict.fromkeys(inputs, 0)) if self.source.name in inputs else found
 
     def tokens(self, stream: fx.Node | None) -> int | None:
         """The number of tokens in the stream; None if it is a map of features."""

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import refuse_other_dtype
 from fxgrad.classify.decision import Classified
-from fxgrad.errors import FxgradError, InputError
+from fxgrad.errors import FxgradError, InputError, MissingError
 from fxgrad.graph.replay import failure
 from fxgrad.module.checkpoint import checkpointed
 from fxgrad.module.rewrite import rewrite
@@ -72,6 +72,15 @@ class Core(nn.Module):
         object.__setattr__(self, "program", program)
         object.__setattr__(self, "lookup", lookup and fx.GraphModule(nn.Module(), lookup))
         self.run_as("flat", program)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            raise MissingError(
+                f"{type(self).__name__!r} object has no attribute {name!r}: of the model, it has what forward "
+                "computes, the parameters and the buffers. Ask the model itself for other things, such as generate."
+            ) from None
 
     def _apply(self, fn: Any, recurse: bool = True) -> Core:
         """As for any module (`.to`, `.cuda`); tensors that the program itself creates follow to the new device."""
@@ -188,6 +197,12 @@ class Core(nn.Module):
 
     def called(self, runner: Any, entries: list[Any]) -> Any:
         """What a part of the program returns; an error of an op names the op and its place."""
+        if self.classified.captured.autocast:
+            with self.classified.captured.once_cast():
+                return self._called(runner, entries)
+        return self._called(runner, entries)
+
+    def _called(self, runner: Any, entries: list[Any]) -> Any:
         if torch.compiler.is_compiling():
             return runner(*self.state, *entries)
         # As a function: a failed call of a GraphModule prints its code to stderr.

@@ -16,6 +16,7 @@ import secrets
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -212,6 +213,7 @@ def _manifest_of(converted: ConvertedModule, captured: Captured, digests: Mappin
         "forward": _parameters(captured.signature),
         "options": {
             "through_no_grad": captured.through_no_grad,
+            **({"autocast": list(captured.autocast)} if captured.autocast else {}),
             "on_unknown": table.on_unknown,
             "form": converted.form,
         },
@@ -268,6 +270,7 @@ def _restored(
         table = from_data(rules, twins, manifest["twins"], needed)
         options, signature = manifest["options"], _signature(manifest["forward"])
         captured = captured_from(program, signature, program.example_inputs, table, options["through_no_grad"])
+        captured = replace(captured, autocast=tuple(options.get("autocast", ())))  # older files have none
         if "sizes" in manifest:  # older files have none
             captured = Sizes.from_data(manifest["sizes"], [len(i.shape or ()) for i in captured.inputs]).of(captured)
         if tensors is not None:
@@ -305,6 +308,9 @@ def _manifest(archive: Archive) -> dict[str, Any]:
         for key, kind in (("options", dict), ("twins", dict), ("policy", str)):
             expect(kind, manifest[key], key)
         expect(bool, manifest["options"]["through_no_grad"], "through_no_grad")
+        for device in expect(list, manifest["options"].get("autocast", []), "autocast"):
+            if not isinstance(device, str) or not torch.amp.is_autocast_available(device):
+                raise ArtefactError(f"there is no autocast on {str(device)[:60]!r}.")
         form = expect(str, manifest["options"]["form"], "form")
         if form not in FORMS:
             raise ArtefactError(f"form should be one of {', '.join(FORMS)}, not {form[:60]!r}.")

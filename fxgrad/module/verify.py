@@ -22,6 +22,9 @@ from fxgrad.graph.places import place_of
 from fxgrad.graph.replay import Interpreter
 from fxgrad.module.converted import ConvertedModule
 
+ROUNDING = 16
+"""Differences up to this many times the rounding of the largest element are said to be of rounding."""
+
 
 def verify(converted: ConvertedModule, model: nn.Module | ExportedProgram) -> None:
     """Run both on the example; raise `CaptureError` if an output differs in any bit.
@@ -54,6 +57,12 @@ def verify(converted: ConvertedModule, model: nn.Module | ExportedProgram) -> No
             "the model gives other outputs each time it runs on the same inputs, so no attribution of them is right. "
             "Make forward deterministic: random numbers, the time, or a state that it changes are what to look for."
         )
+    if _rounds(ours, theirs):
+        raise CaptureError(
+            f"the captured program computes what the model computes, but not bit for bit: {_difference(ours, theirs)}, "
+            "as by rounding. A part that the model compiles for itself, with torch.compile, does "
+            "that. Choose another implementation of that part, or pass verify=False to convert what was captured."
+        )
     raise CaptureError(
         f"the captured program does not compute what the model computes: {_difference(ours, theirs)}. "
         f"{_first_other(converted, original, captured.example)}Code that asks whether it is being compiled or "
@@ -74,6 +83,23 @@ def _equal(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
         for a, b in zip(ours, theirs)
         if isinstance(a, Tensor) and isinstance(b, Tensor)
     )
+
+
+def _rounds(ours: Sequence[Any], theirs: Sequence[Any]) -> bool:
+    """Whether outputs differ by no more than the rounding of other kernels."""
+    pairs = [(a, b) for a, b in zip(ours, theirs) if isinstance(a, Tensor) and isinstance(b, Tensor)]
+    return len(ours) == len(theirs) and all(
+        a.shape == b.shape
+        and a.dtype == b.dtype
+        and (not a.is_floating_point() or torch.allclose(a, b, rtol=0, atol=ROUNDING * _ulp(b), equal_nan=True))
+        for a, b in pairs
+    )
+
+
+def _ulp(value: Tensor) -> float:
+    """The rounding of a tensor's largest finite element."""
+    finite = value[value.isfinite()].abs()
+    return float(finite.max()) * torch.finfo(value.dtype).eps if finite.numel() else 0.0
 
 
 def _difference(ours: Sequence[Any], theirs: Sequence[Any]) -> str:

@@ -16,7 +16,7 @@ from fxgrad.classify.moves import word_of
 from fxgrad.graph.axes import MOVES, Atom, Axes, Axis, source_of
 from fxgrad.graph.follow import Seeds, follow
 from fxgrad.graph.mixing import mixes
-from fxgrad.graph.nodes import tensors_of
+from fxgrad.graph.nodes import arguments_of, tensors_of
 from fxgrad.graph.sizes import Size, same, sizes_of
 
 BATCH = "batch"
@@ -96,9 +96,11 @@ def examples_of(classified: Classified, found: Mapping[fx.Node, Axes], source: f
             if not _mixed(classified, found, output, atoms, data):
                 sound.append((members, atoms, size))
         # An output has the examples of the first input that has any, whatever source is looked at, for what a class
-        # is depends on them. An input's first axis is better than another one.
+        # is depends on them; but where examples are compared with examples, those of the source, whose classes are the
+        # others. An input's first axis is better than another one.
+        ahead = [s for s in sound if s[0].get(source) == 0 and len(sizes_of(output)) == 2 == len(sound)]
         chosen += sorted(
-            sound, key=lambda s: min((attributed.index(n), i) for n, i in s[0].items() if n in attributed)
+            ahead or sound, key=lambda s: min((attributed.index(n), i) for n, i in s[0].items() if n in attributed)
         )[:1]
     for members, atoms, size in sorted(chosen, key=lambda s: s[0].get(source, len(sizes_of(source)))):
         return Examples(size, {n.name: i for n, i in members.items()}, _labelled(found, atoms))
@@ -165,7 +167,9 @@ def _mixed(
             source = named[str(operand.value)]
             word = word_of(node, decisions)
             whole = source_of(node) if word in MOVES and isinstance(source.meta["val"], (list, tuple)) else source
-            axes = [i for i, axis in enumerate(found.get(whole, ())) if len(axis) == 1 and axis[0] in atoms]
+            bag = "offsets" in arguments_of(node)  # joins rows, which may be of several examples
+            own = enumerate(found.get(whole, ()))
+            axes = [i for i, axis in own if (bag or len(axis) == 1) and atoms & set(axis)]
             # A piece of a layer's features has the layer's input for its operand, and mixes none of its rows.
             direct = source in node.all_input_nodes
             if direct and any(mixes(node, whole, axis, word, data) for axis in axes):

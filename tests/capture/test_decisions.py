@@ -80,8 +80,20 @@ class Repeated(_Base):
         return y.tanh() if len(y) > 2 else y
 
 
-GENERAL = [Sized]
-MODELS = [Flag, Largest, Split, Masked, Selected, Positions, Array, Same, Sized, Repeated]
+class Chosen(_Base):
+    def forward(self, x, lengths):
+        y = self.linear(x)[:, : int(lengths.max())]
+        return torch.where(y > 0, y, 0.1 * y)
+
+
+class Resized(_Base):
+    def forward(self, x, lengths):
+        y = F.interpolate(self.linear(x).mT, size=(lengths[1],), mode="linear")
+        return F.pad(y, (0, 5 - lengths[1])).mT.tanh()
+
+
+GENERAL = [Sized, Resized]
+MODELS = [Chosen, Resized, Flag, Largest, Split, Masked, Selected, Positions, Array, Same, Sized, Repeated]
 
 
 def _inputs():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -184,20 +185,24 @@ def test_flex_attention_and_autocast() -> None:
     inside, plain = InLowPrecision().eval(), Masked().eval()
     same_bits(fxgrad.convert(inside, (x,)), inside, x)
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        # Run under autocast, it would cast in the middle of the attention, too, which the verification would find.
-        libra, wanted = fxgrad.convert(plain, (x,), verify=False), plain(x)
+        libra, wanted = fxgrad.convert(plain, (x,)), plain(x)
+        assert torch.equal(libra(x), wanted)  # its casts are in the program, and none is made in between
     with torch.no_grad():
-        assert torch.equal(libra(x), wanted)  # its casts are in the program
+        assert torch.equal(libra(x), wanted)
     assert fxgrad.check(fxgrad.convert(inside, (x,)), original=inside).passed
 
 
-def test_flex_attention_run_under_autocast_is_refused_with_a_way_out() -> None:
-    with (
-        torch.autocast("cpu", torch.bfloat16),
-        pytest.raises(fxgrad.CaptureError, match=r"does not compute what the model computes.*verify=False"),
-    ):
-        torch.manual_seed(0)
-        fxgrad.convert(Masked().eval(), (torch.randn(2, 16, 16),))
+def test_what_was_captured_under_autocast_keeps_its_casts(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 8), nn.GELU(), nn.Linear(8, 3)).eval(), torch.randn(4, 8)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        libra, wanted = fxgrad.convert(model, (x,)), model(x)
+    fxgrad.save(libra, tmp_path / "libra.pt2")
+    for one in (libra, fxgrad.load(tmp_path / "libra.pt2"), copy.deepcopy(libra), libra.under("gradient")):
+        with torch.no_grad():
+            assert wanted.dtype is torch.bfloat16 and torch.equal(one(x), wanted)
+            with torch.autocast("cpu", torch.bfloat16):
+                assert torch.equal(one(x), wanted)
 
 
 class Asks(nn.Module):

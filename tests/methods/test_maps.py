@@ -365,3 +365,26 @@ def test_integrated_gradients_of_a_polynomial_are_exact() -> None:
     assert torch.allclose(
         found.maps["b"], torch.stack([(a**3).sum((1, 2)) * b[:, 0] / 4, torch.zeros(2)], 1), rtol=1e-6
     )
+
+
+class Memory(nn.Module):
+    """Reads a memory (slots, steps, features) that all examples share."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keys, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        return self.head(x + self.keys(memory).mean((0, 1)))
+
+
+def test_a_map_of_more_axes_than_tokens_says_so() -> None:
+    inputs = torch.randn(3, 6).double(), torch.randn(2, 5, 4).double()
+    found = fxgrad.attribute(converted(Memory(), *inputs), inputs, target=1, input="memory")
+    assert found.map.shape == (3, 2, 5)
+    with pytest.raises(fxgrad.InputError) as caught:
+        _ = found.tokens
+    assert str(caught.value) == (
+        "the model has no grid of patches, and the map of input 'memory' has 2 behind the batch's, (3, 2, 5) in all: "
+        "use .map."
+    )

@@ -191,6 +191,17 @@ def test_parts_named_as_a_converted_modules_own() -> None:
     torch.testing.assert_close(copy.deepcopy(libra).double()(x.double()), model.double()(x.double()))
 
 
+def test_what_only_the_model_has_is_said_to_be_missing() -> None:
+    libra = fxgrad.convert(torch.nn.Linear(2, 3).eval(), (torch.ones(1, 2),))
+    assert not hasattr(libra, "generate") and getattr(libra, "config", 3) == 3
+    with pytest.raises(
+        fxgrad.FxgradError, match=r"no attribute 'generate': of the model, it has what forward computes"
+    ):
+        libra.generate()
+    with pytest.raises(AttributeError):
+        libra.generate()
+
+
 def test_a_failing_program_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     """fx would print the code that failed, where this is an operator of Python's."""
     libra = fxgrad.convert(nn.GELU().eval(), (torch.ones(2, 3),))

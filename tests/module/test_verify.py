@@ -50,6 +50,19 @@ def test_a_model_that_falls_back_while_it_is_captured_is_refused():
         fxgrad.convert(Falling().eval(), (torch.randn(2, 4),))
 
 
+class Rounding(Exporting):
+    def forward(self, x):
+        y = self.linear(x).tanh()
+        return y if torch.compiler.is_exporting() else y * (1 + 2**-22)
+
+
+def test_other_rounding_is_said_to_be_that():
+    with pytest.raises(
+        CaptureError, match=r"not bit for bit: output 0 .*, as by rounding.*torch\.compile.*verify=False"
+    ):
+        fxgrad.convert(Rounding().eval(), (torch.randn(2, 4),))
+
+
 class Counting(Exporting):
     def __init__(self):
         super().__init__()

@@ -6,6 +6,7 @@ import linecache
 import os
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from torch import fx
 
 _EXPORT, _LAYERS = (os.path.join(os.path.dirname(torch.__file__), folder, "") for folder in ("export", "nn"))
 _CALLER = os.path.join(_LAYERS, "modules", "module.py")
+_PYTHON = os.path.join(sysconfig.get_path("stdlib"), "")
 _PACKAGE = os.path.join(os.path.dirname(os.path.dirname(__file__)), "")
 
 
@@ -95,14 +97,15 @@ def line_of(file: str, number: int | None) -> str:
 
 
 def of_library(file: str) -> bool:
-    """Whether a file belongs to torch (generated ones too) or to fxgrad, except for its demo, which is user code.
+    """Whether a file belongs to Python, to torch (generated ones too) or to fxgrad, except for its demo.
 
     Example:
-        >>> of_library(torch.__file__), of_library("model.py")
-        (True, False)
+        >>> of_library(torch.__file__), of_library(os.__file__), of_library("model.py")
+        (True, True, False)
     """
     own = file.startswith(_PACKAGE) and not file.startswith(os.path.join(_PACKAGE, "demo", ""))
-    return own or file.startswith(("<", os.path.join(os.path.dirname(torch.__file__), "")))
+    python = file.startswith(_PYTHON) and "site-packages" not in file
+    return own or python or file.startswith(("<", os.path.join(os.path.dirname(torch.__file__), "")))
 
 
 def short(file: str) -> str:

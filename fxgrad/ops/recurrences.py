@@ -11,6 +11,7 @@ Source: LibraGrad, arXiv:2411.16760, section 3.2, applied to the cells of Hochre
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -103,10 +104,32 @@ def _scan(cell: Cell, x: Tensor, state: State, weights: Sequence[Tensor], backwa
     return torch.stack(outputs[::-1] if backwards else outputs), state
 
 
-RECURRENCES: dict[str, Callable[..., tuple[Tensor, ...]]] = {
+def _once(cell: Cell) -> Callable[..., Any]:
+    """The twin of one step of a recurrence, as an op of its own."""
+
+    def step(
+        input: Tensor,
+        hx: Tensor | Sequence[Tensor],
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None = None,
+        b_hh: Tensor | None = None,
+    ) -> Any:
+        weights = [w for w in (w_ih, w_hh, b_ih, b_hh) if w is not None]
+        found = cell(_inward(input, weights), (hx,) if isinstance(hx, Tensor) else tuple(hx), weights)
+        return found if len(found) > 1 else found[0]
+
+    return step
+
+
+RECURRENCES: dict[str, Callable[..., Any]] = {
     "aten.lstm.input": _unrolled(_lstm_cell),
     "aten.gru.input": _unrolled(_gru_cell),
     "aten.rnn_tanh.input": _unrolled(_tanh_cell),
     "aten.rnn_relu.input": _unrolled(_relu_cell),
+    "aten.lstm_cell": _once(_lstm_cell),
+    "aten.gru_cell": _once(_gru_cell),
+    "aten.rnn_tanh_cell": _once(_tanh_cell),
+    "aten.rnn_relu_cell": _once(_relu_cell),
 }
 """Op -> its twin, with the op's own signature."""

@@ -117,6 +117,36 @@ def recurrent(name: str, row: str, layer: nn.RNNBase, cell: Cell) -> Any:
     )
 
 
+class Step(nn.Module):
+    """Two steps of a cell, from states that are computed, too: its last states, (batch, everything)."""
+
+    def __init__(self, cell: nn.RNNCellBase, several: bool = False) -> None:
+        super().__init__()
+        self.cell, self.several = cell, several
+
+    def forward(self, x: Tensor) -> Tensor:
+        state = [x[:, 0, : self.cell.hidden_size] * factor for factor in (2, -1)]
+        for step in x.unbind(1):
+            found = self.cell(step, tuple(state) if self.several else state[0])
+            state = list(found) if self.several else [found]
+        return torch.cat(state, -1)
+
+
+def stepped(cell: Cell) -> Callable[[Step, Tensor], Tensor]:
+    def reference(module: Step, x: Tensor) -> Tensor:
+        weights = dict(module.cell.named_parameters())
+        state = [x[:, 0, : module.cell.hidden_size] * factor for factor in (2, -1)][: 1 + module.several]
+        for step in x.unbind(1):
+            state = cell(weights, step, state)
+        return torch.cat(state, -1)
+
+    return reference
+
+
+def one_step(name: str, layer: nn.RNNCellBase, cell: Cell) -> Any:
+    return case(name, name, "n 2 3", Step(layer, cell is lstm_cell), stepped(cell), large=100, loose=8)
+
+
 TWO_WAYS = {"num_layers": 2, "bidirectional": True, "batch_first": True}
 RECURRENT = [
     recurrent("lstm", "lstm", nn.LSTM(3, 2, batch_first=True), lstm_cell),
@@ -127,4 +157,8 @@ RECURRENT = [
     recurrent("rnn", "rnn_tanh", nn.RNN(3, 2, batch_first=True), tanh_cell),
     recurrent("rnn_both_ways", "rnn_tanh", nn.RNN(3, 2, **TWO_WAYS, bias=False), tanh_cell),
     recurrent("rnn_relu", "rnn_relu", nn.RNN(3, 2, nonlinearity="relu", batch_first=True), relu_cell),
+    one_step("lstm_cell", nn.LSTMCell(3, 2), lstm_cell),
+    one_step("gru_cell", nn.GRUCell(3, 2), gru_cell),
+    one_step("rnn_tanh_cell", nn.RNNCell(3, 2, bias=False), tanh_cell),
+    one_step("rnn_relu_cell", nn.RNNCell(3, 2, nonlinearity="relu"), relu_cell),
 ]

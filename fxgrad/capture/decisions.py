@@ -33,6 +33,10 @@ class Reading(NamedTuple):
     line: str
 
 
+class OtherReadingError(CaptureError):
+    """The traced model reads what it did not read where it ran."""
+
+
 class Decisions(TorchFunctionMode):
     """Record readings and draws, or repeat recorded ones.
 
@@ -42,7 +46,7 @@ class Decisions(TorchFunctionMode):
         draws: whether draws of random numbers count; else each run draws anew.
 
     Raises:
-        CaptureError: the traced model reads otherwise than it did before.
+        OtherReadingError: the traced model reads otherwise than it did before.
 
     Example:
         >>> recorded = Decisions()
@@ -106,7 +110,7 @@ class Decisions(TorchFunctionMode):
             return value
         reading = self.next(name, line)
         if reading is None:
-            raise CaptureError(
+            raise OtherReadingError(
                 f"the model reads its data at {line} while it is traced, but not where it runs. Code that asks whether "
                 "it is being compiled or exported does that; make forward the same in both."
             )

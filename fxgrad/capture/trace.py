@@ -5,7 +5,7 @@ Attempts go from the most general program to the most special one; the first tha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
 
@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import refuse_other_dtype
 from fxgrad.capture.captured import input_names
-from fxgrad.capture.decisions import Decisions, Reading
+from fxgrad.capture.decisions import Decisions, OtherReadingError, Reading
 from fxgrad.capture.guards import without_guards
 from fxgrad.capture.higher_order import AsWithoutGrad
 from fxgrad.capture.program import Arguments
@@ -34,6 +34,7 @@ from fxgrad.capture.tracing import (
     staying,
     under,
     unwrapped,
+    with_builtins,
 )
 from fxgrad.capture.watch import Watch
 from fxgrad.errors import CaptureError, first_line, one_line
@@ -41,6 +42,7 @@ from fxgrad.graph.places import raised_at
 
 OnRandom = Literal["error", "freeze"]
 """What to do with a model that draws random numbers: refuse it, or draw once and keep the numbers."""
+_NONE: Mapping[str, Any] = {}
 
 
 def trace(
@@ -78,10 +80,12 @@ def trace(
     watch = watch or Watch()
     draws = tuple(_recorded(model, example, Decisions(reads=False, draws=True))) if on_random == "freeze" else ()
 
-    def attempt(example: Arguments, known: Sequence[Reading], reads: bool) -> ExportedProgram:
+    def attempt(
+        example: Arguments, known: Sequence[Reading], reads: bool, own: Mapping[str, Any] = _NONE
+    ) -> ExportedProgram:
         def export(shapes: Any) -> ExportedProgram:
             modes = (Decisions(known, reads=reads, draws=bool(draws)),) if known else ()
-            return _exported(model, example, shapes, watch, modes, eager)
+            return _exported(model, example, shapes, watch, modes, eager, own)
 
         free = [without(choice, watch.fixed) for choice in choices(model, *example)]
         shapes = free if dynamic_shapes is None else [dynamic_shapes]
@@ -93,16 +97,22 @@ def trace(
     except Exception as error:
         first = error
     known = _recorded(model, example, Decisions(draws=bool(draws)))
-    if not known:
+    if not known and not _about_data(first):
         raise CaptureError(_diagnose(model, example, first)) from first
+    # A model that reads nothing may fail for a size that torch.export cannot compute of free ones: fewer may do.
     if draws:
         draws = tuple(reading for reading in known if isinstance(reading.value, Tensor))
     elif not _same(known, _recorded(model, spread, Decisions())):
         spread = example
-    try:
-        return attempt(spread, known, reads=True), draws
-    except Exception as error:
-        raise CaptureError(_diagnose(model, example, error)) from error
+    # torch.export makes an op of a `max` of a tensor and a number, where Python's own reads which one is larger.
+    for own in (_NONE, {"max": max, "min": min}):
+        try:
+            return attempt(spread, known, True, own), draws
+        except Exception as error:
+            last = error
+        if not isinstance(unwrapped(last), OtherReadingError):
+            break
+    raise CaptureError(_diagnose(model, example, last)) from last
 
 
 def outputs_of(model: nn.Module, example: Arguments, draws: Sequence[Reading] = ()) -> Any:
@@ -149,12 +159,13 @@ def _exported(
     watch: Watch,
     modes: Sequence[TorchFunctionMode],
     eager: bool,
+    own: Mapping[str, Any],
 ) -> ExportedProgram:
     args, kwargs = example
 
     def begin(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         watch.begin(args, kwargs)
-        with as_eager() if eager else nullcontext():
+        with as_eager() if eager else nullcontext(), with_builtins(own):
             return forward(*args, **kwargs)
 
     with settings(), readable(model, args, kwargs), staying(model), torch.enable_grad():

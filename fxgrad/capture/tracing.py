@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import builtins
 import contextlib
 import functools
 import inspect
@@ -107,6 +108,23 @@ def as_eager() -> Iterator[None]:
     finally:
         for name, before in told.items():
             setattr(torch.compiler, name, before)
+
+
+@contextlib.contextmanager
+def with_builtins(own: Mapping[str, Any]) -> Iterator[None]:
+    """Let the model's code call these of Python's functions, such as its own `max` where torch.export has another.
+
+    Example:
+        >>> with with_builtins({"max": max}):
+        ...     max(2, 3)
+        3
+    """
+    others = {name: getattr(builtins, name) for name in own}
+    try:
+        vars(builtins).update(own)
+        yield
+    finally:
+        vars(builtins).update(others)
 
 
 def under(model: nn.Module, *modes: TorchFunctionMode) -> nn.Module:

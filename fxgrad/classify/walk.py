@@ -184,13 +184,12 @@ class _Walk:
             return None
         if not isinstance(node.target, torch._ops.OpOverload):
             raise _UnruledError("is not an op of torch.ops")
-        row = self.table.row(node.target)
+        arguments = arguments_of(node)
+        row = self.table.row(node.target, arguments)
         if row is None:
             raise _UnruledError(NO_ROW)
-        arguments = arguments_of(node)
-        for name, values in row.when.items():
-            if arguments[name] not in values:
-                raise _UnruledError(f"has {name} = {arguments[name]!r}, which its row does not provide for")
+        if (name := row.refused(arguments)) is not None:
+            raise _UnruledError(f"has {name} = {arguments[name]!r}, which its row does not provide for")
         return row
 
     def sources(self, node: fx.Node, operands: tuple[Operand, ...]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from fxgrad.ops.refused import refuse
 from fxgrad.ops.rows import Rows, rows_of
 from fxgrad.ops.secants import Taylor, reference, rescale, root_of, secant, taylor, through
 from fxgrad.ops.twins import Twin
-from fxgrad.ops.weights import packed, relaid, weighted
+from fxgrad.ops.weights import packed, relaid, root, weighted
 
 __all__ = [
     "TWINS",
@@ -27,6 +27,7 @@ __all__ = [
     "refuse",
     "relaid",
     "rescale",
+    "root",
     "root_of",
     "rows_of",
     "secant",

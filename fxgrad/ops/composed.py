@@ -59,6 +59,32 @@ def cumprod(self: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tens
     return y / degree + (y * (1 - 1 / degree)).detach()
 
 
+def scatter_prod(
+    self: Tensor, dim: int, index: Tensor, src: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    """Products of the elements of `src` that meet, n of them: homogeneous of degree n; what is met by none stays."""
+    y = torch.scatter_reduce(self.detach(), dim, index, src, reduce, include_self=include_self)
+    wide = torch.promote_types(self.dtype, torch.float32)  # that counts far enough
+    met = torch.zeros_like(self, dtype=wide).scatter_add(dim, index, torch.ones_like(src, dtype=wide))
+    return _shared(self, y, met)
+
+
+def index_prod(
+    self: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+) -> Tensor:
+    """As `scatter_prod`, for whole slices."""
+    y = torch.index_reduce(self.detach(), dim, index, source, reduce, include_self=include_self)
+    wide = torch.promote_types(self.dtype, torch.float32)
+    met = torch.zeros_like(self, dtype=wide).index_add(dim, index, torch.ones_like(source, dtype=wide))
+    return _shared(self, y, met)
+
+
+def _shared(first: Tensor, y: Tensor, degree: Tensor) -> Tensor:
+    """Values homogeneous of these degrees, with balanced gradients; where the degree is 0, the first value itself."""
+    share = (1 / degree.clamp(min=1)).to(y.dtype)
+    return torch.where(degree > 0, y * share + (y * (1 - share)).detach(), first)
+
+
 def aminmax(self: Tensor, *, dim: int | None = None, keepdim: bool = False) -> tuple[Tensor, Tensor]:
     """Minimum and maximum, piecewise linear; PyTorch 2.11 has no derivative for `aminmax`."""
     axes = [] if dim is None else [dim]
@@ -134,6 +160,8 @@ TWINS: dict[str, Callable[..., Any]] = {
     "aten.prod.default": prod,
     "aten.prod.dim_int": prod,
     "aten.cumprod": cumprod,
+    "aten.scatter_reduce": scatter_prod,
+    "aten.index_reduce.default": index_prod,
     "aten.aminmax": aminmax,
     "aten.var_mean.correction": var_mean,
     "aten.instance_norm": instance_norm,

@@ -157,6 +157,23 @@ def _scale(operand: Any, weight: Any) -> Any:
     return _Scale.call(operand, weight) if recording(operand) else operand
 
 
+class _NotAtZero(Function):
+    """Identity whose backward passes nothing on where the value is 0."""
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.detach()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return torch.where(x == 0, 0, cotangent)
+
+
 def _common_share(args: tuple[Any, ...], weights: tuple[Any, ...]) -> float | None:
     """The common weight of all tensors that are not held, or None: it scales the cotangent once, at the result."""
     shares = {w for a, w in zip(args, weights) if isinstance(a, (Tensor, list, tuple)) and w != 0}
@@ -197,6 +214,29 @@ def weighted(op: Any, weights: tuple[Any, ...], *args: Any, **kwargs: Any) -> An
         result = op(*(_scale(a, _held_or_whole(w)) for a, w in zip(args, weights)), **kwargs)
         return _scale(result, share)
     return op(*(_scale(a, w) for a, w in zip(args, weights)), **kwargs)
+
+
+def root(op: Any, weights: tuple[Any, ...], x: Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Call `op`, a root of `x`, as `weighted` does; where `x` is 0, its cotangent is 0.
+
+    There the slope of a root is infinite, but what it has to pass on is 0, as its value is. 0 is the cotangent that is
+    finite, and keeps NaN out of a backward that cuts these elements off elsewhere.
+
+    Args:
+        op: returns x^p, element by element, 0 < p < 1.
+        weights: as for `weighted`.
+        x: its first operand, of any shape and floating-point dtype.
+        *args, **kwargs: further arguments of `op`.
+
+    Returns:
+        The result of `op`, bit for bit.
+
+    Example:
+        >>> x = torch.tensor([0.0, 4.0], requires_grad=True)
+        >>> torch.autograd.grad(root(torch.sqrt, (2.0,), x).sum(), x)[0]
+        tensor([0.0000, 0.5000])
+    """
+    return weighted(op, weights, _NotAtZero.call(x) if recording(x) else x, *args, **kwargs)
 
 
 Weigh = Callable[[Sequence[Operand], "float | None"], "list[float]"]
@@ -281,6 +321,19 @@ class Weighted(Backward):
 
 
 @dataclass(frozen=True)
+class Homogeneous(Weighted):
+    """The op's own vjp over its degree; nothing where a root is 0."""
+
+    weigh: Weigh = homogeneous
+
+    def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
+        super().call(node, decided, done)
+        if node.target is weighted and decided.weights[0] > 1:  # a degree between 0 and 1
+            node.target = root
+        return node
+
+
+@dataclass(frozen=True)
 class Held(Weighted):
     """The backward of a node that gets no cotangent: it detaches recorded operands, so that nothing is recorded."""
 
@@ -332,6 +385,6 @@ BACKWARDS = (
     Weighted("share", frozenset({Kind.PRODUCT}), share),
     Weighted("hold_activated", frozenset({Kind.PRODUCT}), hold_activated),
     Weighted("hold_denominator", frozenset({Kind.QUOTIENT}), hold_denominator),
-    Weighted("homogeneous", frozenset({Kind.POWER}), homogeneous),
+    Homogeneous("homogeneous", frozenset({Kind.POWER})),
     Weighted("hold", frozenset({Kind.SOFTMAX}), hold),
 )

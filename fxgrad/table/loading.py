@@ -59,18 +59,27 @@ class RuleTable:
         """
         return {kind: backward_of(choice) for kind, choice in self.policy.items()}
 
-    def row(self, overload: Any) -> Row | None:
+    def row(self, overload: Any, arguments: Mapping[str, Any] | None = None) -> Row | None:
         """The row of an `OpOverload`: its own, else its packet's if that row fits its schema.
+
+        Where there are both, the first one that applies to the arguments counts.
+
+        Args:
+            overload: of an op.
+            arguments: of a call, by name; without them, a row's `when` is not asked.
 
         Example:
             >>> import torch
             >>> load("libragrad").row(torch.ops.aten.gelu.default).kind.value
             'gated_activation'
+            >>> load("libragrad").row(torch.ops.aten.scatter_reduce.two, {"reduce": "prod"}).kind.value
+            'composed'
         """
         name = str(overload)
-        exact = self.rows.get(name)
-        packet = self.rows.get(name.rpartition(".")[0])
-        return exact or (packet if packet is not None and packet.fits(overload) else None)
+        own = (self.rows.get(name), self.rows.get(name.rpartition(".")[0]))
+        fitting = [row for row in own if row is not None and row.fits(overload)]
+        applying = (row for row in fitting if arguments is None or row.refused(arguments) is None)
+        return next(applying, fitting[0] if fitting else None)
 
     def covers(self, overload: Any) -> bool:
         """Whether an `OpOverload` has a row."""

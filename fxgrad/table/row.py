@@ -86,6 +86,10 @@ class Row:
         named = {self.options[key] for key in ("degree", "over", "groups", "eps") if key in self.options}
         return set(self.part_of) | set(self.when) | {name for name in named if isinstance(name, str)}
 
+    def refused(self, arguments: Mapping[str, Any]) -> str | None:
+        """The first argument, by name, whose value the row does not provide for; None if it applies."""
+        return next((name for name, values in self.when.items() if arguments[name] not in values), None)
+
     def fits(self, overload: Any) -> bool:
         """Whether the overload's schema has every operand that the row mentions."""
         return self.operands <= {argument.name for argument in overload._schema.arguments}

@@ -286,6 +286,48 @@ def test_tensors_that_pytorch_takes_for_numbers_are_read(kind):
         libra(x, torch.tensor([4, 1]))
 
 
+class Larger(_Base):
+    """Takes the larger one of a number and a tensor, in several ways; torch.export makes an op of that."""
+
+    def forward(self, x, lengths):
+        sizes = (max(lengths.max() + 1, 6), max([4, lengths.max() + 1]), min(lengths.min(), 1), max(2, 3))
+        return self.linear(x).sum(1) * sum(F.one_hot(lengths % size, size).sum() * size for size in sizes)
+
+
+@pytest.mark.parametrize(("lengths", "other"), [([3, 2], [4, 2]), ([1, 1], [2, 3])])
+def test_the_larger_one_of_a_tensor_and_a_number_is_pythons(lengths, other):
+    model, lengths = Larger().double().eval(), torch.tensor(lengths)
+    x = torch.randn(2, 5, 4).double()
+    libra = fxgrad.convert(model, (x, lengths))
+    assert torch.equal(libra(3 * x, lengths), model(3 * x, lengths))
+    assert fxgrad.check(libra, (x, lengths), original=model).passed
+    with pytest.raises(InputError, match=r"reads its data at test_decisions\.py:\d+: .*max"):
+        libra(x, torch.tensor(other))
+    assert max(2, torch.tensor(3)) == 3 and type(max).__name__ == "builtin_function_or_method"
+
+
+class Centred(nn.Module):
+    """Cuts the middle out of its weights, as many as the input has; where that is free, torch.export loses count."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 3))
+
+    def forward(self, x):
+        start = 6 - min(x.shape[1], 6)
+        middle = self.weight[start // 2 : -start // 2] if start else self.weight
+        return torch.einsum("bni,nc->bc", x, middle) / int(middle.shape[0])
+
+
+def test_a_size_that_cannot_be_computed_of_free_ones_is_fixed():
+    model, x = Centred().double().eval(), torch.randn(2, 4, 5).double()
+    libra = fxgrad.convert(model, (x,))
+    assert [size is None for size in libra.classified.captured.inputs[0].shape][:2] == [True, False]
+    assert torch.equal(libra(x[:1]), model(x[:1])) and fxgrad.check(libra, (x,), original=model).passed
+    with pytest.raises(InputError, match=r"Axis 1 is fixed at 4 by test_decisions\.py:\d+: "):
+        libra(torch.randn(2, 2, 5).double())
+
+
 class Moves(_Base):
     def forward(self, x):
         return self.linear.to(x.device)(x).tanh()

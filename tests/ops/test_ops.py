@@ -295,3 +295,25 @@ def test_batch_norm_takes_a_cotangent_of_any_strides(sizes: tuple[int, ...]) -> 
     each = torch.eye(g.numel()).double().reshape(-1, *sizes)
     (rows,) = torch.autograd.grad(libra(x), x, each, is_grads_batched=True)
     torch.testing.assert_close(rows, each * factor)
+
+
+@pytest.mark.parametrize("root", [torch.sqrt, lambda x: x**0.5, lambda x: x.pow(0.25)], ids=["sqrt", "power", "fourth"])
+def test_a_root_of_zero_passes_nothing_on(root: Callable[[Tensor], Tensor]) -> None:
+    """Elsewhere it is x * (root(x) / x), the quotient held; a zero that is cut off before it stays finite."""
+    model = Function(lambda x: root(x.clamp(min=0)).sum(-1)).eval()
+    x = torch.tensor([[-1.0, 0.0, 4.0], [0.25, -2.0, 9.0]], dtype=torch.float64)
+    libra = fxgrad.convert(model, (x,))
+    assert fxgrad.check(libra, (x,), original=model).passed
+    x.requires_grad_()
+    (found,) = torch.autograd.grad(libra(x).sum(), x)
+    expected = torch.where(x > 0, root(x.detach().clamp(min=1e-300)) / x.detach(), 0)
+    torch.testing.assert_close(found, expected, rtol=1e-14, atol=0)
+
+
+class Function(torch.nn.Module):
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x)

@@ -385,6 +385,16 @@ def cumulated(x: Tensor) -> Tensor:
     return torch.stack([shared(product, *columns[: i + 1]) for i in range(len(columns))], -1)
 
 
+MET = torch.tensor([0, 2, 0, 1, 0])
+"""Where the rows of a case go: three meet, two are alone."""
+
+
+def met(x: Tensor, start: Tensor, index: list[int]) -> Tensor:
+    """Row by row: the product of the rows of x that go there, with the start held; the start where none goes."""
+    parts = [[x[i] for i, to in enumerate(index) if to == place] for place in range(len(start))]
+    return torch.stack([shared(product, *p) * own.detach() if p else own for p, own in zip(parts, start)])
+
+
 def bent(d: Tensor, corner: float, slope: float) -> Tensor:
     """The loss of a difference over the difference, held: half its square up to the corner, then straight on."""
     size = d.abs().detach()
@@ -422,6 +432,15 @@ COMPOSED = [
     case("prod", "prod.dim_int", "n a", lambda x: x.prod(-1), lambda x: shared(product, *x.unbind(-1)), 20, loose=2),
     case("prod_all", "prod.default", "2 3", torch.prod, lambda x: shared(product, *x.flatten()), 20, loose=2),
     case("cumprod", "cumprod", "n a : normal", lambda x: x.cumprod(-1), cumulated, 20, loose=2),
+    case("scatter_prod", "scatter_reduce", "5 a : normal",
+         lambda x: 2 * torch.ones_like(x[:4]).scatter_reduce(0, MET[:, None].expand_as(x), x, "prod"),
+         lambda x: met(x, 2 * torch.ones_like(x[:4]), MET.tolist()), 20, loose=4),
+    case("scatter_prod_apart", "scatter_reduce", "5 a : normal",
+         lambda x: torch.zeros_like(x).scatter_reduce(0, MET[:, None].expand_as(x), x, "prod", include_self=False),
+         lambda x: torch.nn.functional.pad(met(x, torch.ones_like(x[:3]), MET.tolist()), (0, 0, 0, 2)), 20, loose=4),
+    case("index_prod", "index_reduce.default", "5 a : normal",
+         lambda x: 2 * torch.ones_like(x[:4]).index_reduce(0, MET, x, "prod"),
+         lambda x: met(x, 2 * torch.ones_like(x[:4]), MET.tolist()), 20, loose=4),
     case("pow_tensor", "pow.Tensor_Tensor", "n a : positive", lambda x: x ** torch.full_like(x[:1], 2.5),
          lambda x: power(x, 2.5), 100),
     case("gem", "pow.Tensor_Tensor", "n a b : nonzero", GeneralizedMean(),

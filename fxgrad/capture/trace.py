@@ -78,6 +78,7 @@ def trace(
         ['aten._assert_async.msg', 'aten.add.Tensor']
     """
     watch = watch or Watch()
+    watch.bounded = dynamic_shapes is None  # then fewer sizes may be free
     draws = tuple(_recorded(model, example, Decisions(reads=False, draws=True))) if on_random == "freeze" else ()
 
     def attempt(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
+from fxgrad.errors import CaptureError
 from fxgrad.graph.places import called_from, line_of, of_library
 from fxgrad.graph.sizes import size_of
 
@@ -27,10 +29,15 @@ Place = tuple[int, int]
 """(index of an input, axis)."""
 
 
+LARGEST = 250
+"""How many parts a size may be computed of: where it has more, torch's reasoning about it takes minutes, or hours."""
+
+
 class Watch(TorchFunctionMode):
     """Notes which line of the user's code called the op inside which torch guarded a size.
 
     Attributes:
+        bounded: whether to stop a trace in which a size becomes too intricate.
         lines: index of a guard -> `file:line: code`.
         refused: why not all sizes were left free, or "".
         because: place of a size that a trace fixed before it was refused -> the line that did.
@@ -39,6 +46,8 @@ class Watch(TorchFunctionMode):
 
     def __init__(self, fixed: Mapping[Place, str] | None = None) -> None:
         super().__init__()
+        self.bounded = False
+        self._simple: set[sympy.Basic] = set()
         self._environment: Any = None
         self._given: dict[Place, sympy.Symbol] = {}
         self.lines: dict[int, str] = {}
@@ -72,7 +81,21 @@ class Watch(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if len(guards) > before:
             self.lines |= dict.fromkeys(range(before, len(guards)), called_from())
+        if self.bounded and self._environment is not None:
+            self._bound(result)
         return result
+
+    def _bound(self, result: Any) -> None:
+        """Raise `CaptureError` if a size of a result is computed of more than `LARGEST` parts."""
+        with torch._C.DisableTorchFunction():
+            tensors = [r for r in (result if isinstance(result, (list, tuple)) else (result,)) if isinstance(r, Tensor)]
+            sizes = [getattr(getattr(size, "node", None), "_expr", None) for tensor in tensors for size in tensor.shape]
+        for size in sizes:
+            if not isinstance(size, sympy.Basic) or size in self._simple:
+                continue
+            if len(list(itertools.islice(sympy.preorder_traversal(size), LARGEST + 1))) > LARGEST:
+                raise CaptureError(f"a size at {called_from()} is computed of more than {LARGEST} parts")
+            self._simple.add(size)
 
     def line(self, guards: Sequence[Any], at: int) -> str:
         """The line that needs a guard: of the user's code if known, else of torch's; or ""."""

@@ -341,3 +341,25 @@ def test_a_file_with_other_conditions_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=r"no axis|no arithmetic"):
             Sizes.from_data({"checks": [check | wrong], "fixed": []}, [2])
+
+
+class Chunked(nn.Module):
+    """Its length is computed of twice as many parts after each step."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(4):
+            n = x.shape[1]
+            x = torch.cat([x[:, : min(n, n % 8 + 8)], x[:, :1]], 1)
+        return x.tanh().sum(1)
+
+
+def test_a_size_that_becomes_too_intricate_is_fixed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fxgrad.capture.watch.LARGEST", 30)
+    model, x = Chunked().eval(), torch.randn(2, 30, 3).double()
+    libra = fxgrad.convert(model, (x,))
+    assert libra.classified.captured.inputs[0].shape == (None, 30, 3)
+    assert torch.equal(libra(x[:1]), model(x[:1]))
+    with pytest.raises(fxgrad.InputError, match=r"test_sizes\.py:\d+: x = torch.cat.* of more than 30 parts"):
+        libra(x[:, :20])
+    chosen = fxgrad.convert(model, (x,), dynamic_shapes={"x": {1: AUTO}})  # by the user, who may wait
+    assert torch.equal(chosen(x[:, :20]), model(x[:, :20]))

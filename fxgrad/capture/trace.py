@@ -113,6 +113,7 @@ def trace(
             last = error
         if not isinstance(unwrapped(last), OtherReadingError):
             break
+        watch.refused, watch.because = "", {}
     raise CaptureError(_diagnose(model, example, last)) from last
 
 

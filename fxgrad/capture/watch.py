@@ -81,7 +81,7 @@ class Watch(TorchFunctionMode):
         result = func(*args, **(kwargs or {}))
         if len(guards) > before:
             self.lines |= dict.fromkeys(range(before, len(guards)), called_from())
-        if self.bounded and self._environment is not None:
+        if self.bounded and self._environment is not None and not torch.compiler.is_dynamo_compiling():
             self._bound(result)
         return result
 

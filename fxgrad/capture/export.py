@@ -7,12 +7,11 @@ that runs it owns, moves and copies the state.
 
 from __future__ import annotations
 
-import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -24,20 +23,20 @@ from fxgrad.capture.admission import call_of, other_file, refuse_bad_model
 from fxgrad.capture.alone import for_one
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of, no_attributed_input
 from fxgrad.capture.checks import NotSupportedError
-from fxgrad.capture.decisions import Reading
-from fxgrad.capture.functional import composite, make_functional
-from fxgrad.capture.higher_order import close_programs, open_programs
+from fxgrad.capture.decompose import decomposed
+from fxgrad.capture.functional import make_functional
+from fxgrad.capture.higher_order import close_programs
 from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spared, with_tensors
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.quantised import in_parts, refuse_integers, without_gradients
-from fxgrad.capture.shapes import choices, oblivious, places_of, sizes_in, without
+from fxgrad.capture.shapes import choices, places_of, sizes_in, without
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.capture.trace import OnRandom, trace
-from fxgrad.capture.tracing import settings, signature_of
+from fxgrad.capture.tracing import signature_of
 from fxgrad.capture.watch import Watch
-from fxgrad.errors import ArtefactError, CaptureError, InputError, one_line
+from fxgrad.errors import ArtefactError, CaptureError, InputError
 from fxgrad.graph.copies import copied, draws
 from fxgrad.graph.nodes import placeholders_of
 from fxgrad.graph.places import place_of
@@ -92,48 +91,87 @@ def capture(
     """
     if isinstance(model, (str, Path)):
         model = program_of(model)
-    own: nn.Module | None = None
-    drawn: tuple[Reading, ...] = ()
-    watch = Watch(fixed)
+    options = _Options(through_no_grad, on_random, table, eager)
     if isinstance(model, ExportedProgram):
-        signature = None
         example = call_of(args, kwargs)
         example = example if any(example) else model.example_inputs
         if example is None:
             raise CaptureError("this ExportedProgram holds no example inputs: pass some as args.")
-        program = model
-    else:
-        refuse_bad_model(model)
-        signature = signature_of(model)
-        example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
-        _refuse_sparse(opened(example))
-        own = plainly_called(model, example)
-        shapes = explicit_shapes(signature, dynamic_shapes)
-        program, drawn = trace(own, opened(example), shapes, on_random, watch, eager)
-    casting = _autocast([*program.state_dict.values(), *program.constants.values(), *pytree.tree_leaves(example)])
-    whole = table.covers if table else lambda op: True
-    functional = _decomposed(program, whole, own is not None, through_no_grad, bool(casting))
-    if isinstance(model, nn.Module) and functional.graph_signature.user_inputs_to_mutate:
-        own, watch = plainly_called(model, example, on_copies=True), Watch(fixed)
-        program, drawn = trace(own, opened(example), shapes, on_random, watch, eager)
-        functional = _decomposed(program, whole, True, through_no_grad, bool(casting))
-    captured = captured_from(functional, signature, example, table or load(), through_no_grad, own)
-    _refuse_draws(captured.graph, on_random)
-    captured = replace(_with_sizes(captured, functional, watch), draws=drawn, autocast=casting)
-    if own is None:
-        return captured
-    captured = for_one(captured, own, opened(example))
+        return _captured(_functional(model, example, options, fresh=False), example, Watch(), options)
+    refuse_bad_model(model)
+    signature = signature_of(model)
+    example = spared(with_tensors(canonical(signature, args, kwargs), Tensor.detach))
+    _refuse_sparse(opened(example))
+    return _of_module(model, example, explicit_shapes(signature, dynamic_shapes), fixed or {}, options)
+
+
+@dataclass(frozen=True)
+class _Options:
+    """The arguments of `capture` that hold for every attempt."""
+
+    through_no_grad: bool
+    on_random: OnRandom
+    table: RuleTable | None
+    eager: bool
+
+    def whole(self, op: Any) -> bool:
+        """Whether a composite op is kept."""
+        return self.table is None or self.table.covers(op)
+
+
+def _of_module(
+    model: nn.Module, example: Arguments, shapes: Any, fixed: Mapping[tuple[int, int], str], options: _Options
+) -> Captured:
+    """A captured module; of one that writes to its inputs, that it works on copies."""
+    for on_copies in (False, True):
+        own, watch = plainly_called(model, example, on_copies=on_copies), Watch(fixed)
+        program, drawn = trace(own, opened(example), shapes, options.on_random, watch, options.eager)
+        functional = _functional(program, example, options, fresh=True)
+        if not functional.graph_signature.user_inputs_to_mutate:
+            break
+    captured = _captured(functional, example, watch, options, own, signature_of(model))
+    captured = for_one(replace(captured, draws=drawn), own, opened(example))
     try:
         captured.check_sizes(pytree.tree_leaves(opened(example)))
     except InputError:  # the model treats a batch of one, which was doubled, in another way
-        same = without(choices(own, *opened(example))[0], watch.fixed)
-        options: dict[str, Any] = {"through_no_grad": through_no_grad, "on_random": on_random, "table": table}
-        return capture(model, *example, dynamic_shapes=same, fixed=fixed, eager=eager, **options)
+        return _of_module(model, example, without(choices(own, *opened(example))[0], watch.fixed), fixed, options)
     return captured
 
 
-def _autocast(leaves: Sequence[Any]) -> tuple[str, ...]:
-    """The types of these tensors' devices whose autocast is on."""
+def _functional(program: ExportedProgram, example: Arguments, options: _Options, fresh: bool) -> ExportedProgram:
+    """The program in functional ATen ops; a fresh one is changed in place."""
+    if not fresh:
+        return decomposed(program, options.whole)
+    without_gradients(program.state_dict)
+    if not options.through_no_grad:
+        detach_without_grad(program.graph)
+    # The casts of autocast are no ops of a fresh program: a second trace makes them.
+    if not _autocast(program, example) and make_functional(program, options.whole):
+        return program
+    return decomposed(program, options.whole)
+
+
+def _captured(
+    program: ExportedProgram,
+    example: Arguments,
+    watch: Watch,
+    options: _Options,
+    own: nn.Module | None = None,
+    signature: inspect.Signature | None = None,
+) -> Captured:
+    """What is captured of a functional program, with what is known of its inputs' sizes."""
+    captured = captured_from(program, signature, example, options.table or load(), options.through_no_grad, own)
+    _refuse_draws(captured.graph, options.on_random)
+    try:
+        return replace(sizes_in(program, watch).of(captured), autocast=_autocast(program, example))
+    except NotSupportedError as error:
+        said = f"a branch of the model depends on sizes in a way that cannot be checked: {error}"
+        raise CaptureError(said) from error
+
+
+def _autocast(program: ExportedProgram, example: Arguments) -> tuple[str, ...]:
+    """The types of the tensors' devices whose autocast is on."""
+    leaves = [*program.state_dict.values(), *program.constants.values(), *pytree.tree_leaves(example)]
     devices = sorted({leaf.device.type for leaf in leaves if isinstance(leaf, Tensor)})
     return tuple(d for d in devices if torch.amp.is_autocast_available(d) and torch.is_autocast_enabled(d))
 
@@ -146,15 +184,6 @@ def _refuse_sparse(example: Any) -> None:
                 f"an example input of shape {tuple(leaf.shape)} is sparse ({leaf.layout}), and no rule says how a "
                 "gradient passes there. Convert the model with its dense form, value.to_dense()."
             )
-
-
-def _with_sizes(captured: Captured, program: ExportedProgram, watch: Watch) -> Captured:
-    """The captured model with what is known of its inputs' sizes."""
-    try:
-        return sizes_in(program, watch).of(captured)
-    except NotSupportedError as error:
-        said = f"a branch of the model depends on sizes in a way that cannot be checked: {error}"
-        raise CaptureError(said) from error
 
 
 def _refuse_draws(graph: fx.Graph, on_random: OnRandom) -> None:
@@ -171,47 +200,6 @@ def _refuse_draws(graph: fx.Graph, on_random: OnRandom) -> None:
             f"the model draws random numbers, so that it gives another answer each time ({len(drawn)} draws; first "
             f"{drawn[0].target} at {place_of(drawn[0])}). {way}ake the model deterministic in eval mode."
         )
-
-
-def _decomposed(
-    program: ExportedProgram, whole: Callable[[Any], bool], fresh: bool, through_no_grad: bool, casting: bool
-) -> ExportedProgram:
-    """The program in functional ATen ops; composite ops are decomposed unless `whole` keeps them.
-
-    Args:
-        program: changed in place if it is `fresh`.
-        through_no_grad: whether a fresh program keeps what it computes under `torch.no_grad()`.
-        casting: whether it runs under autocast.
-    """
-    if fresh:
-        without_gradients(program.state_dict)
-        if not through_no_grad:
-            detach_without_grad(program.graph)
-        # The casts of autocast are no ops of a fresh program: a second trace makes them.
-        if not casting and make_functional(program, whole):
-            return program
-    pieces: dict[Any, Callable[..., Any]] = {}
-    functional: ExportedProgram | None = None
-    try:
-        with settings(), oblivious(), torch.no_grad():
-            while True:
-                found = {n.target for n in (functional or program).graph.nodes if composite(n) and not whole(n.target)}
-                if functional and found <= set(pieces):
-                    return functional
-                pieces |= {op: _composite_kernel(op) for op in found}
-                functional = cast(ExportedProgram, (functional or program).run_decompositions(pieces))
-                open_programs(functional)
-                if any(spec.kind is OutputKind.TOKEN for spec in functional.graph_signature.output_specs):
-                    return cast(
-                        ExportedProgram, program.run_decompositions({})
-                    )  # a component has a side effect, such as a factorization's check
-    except Exception as error:
-        raise CaptureError(f"torch.export cannot decompose the program: {one_line(error)}") from error
-
-
-def _composite_kernel(op: Any) -> Callable[..., Any]:
-    """The kernel that eager PyTorch runs for a composite op; Python decompositions do not promise the same bits."""
-    return functools.partial(op._op_dk, torch._C.DispatchKey.CompositeImplicitAutograd)
 
 
 def program_of(path: str | Path) -> ExportedProgram:
@@ -242,8 +230,6 @@ def captured_from(
         program: in functional ATen ops; not changed.
         signature: the signature of the model's forward, or None if unknown.
         example: the example inputs.
-        on_random: "error" refuses a model that draws random numbers; "freeze" draws them once, for the example, and
-            keeps them as constants, with the sizes of the example.
         table: its rows say which ops hand token ids on.
         through_no_grad: as for `capture`.
         model: the module whose parameters and buffers to take, in its order; by default the program's.

@@ -24,6 +24,15 @@ def test_shipped_tables_load() -> None:
     assert all(cite for cite in presets().values())
 
 
+def test_an_op_may_have_a_row_for_some_arguments_and_one_for_others() -> None:
+    table = load()
+    for op, other in ((torch.ops.aten.scatter_reduce.two, "sum"), (torch.ops.aten.index_reduce.default, "mean")):
+        rows = [table.row(op, {"reduce": reduce}) for reduce in ("prod", other, "unknown")]
+        kinds = [row.kind if row else None for row in rows]
+        assert kinds[:2] == [Kind.COMPOSED, Kind.PIECEWISE_LINEAR]
+        assert rows[2] is not None and rows[2].refused({"reduce": "unknown"}) == "reduce"
+
+
 def test_row_lookup_prefers_the_overload() -> None:
     table = load()
     aten = torch.ops.aten

@@ -170,11 +170,24 @@ def around(model: nn.Module, run: Callable[..., Any], signature: inspect.Signatu
 
     @functools.wraps(forward)
     def called(*args: Any, **kwargs: Any) -> Any:
-        return run(forward, *args, **kwargs)
+        own = getattr(forward, "__self__", None) is shell
+        with _acting(model, shell) if own else contextlib.nullcontext():
+            return run(forward, *args, **kwargs)
 
     called.__signature__ = signature or signature_of(model)  # type: ignore[attr-defined]
     shell.__dict__["forward"] = called
     return shell
+
+
+@contextlib.contextmanager
+def _acting(model: nn.Module, shell: nn.Module) -> Iterator[None]:
+    """Let what hooks that are bound to the model note on it be noted on the shell, which runs in its place."""
+    own = model.__dict__
+    object.__setattr__(model, "__dict__", shell.__dict__)
+    try:
+        yield
+    finally:
+        object.__setattr__(model, "__dict__", own)
 
 
 def _shell(model: nn.Module) -> tuple[nn.Module, Callable[..., Any]]:

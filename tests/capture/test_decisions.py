@@ -345,6 +345,30 @@ def test_a_part_may_be_moved_to_where_it_is():
     assert "_apply" not in vars(model.linear)
 
 
+class Listening(_Base):
+    """Notes by a hook, bound to itself, what a part computes."""
+
+    noted = None
+
+    def note(self, module, args, output):
+        self.noted = output
+
+    def forward(self, x):
+        self.noted = None
+        self.linear(x)
+        return self.noted.tanh()
+
+
+def test_a_hook_bound_to_the_model_reaches_what_runs_in_its_place():
+    model, x = Listening().double().eval(), torch.randn(2, 4).double()
+    model.linear.register_forward_hook(model.note)
+    expected = model(x)
+    before = dict(vars(model))
+    libra = fxgrad.convert(model, (x,))
+    assert torch.equal(libra(x), expected) and fxgrad.check(libra, (x,), original=model).passed
+    assert vars(model).keys() == before.keys() and type(model.noted) is torch.Tensor
+
+
 def test_a_part_that_changes_while_the_model_runs_is_refused():
     model = Casts().double().eval()
     with pytest.raises(

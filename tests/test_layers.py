@@ -355,7 +355,6 @@ FUNCTIONS: dict[str, list[Callable[[Tensor], Any]]] = {
         lambda x: x.sign() * x.abs().sqrt(),
         lambda x: x * torch.heaviside(x, torch.full_like(x, 0.5)) + x * (x // 0.75) + (x - x.round()),
         lambda x: x.masked_fill(x > 0.5, 0.25).nan_to_num(),
-        lambda x: x + 0 * torch.randn_like(x),
     ],
     "other names": [
         lambda x: torch.concat([x.negative().absolute().clip(0.1, 2), x.multiply(x).subtract(1)]),

@@ -206,7 +206,7 @@ class Sizes:
         return replace(captured, inputs=inputs, checks=self.checks)
 
     def pinned(self, shapes: Sequence[Sequence[int]]) -> dict[tuple[int, int], str]:
-        """Axes whose checks no other size satisfies, and the lines of these checks.
+        """Axes whose own checks no other size satisfies, and the line of the strictest of these.
 
         `torch.export` solves some equations for the only size, and keeps others, such as of a minimum.
 
@@ -218,16 +218,17 @@ class Sizes:
             >>> Sizes((only,)).pinned([(2, 4)])
             {(0, 1): 'net.py:7: a * b'}
         """
-        found = {}
+        alone: dict[tuple[int, int], list[Check]] = {}
         for check in self.checks:
-            places = set(check.sizes.values())
-            if len(places) != 1:
-                continue
-            ((at, axis),) = places
+            if len(places := set(check.sizes.values())) == 1:
+                alone.setdefault(places.pop(), []).append(check)
+        found = {}
+        for (at, axis), checks in alone.items():
             own = shapes[at][axis]
             others = {*range(1, FURTHEST), own - 1, own + 1, *(own * times for times in range(2, 5))} - {own}
-            if not any(check.fits({at: {axis: other}}) for other in others):
-                found[at, axis] = check.line
+            fitting = [[other for other in others if check.fits({at: {axis: other}})] for check in checks]
+            if not set.intersection(*map(set, fitting)):
+                found[at, axis] = min(zip(fitting, checks), key=lambda pair: len(pair[0]))[1].line
         return found
 
     @classmethod

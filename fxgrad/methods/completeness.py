@@ -17,8 +17,7 @@ from fxgrad.methods.attribution import Attribution
 from fxgrad.methods.definition import Method
 from fxgrad.methods.problem import Problem
 from fxgrad.ops.weights import NATIVE
-from fxgrad.proof.check import TOLERANCE
-from fxgrad.proof.ledger import Ledger
+from fxgrad.proof.ledger import TOLERANCE, Ledger
 
 _LINEAR = (Kind.LINEAR, Kind.PIECEWISE_LINEAR, Kind.CONSTANT)
 _UNCUT = (

@@ -24,12 +24,9 @@ from fxgrad.capture.tracing import outcome, without_fast_path
 from fxgrad.errors import InputError
 from fxgrad.graph.places import Place
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.proof.ledger import Ledger, LedgerRow, SourceRow, dot
+from fxgrad.proof.ledger import TOLERANCE, Ledger, LedgerRow, SourceRow, dot
 from fxgrad.report import Table
 from fxgrad.run.recording import differentiated, refuse_unbalanced
-
-TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
-"""Coarsest dtype of a run -> the largest relative completeness error that passes."""
 
 
 @dataclass(frozen=True)

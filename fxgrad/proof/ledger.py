@@ -25,6 +25,9 @@ from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.recording import Recorder
 from fxgrad.run.sources import Offsets
 
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
+"""Coarsest dtype of a run -> the largest relative completeness error that passes."""
+
 
 @dataclass(frozen=True)
 class LedgerRow:

@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import fxgrad
+from fxgrad.data.models import randomize
 from fxgrad.errors import CaptureError
 
 
@@ -52,6 +53,7 @@ def test_a_picture_model_that_skips_the_resizing_of_its_positions_where_it_can()
     """When it is exported it always resizes; at the size that needs none, what it runs holds for this size only."""
     options = {"num_classes": 5, "depth": 1, "embed_dim": 32, "num_heads": 2, "dynamic_img_size": True}
     model = timm.create_model("vit_tiny_patch16_224", img_size=64, **options).double().eval()
+    randomize(model)
     x = torch.randn(2, 3, 64, 64).double()
     libra = fxgrad.convert(model, (x,))
     assert torch.equal(libra(x), model(x))

@@ -133,7 +133,8 @@ def cases(recipes: Recipes, layers: dict[str, Any]) -> list[Any]:
     """One case per class; a class without a recipe gets a case that fails."""
     found = {name: recipes.get(name) for name in layers}
     plain = [(layers[name], r) for name, r in found.items() if r is not None and not r.skip and not r.error]
-    batches = {cls: Batch(plain[i : i + 12]) for i in range(0, len(plain), 12) for cls, _ in plain[i : i + 12]}
+    together = [Batch(plain[i : i + 12]) for i in range(0, len(plain), 12)]
+    batches = {cls: batch for batch in together for cls, _ in batch.members}
     return [pytest.param(cls, found[name], batches.get(cls), id=name) for name, cls in layers.items()]
 
 

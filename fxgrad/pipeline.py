@@ -14,7 +14,7 @@ from fxgrad.capture.captured import Captured
 from fxgrad.capture.export import capture, program_of
 from fxgrad.capture.trace import OnRandom
 from fxgrad.classify.walk import classify
-from fxgrad.errors import CaptureError, FxgradError, NoRuleError, NotBalanceableError, OtherComputationError
+from fxgrad.errors import CaptureError, FxgradError, NotBalanceableError, OtherComputationError
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.module.rewrite import rewrite
 from fxgrad.module.verify import verify as verified
@@ -83,8 +83,8 @@ def convert(
     table = load(rules, on_unknown)
     if isinstance(model, (str, Path)):
         model = program_of(model)
-    take = partial(capture, model, args, kwargs, through_no_grad=through_no_grad, on_random=on_random, table=table)
-    take = partial(take, dynamic_shapes=dynamic_shapes)
+    options: dict[str, Any] = {"dynamic_shapes": dynamic_shapes, "through_no_grad": through_no_grad}
+    take = partial(capture, model, args, kwargs, on_random=on_random, table=table, **options)
     recapture = isinstance(model, nn.Module) and dynamic_shapes is None
     converted = _converted(take, table, recapture)
     if not verify:
@@ -102,9 +102,15 @@ def convert(
 def _converted(take: Callable[..., Captured], table: RuleTable, recapture: bool) -> ConvertedModule:
     """What `take` captures, classified and rewritten; with fewer free sizes where these leave open what balances."""
     captured = take()
-    if recapture and captured.unsettled and not _balanced(captured, table):
-        captured = take(fixed=captured.unsettled)
-    classified = classify(captured, table)
+    again = recapture and bool(captured.unsettled)
+    try:
+        classified = classify(captured, table)
+        again = again and any(r.error == NotBalanceableError.__name__ for r in classified.refusals)
+    except NotBalanceableError:
+        if not again:
+            raise
+    if again:
+        classified = classify(take(fixed=captured.unsettled), table)
     return ConvertedModule(classified, rewrite(classified))
 
 
@@ -118,13 +124,3 @@ def _as_eager(
     except FxgradError:
         return None
     return converted
-
-
-def _balanced(captured: Captured, table: RuleTable) -> bool:
-    """Whether all outputs can be balanced, or lack a rule only."""
-    try:
-        return all(refusal.error != NotBalanceableError.__name__ for refusal in classify(captured, table).refusals)
-    except NotBalanceableError:
-        return False
-    except NoRuleError:
-        return True

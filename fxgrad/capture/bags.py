@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from functools import partial
 from typing import Any
 
 import torch
 from torch import fx
 
-from fxgrad.graph.nodes import op_name
+from fxgrad.graph.nodes import added, op_name
 
 aten = torch.ops.aten
 _FLAT = ("view", "reshape", "flatten", "_unsafe_view")
@@ -40,12 +41,7 @@ def take_bag_apart(graph: fx.Graph, bag: fx.Node, ids: Collection[fx.Node]) -> t
         base = base.args[0]
     padding = rest[5] if len(rest) > 5 else None
 
-    def call(op: Any, *args: Any, **kwargs: Any) -> fx.Node:
-        node = graph.call_function(op, args, kwargs)
-        values = fx.node.map_arg((args, kwargs), lambda n: n.meta["val"])
-        node.meta = {**bag.meta, "val": op(*values[0], **values[1])}
-        return node
-
+    call = partial(added, graph, bag)
     with graph.inserting_before(bag):
         found = call(aten.embedding.default, weight, base)
         width = found.meta["val"].shape[-1]

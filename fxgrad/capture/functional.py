@@ -12,12 +12,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torch._guards import detect_fake_mode
 from torch.export import ExportedProgram
 from torch.export.graph_signature import TensorArgument
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from fxgrad.graph.nodes import arguments_of, differentiable
+from fxgrad.graph.nodes import added, arguments_of, differentiable
 
 aten = torch.ops.aten
 _COMPOSITE = torch._C.DispatchKey.CompositeImplicitAutograd
@@ -122,13 +121,8 @@ def _lower_batch_norm(graph: fx.Graph, node: fx.Node) -> None:
     names = ("input", "weight", "bias", "running_mean", "running_var", "momentum", "eps")
     normalize = aten._native_batch_norm_legit_no_training.default
     with graph.inserting_before(node):
-        made = graph.call_function(normalize, tuple(given[name] for name in names))
+        made = added(graph, node, normalize, *(given[name] for name in names))
         value = graph.call_function(operator.getitem, (made, 0))
-    values = fx.node.map_arg(made.args, lambda n: n.meta["val"])
-    mode = detect_fake_mode(list(values))
-    assert mode is not None
-    with mode, torch.no_grad():
-        made.meta = {**node.meta, "val": normalize(*values)}
     value.meta = dict(node.meta)
     node.replace_all_uses_with(value)
     graph.erase_node(node)

@@ -19,7 +19,7 @@ import torch
 from torch import fx
 
 from fxgrad.graph.axes import Move, move_of, source_of
-from fxgrad.graph.nodes import arguments_of, differentiable, tensors_of
+from fxgrad.graph.nodes import added, arguments_of, differentiable, tensors_of
 from fxgrad.graph.places import place_of
 from fxgrad.graph.sizes import Size, at_most, number, quotient, same, size_of, sizes_of
 from fxgrad.ops.pieces import piece
@@ -353,7 +353,5 @@ def _applied(graph: fx.Graph, made: fx.Node, step: _Step, last: fx.Node, node: f
 
     args = [[size(entry) for entry in a] if isinstance(a, list) else a for a in step.args]
     with graph.inserting_after(last):
-        result = graph.call_function(step.op, (made, *args), dict(step.kwargs))
-    values = fx.node.map_arg((result.args, result.kwargs), lambda n: n.meta["val"])
-    result.meta = {**node.meta, "val": step.op(*values[0], **values[1])}
+        result = added(graph, node, step.op, made, *args, **step.kwargs)
     return result, result

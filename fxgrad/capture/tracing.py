@@ -100,7 +100,8 @@ def as_eager() -> Iterator[None]:
         ...     torch.compiler.is_exporting()
         False
     """
-    told = {name: getattr(torch.compiler, name, False) for name in ("_is_compiling_flag", "_is_exporting_flag")}
+    names = [name for name in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(torch.compiler, name)]
+    told = {name: getattr(torch.compiler, name) for name in names}
     try:
         for name in told:
             setattr(torch.compiler, name, False)

@@ -149,8 +149,13 @@ def _pair(old: Any, new: Any) -> set[Any]:
 
 def _origin(guard: Any) -> tuple[str, int]:
     """(file, line) of the Python code that made a guard; ("", 0) where this torch does not tell."""
-    location = getattr(getattr(guard, "sloc", None), "framework_loc", None)
+    location = _location(guard)
     return getattr(location, "filename", ""), getattr(location, "lineno", 0)
+
+
+def _location(guard: Any) -> Any:
+    """The frame that made a guard; None where this torch does not tell."""
+    return getattr(getattr(guard, "sloc", None), "framework_loc", None)
 
 
 def inside(guard: Any) -> bool:
@@ -164,9 +169,8 @@ def of_layout(guard: Any, condition: Any) -> bool:
 
     Or it tells unequal sizes, or empty tensors, apart; "a == 1 or a == b" is followed by "a == b" where it matters.
     """
-    location = getattr(getattr(guard, "sloc", None), "framework_loc", None)
     kind = type(condition).__name__
-    if re.search(STRIDES, getattr(location, "name", "")) or kind in ("Unequality", "Or"):
+    if re.search(STRIDES, getattr(_location(guard), "name", "")) or kind in ("Unequality", "Or"):
         return True
     numbers = [int(part) for part in condition.args if part.is_Integer]
     return kind in ("StrictLessThan", "StrictGreaterThan") and bool(numbers) and numbers[0] <= 1

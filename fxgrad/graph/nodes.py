@@ -11,6 +11,29 @@ import torch
 from torch import Tensor, fx
 
 
+def added(graph: fx.Graph, like: fx.Node, op: Any, *args: Any, **kwargs: Any) -> fx.Node:
+    """A new node at the graph's point of insertion, with its value, and with another node's other metadata.
+
+    Args:
+        graph: changed in place.
+        like: stands for the new one, with its module and line.
+        op: of torch.ops.
+        *args, **kwargs: its arguments; nodes among them have their values.
+
+    Example:
+        >>> graph = torch.export.export(torch.nn.ReLU(), (torch.ones(2, 3),)).graph
+        >>> x, relu, output = graph.nodes
+        >>> with graph.inserting_before(output):
+        ...     added(graph, relu, torch.ops.aten.sum.dim_IntList, relu, [1]).meta["val"].shape
+        torch.Size([2])
+    """
+    node = graph.call_function(op, args, kwargs)
+    values = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["val"])
+    with torch.no_grad():
+        node.meta = {**like.meta, "val": op(*values[0], **values[1])}
+    return node
+
+
 def placeholders_of(graph: fx.Graph) -> list[fx.Node]:
     """The graph's placeholders, in order.
 

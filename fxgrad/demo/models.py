@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from timm.layers.mlp import GluMlp
 from timm.models import Beit, Eva, MlpMixer, VisionTransformer
 from torch import nn
 
@@ -19,12 +20,14 @@ from fxgrad.demo.model import digits_vit as vit
 __all__ = [
     "ARCHITECTURES",
     "CLASS_NAMES",
+    "INDEPENDENT",
     "MODELS",
     "beit2",
     "clip",
     "deit3",
     "eva02",
     "flexivit",
+    "gmixer",
     "mixer",
     "siglip",
     "vit",
@@ -113,6 +116,16 @@ def mixer(weights: bool = True) -> MlpMixer:
     return ready(MlpMixer(**_READS, num_blocks=4, embed_dim=80, mlp_ratio=(0.8, 4.0)), "mixer", weights)
 
 
+def gmixer(weights: bool = False) -> MlpMixer:
+    """gMixer: MLP-Mixer with SwiGLU; as `mixer` otherwise. Trained from scratch only, so no weights are shipped.
+
+    Source: timm's gmixer_24_224; Shazeer, arXiv:2002.05202, for SwiGLU.
+    """
+    # Half of a gated MLP's hidden units are gates, so it has fewer parameters.
+    gated: dict[str, Any] = {"mlp_layer": GluMlp, "act_layer": nn.SiLU, "mlp_ratio": (0.8, 4.0)}
+    return ready(MlpMixer(**_READS, num_blocks=4, embed_dim=80, **gated), "gmixer", weights)
+
+
 def clip(weights: bool = True) -> DigitsClip:
     """CLIP on coloured canvases: from (N, 3, 48, 48) to logits of "a zero" ... "a nine"; see `DigitsClip`.
 
@@ -134,4 +147,6 @@ ARCHITECTURES: dict[str, Factory] = {
 }
 """The eight of the paper, each at one size."""
 MODELS: dict[str, Factory] = {**ARCHITECTURES, "vit_tiny": vit_tiny, "vit_small": vit_small, "vit_medium": vit_medium}
-"""All models: the eight, and ViT in three smaller sizes."""
+"""All models that are shipped: the eight, and ViT in three smaller sizes."""
+INDEPENDENT: dict[str, Factory] = {**ARCHITECTURES, "gmixer": gmixer}
+"""The eight and the paper's own Mixer: models that can be trained from scratch."""

@@ -1,4 +1,4 @@
-"""The training loop: batches in a drawn order, two optimizers, and a state on disk from which a killed training goes on."""
+"""The training loop: batches in a drawn order, two optimizers, and a state on disk to go on from after a stop."""
 
 from __future__ import annotations
 

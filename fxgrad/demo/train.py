@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from fxgrad.demo import losses
 from fxgrad.demo.canvases import COLOURS, canvas
 from fxgrad.demo.hints import Adapters, Tokens, hints, inherit, width
-from fxgrad.demo.model import checkpoint
 from fxgrad.demo.loop import Training
+from fxgrad.demo.model import checkpoint
 from fxgrad.demo.models import INDEPENDENT, MODELS
 from fxgrad.demo.results import measure, record
 from fxgrad.demo.score import evaluate

@@ -11,6 +11,7 @@
 """
 
 from fxgrad.metrics import curves, segmentation, shares
+from fxgrad.metrics.coalitions import Game, coalitions
 from fxgrad.metrics.curves import (
     FRACTIONS,
     Answer,
@@ -34,6 +35,7 @@ __all__ = [
     "METRICS",
     "Answer",
     "Dropping",
+    "Game",
     "Interval",
     "Measured",
     "Metric",
@@ -44,6 +46,7 @@ __all__ = [
     "average_precision",
     "blurred",
     "bootstrap",
+    "coalitions",
     "completeness",
     "deletion_insertion",
     "faithfulness",

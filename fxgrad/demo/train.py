@@ -88,6 +88,7 @@ def train(
     *,
     from_scratch: bool = False,
     state: Path | None = None,
+    device: str = "cpu",
 ) -> nn.Module:
     """A trained model in eval mode, its weights rounded to float16.
 
@@ -103,9 +104,12 @@ def train(
         from_scratch: train without the teacher.
         state: file that keeps the state every 250 steps, from which a training that was stopped goes on; the weights
             are the same as without a stop.
+        device: where to train without the teacher, such as "cuda"; the initial weights and all that is drawn are the
+            CPU's.
 
     Raises:
-        ValueError: ``steps`` or ``seed`` is too small, there is no such model, or ``state`` is another training's.
+        ValueError: ``steps`` or ``seed`` is too small, there is no such model, ``state`` is another training's, or the
+            teacher is to teach on another device than the CPU.
 
     Example:
         >>> train("vit_tiny", steps=1).training
@@ -118,15 +122,17 @@ def train(
     steps = recipe.steps if steps is None else steps
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
+    if device != "cpu" and not from_scratch:
+        raise ValueError("the teacher teaches on the CPU only: leave out device, or train from scratch")
     torch.manual_seed(seed)
-    model = known[name](weights=False).train()
+    model = known[name](weights=False).train().to(device)
     if not from_scratch and name != TEACHER:
         inherit(model, MODELS[TEACHER]())
     facts = {"name": name, "steps": steps, "seed": seed, "from_scratch": from_scratch}
     _run(model, name, recipe, steps, state, facts)
     for tensor in model.state_dict().values():
         tensor.copy_(tensor.half())
-    return model.eval()
+    return model.eval().cpu()
 
 
 def _run(model: nn.Module, name: str, recipe: Recipe, steps: int, state: Path | None, facts: dict[str, object]) -> None:
@@ -187,6 +193,7 @@ def _chunk(index: int, colours: bool, taught: bool, split: str) -> losses.Batch:
     help="Train without the teacher, into FOLDER/NAME-SEED.safetensors. What is there is left, and what was stopped "
     "goes on: run it again.",
 )
+@click.option("--device", default="cpu", show_default=True, help="For --from-scratch: cpu or cuda.")
 @click.option(
     "--out",
     type=click.Path(dir_okay=False, path_type=Path),
@@ -202,6 +209,7 @@ def main(
     steps: int | None,
     seeds: Sequence[int],
     folder: Path | None,
+    device: str,
     out: Path | None,
     results: Path | None,
 ) -> None:
@@ -218,6 +226,8 @@ def main(
         raise click.BadParameter("it names all files; leave out --out and --results", param_hint="--from-scratch")
     if not folder and len(seeds) > 1:
         raise click.BadParameter("several are for --from-scratch", param_hint="--seed")
+    if not folder and device != "cpu":
+        raise click.BadParameter("another device is for --from-scratch", param_hint="--device")
     if out and len(names) > 1:
         raise click.BadParameter("it is for one model; leave it out", param_hint="--out")
     for path in filter(None, (out, results)):
@@ -230,18 +240,18 @@ def main(
     for seed in seeds:
         for name in names:
             if folder:
-                _from_scratch(name, steps, seed, folder)
+                _from_scratch(name, steps, seed, folder, device)
             else:
                 _train_and_write(name, steps or RECIPES[name].steps, seed, out or checkpoint(name), results)
 
 
-def _from_scratch(name: str, steps: int | None, seed: int, folder: Path) -> None:
+def _from_scratch(name: str, steps: int | None, seed: int, folder: Path, device: str) -> None:
     """Train a model without the teacher, unless its weights are there."""
     folder.mkdir(parents=True, exist_ok=True)
     out, state = (folder / f"{name}-{seed}.{ending}" for ending in ("safetensors", "state"))
     if out.exists():
         return
-    model = train(name, steps, seed, from_scratch=True, state=state)
+    model = train(name, steps, seed, from_scratch=True, state=state, device=device)
     scores = {split: evaluate(model, HELDOUT_CANVASES, split) for split in ("validation", "heldout")}
     facts = {f"{split}_{key}": value for split, score in scores.items() for key, value in asdict(score).items()}
     _write(model, out, {"name": name, "seed": seed, "steps": steps or SCRATCH.steps, **facts})

@@ -1,5 +1,7 @@
 """Trainings without the teacher: their canvases, their models, and going on after a stop."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 import fxgrad
+from bench import gpu_train
 from fxgrad.data.models import load_model
 from fxgrad.demo import loop, split_scans, train
 from fxgrad.demo.models import ARCHITECTURES, INDEPENDENT, gmixer
@@ -76,3 +79,23 @@ def test_the_command_trains_what_is_missing(tmp_path: Path, monkeypatch: pytest.
     assert several.exit_code == 2 and "several are for --from-scratch" in several.output
     both = CliRunner().invoke(train.main, ["vit", "--from-scratch", str(tmp_path), "--out", str(tmp_path / "w")])
     assert both.exit_code == 2 and "leave out --out and --results" in both.output
+
+
+def test_many_trainings_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "HELDOUT_CANVASES", 20)
+    monkeypatch.setattr(train, "_THREADS", torch.get_num_threads())
+
+    def here(command: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+        """The command in this process, for speed."""
+        assert command[:3] == [sys.executable, "-m", "fxgrad.demo.train"]
+        done = CliRunner().invoke(train.main, command[3:])
+        return subprocess.CompletedProcess(command, done.exit_code, done.output, repr(done.exception))
+
+    monkeypatch.setattr(subprocess, "run", here)
+    args = [str(tmp_path), "--device", "cpu", "--steps", "1", "--seeds", "1", "--name", "gmixer", "--jobs", "1"]
+    done = CliRunner().invoke(gpu_train.main, args)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "gmixer-0.safetensors").exists() and "gmixer-0, " in done.output and "ok: " in done.output
+    assert "there already" in CliRunner().invoke(gpu_train.main, args).output
+    failed = CliRunner().invoke(gpu_train.main, [*args, "--seeds", "2", "--device", "nowhere"])
+    assert failed.exit_code == 1 and "FAILED: " in failed.output and "not every training came" in failed.output

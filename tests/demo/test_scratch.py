@@ -89,7 +89,7 @@ def test_many_trainings_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         """The command in this process, for speed."""
         assert command[:3] == [sys.executable, "-m", "fxgrad.demo.train"]
         done = CliRunner().invoke(train.main, command[3:])
-        return subprocess.CompletedProcess(command, done.exit_code, done.output, repr(done.exception))
+        return subprocess.CompletedProcess(command, done.exit_code, done.output, str(done.exception or ""))
 
     monkeypatch.setattr(subprocess, "run", here)
     args = [str(tmp_path), "--device", "cpu", "--steps", "1", "--seeds", "1", "--name", "gmixer", "--jobs", "1"]

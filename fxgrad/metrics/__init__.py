@@ -23,7 +23,7 @@ from fxgrad.metrics.curves import (
 from fxgrad.metrics.intervals import Interval, bootstrap, paired
 from fxgrad.metrics.metric import Measured, Metric
 from fxgrad.metrics.removal import Dropping, Removal, Replacing, blurred
-from fxgrad.metrics.segmentation import average_precision, iou, pointing_game
+from fxgrad.metrics.segmentation import average_precision, iou, own_over_other, pointing_game, relevance_mass
 from fxgrad.metrics.shares import completeness
 
 METRICS = {metric.name: metric for metric in (*curves.METRICS, *segmentation.METRICS, *shares.METRICS)}
@@ -48,7 +48,9 @@ __all__ = [
     "deletion_insertion",
     "faithfulness",
     "iou",
+    "own_over_other",
     "paired",
     "pointing_game",
+    "relevance_mass",
     "removal_curve",
 ]

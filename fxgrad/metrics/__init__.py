@@ -20,7 +20,7 @@ from fxgrad.metrics.curves import (
     faithfulness,
     removal_curve,
 )
-from fxgrad.metrics.intervals import Interval, bootstrap, paired
+from fxgrad.metrics.intervals import Interval, bootstrap, holm, paired, two_level
 from fxgrad.metrics.metric import Measured, Metric
 from fxgrad.metrics.removal import Dropping, Removal, Replacing, blurred
 from fxgrad.metrics.segmentation import average_precision, iou, own_over_other, pointing_game, relevance_mass
@@ -47,10 +47,12 @@ __all__ = [
     "completeness",
     "deletion_insertion",
     "faithfulness",
+    "holm",
     "iou",
     "own_over_other",
     "paired",
     "pointing_game",
     "relevance_mass",
     "removal_curve",
+    "two_level",
 ]

@@ -25,12 +25,17 @@ class Sample:
         mask: the pixels of the label's object: a picture of mode "L" and the image's size, 255 inside and 0 outside;
             None if there is no mask.
         id: unique name of the sample in its data set, independent of the order.
+        other: the pixels of the objects of other classes, such as the second animal, as for `mask`; None if unknown.
+        group: name of what this sample shares with others, such as a patient or a scan: intervals resample whole
+            groups; "" if it is a group of its own.
     """
 
     image: Image.Image
     label: int
     mask: Image.Image | None
     id: str
+    other: Image.Image | None = None
+    group: str = ""
 
 
 class Data(Protocol):
@@ -58,12 +63,16 @@ class Batch:
         labels: int64 (batch,).
         masks: bool (batch, H, W), all False for a sample without a mask.
         ids: one per sample.
+        others: bool (batch, H, W), the objects of other classes; all False for a sample without such a mask.
+        groups: one per sample; its id if it is a group of its own.
     """
 
     x: Tensor
     labels: Tensor
     masks: Tensor
     ids: tuple[str, ...]
+    others: Tensor
+    groups: tuple[str, ...]
 
 
 def collate(samples: Sequence[Sample], preprocess: Preprocessing) -> Batch:
@@ -92,18 +101,20 @@ def collate(samples: Sequence[Sample], preprocess: Preprocessing) -> Batch:
     return Batch(
         x,
         torch.tensor([s.label for s in samples]),
-        torch.stack([_mask(s, preprocess) for s in samples]),
+        torch.stack([_mask(s, s.mask, preprocess) for s in samples]),
         tuple(s.id for s in samples),
+        torch.stack([_mask(s, s.other, preprocess) for s in samples]),
+        tuple(s.group or s.id for s in samples),
     )
 
 
-def _mask(sample: Sample, preprocess: Preprocessing) -> Tensor:
-    """The mask, preprocessed like the picture, so that they stay aligned, then thresholded."""
-    if sample.mask is None:
+def _mask(sample: Sample, mask: Image.Image | None, preprocess: Preprocessing) -> Tensor:
+    """A mask of the sample, preprocessed like its picture, so that they stay aligned, then thresholded."""
+    if mask is None:
         return torch.zeros(preprocess.size[1:], dtype=torch.bool)
-    if sample.mask.size != sample.image.size:
-        raise InputError(f"{sample.id}: the mask is {sample.mask.size} pixels large, the picture {sample.image.size}.")
-    return preprocess.invert(preprocess(sample.mask)).mean(0) > 0.5
+    if mask.size != sample.image.size:
+        raise InputError(f"{sample.id}: the mask is {mask.size} pixels large, the picture {sample.image.size}.")
+    return preprocess.invert(preprocess(mask)).mean(0) > 0.5
 
 
 def mask_of(pixels: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> Image.Image:

@@ -21,7 +21,7 @@ _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 class Digits:
     """The demo's canvases, one per sample. The label is the first digit of an even canvas, the second of an odd one.
 
-    So the samples are independent of each other.
+    So no canvas counts twice. Samples whose digits are of one scan, drawn elsewhere, form a group.
 
     Args:
         split: "heldout" or "train".
@@ -61,6 +61,8 @@ class Digits:
             canvas.labels[which],
             mask_of(canvas.masks[which]),
             f"{self.split}/{index}",
+            mask_of(canvas.masks[1 - which]),
+            f"scan {canvas.scans[which]}",
         )
 
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from fxgrad.data import Batch, Data, collate
 from fxgrad.data.models import LoadedModel, load_model
 from fxgrad.errors import FxgradError, InputError, first_line
+from fxgrad.evaluate.baselines import BASELINES, drawn
 from fxgrad.evaluate.measure import Ruler
 from fxgrad.evaluate.methods import Attribute, Attribution, grid_of
 from fxgrad.evaluate.plan import ANY, Plan
@@ -95,13 +96,19 @@ class Bench:
         refused: dict[str, str] = {}
         for method in methods:
             try:
-                attributions[method] = self.methods[method](
-                    converted, x, target, self.ruler.tokens.grid, self.plan.seed + start
-                )
+                attributions[method] = self._attribution(method, converted, start, stop)
             except FxgradError as error:
                 refused[method] = first_line(error)
         measured = self.ruler.measure(pictures, x, target, logits, attributions) if attributions else {}
         return measured, refused
+
+    def _attribution(self, method: str, converted: ConvertedModule, start: int, stop: int) -> Attribution:
+        pictures, x, target, logits = self.batch(start, stop)
+        grid = self.ruler.tokens.grid
+        if method in BASELINES:
+            output = logits.gather(1, target[:, None])[:, 0]
+            return drawn(method, pictures, self.loaded.preprocess, grid, output)
+        return self.methods[method](converted, x, target, grid, self.plan.seed + start)
 
     def _first_alike(self, policy: str) -> str:
         """The first of the plan's policies that gives every node of this model the same rule."""

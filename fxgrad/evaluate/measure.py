@@ -11,6 +11,7 @@ from torch import Tensor
 from fxgrad.data import Batch
 from fxgrad.data.factory import load_object
 from fxgrad.errors import InputError, one_line
+from fxgrad.evaluate.baselines import Drawn
 from fxgrad.evaluate.methods import Attribution
 from fxgrad.metrics import METRICS, Measured, Metric, Removal
 
@@ -40,7 +41,7 @@ class Ruler:
         """Measure several attributions at once, so that their masked pictures share forward passes.
 
         Args:
-            pictures: the batch; only its masks are used, bool (batch, H, W).
+            pictures: the batch; only its masks are used.
             x: the model's input, (batch, C, H, W).
             target: class indices, int64 (batch,).
             logits: the model's output for x, (batch, classes).
@@ -54,9 +55,11 @@ class Ruler:
         """
         measured = self._measured(pictures, x, target, logits, list(attributions.values()))
         found: dict[str, dict[str, list[float]]] = {name: {} for name in attributions}
+        unknown = [~a.known if isinstance(a, Drawn) else slice(0) for a in attributions.values()]
         for metric in self.metrics:
             values = metric(measured)
-            for name, column in zip(attributions, () if values is None else values):
+            for name, gone, column in zip(attributions, unknown, () if values is None else values):
+                column[gone] = torch.nan
                 if not column.isnan().all():
                     found[name][metric.name] = column.tolist()
         return found
@@ -65,16 +68,15 @@ class Ruler:
         self, pictures: Batch, x: Tensor, target: Tensor, logits: Tensor, attributions: Sequence[Attribution]
     ) -> Measured:
         output = torch.stack([a.output.cpu() for a in attributions])
-        totals = [
-            torch.full_like(own, torch.nan) if a.total is None else a.total.cpu()
-            for own, a in zip(output, attributions)
-        ]
+        nothing = torch.full_like(output[0], torch.nan)
         return Measured(
             maps=torch.stack([a.pixels.cpu().float() for a in attributions]),
             scores=torch.stack([a.patches.cpu().float() for a in attributions]).flatten(2),
-            total=torch.stack(totals),
+            total=torch.stack([nothing if a.total is None else a.total.cpu() for a in attributions]),
+            absolute=torch.stack([nothing if a.absolute is None else a.absolute.cpu() for a in attributions]),
             output=output,
             masks=pictures.masks,
+            others=pictures.others,
             x=x,
             target=target,
             logits=logits,

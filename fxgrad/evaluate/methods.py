@@ -32,6 +32,7 @@ class Attribution(Protocol):
         pixels: the influence of each pixel, (batch, H, W).
         output: the target's value, (batch,).
         total: the sum of all shares, (batch,); None for a method whose numbers are no shares.
+        absolute: the sum of the sizes of all shares, (batch,); None like `total`.
     """
 
     @property
@@ -42,6 +43,8 @@ class Attribution(Protocol):
     def output(self) -> Tensor: ...
     @property
     def total(self) -> Tensor | None: ...
+    @property
+    def absolute(self) -> Tensor | None: ...
 
 
 Attribute = Callable[[ConvertedModule, Tensor, Tensor, Grid, int], Attribution]

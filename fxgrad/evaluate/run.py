@@ -15,6 +15,7 @@ import torch
 
 from fxgrad.data import open_data
 from fxgrad.errors import InputError
+from fxgrad.evaluate.baselines import ALWAYS, BASELINES
 from fxgrad.evaluate.bench import Bench, Unit
 from fxgrad.evaluate.measure import all_metrics, named_metric
 from fxgrad.evaluate.methods import Attribute, attributes, takes_gradient
@@ -67,7 +68,8 @@ def evaluate(
         >>> len(results.values["fxgrad.demo:digits_vit", "gradient", "input_x_gradient"]["largest"])
         2
     """
-    known = attributes(plan.methods, plan.options) if methods is None else methods
+    named = [m for m in plan.methods if m not in BASELINES]
+    known = {**attributes(["random"]), **(attributes(named, plan.options) if methods is None else methods)}
     own = [*map(named_metric, plan.metrics), *metrics]
     measured = all_metrics(own)
     settings = plan.settings | ({"metrics": {m.name: m.better for m in own}} if own else {})
@@ -99,8 +101,8 @@ def evaluate(
 
 
 def _units(plan: Plan, count: int) -> Iterator[Unit]:
-    bound = tuple(m for m in plan.methods if takes_gradient(m))
-    free = tuple(m for m in plan.methods if m not in bound)
+    bound = tuple(m for m in plan.methods if m not in ALWAYS and takes_gradient(m))
+    free = tuple(dict.fromkeys([*(m for m in plan.methods if m not in bound), *ALWAYS]))
     for model in plan.models:
         for start in range(0, count, plan.chunk):
             for policy, methods in [(ANY, free), *((p, bound) for p in plan.policies)]:

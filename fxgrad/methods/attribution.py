@@ -134,6 +134,14 @@ class Attribution:
         return (sum((m.reshape(len(m), -1).sum(1) for m in self.maps.values()), self.apart)) / self.copies
 
     @property
+    def absolute(self) -> Tensor | None:
+        """The sum of the sizes of all shares of each example, divided by `copies`, (batch,); None without shares."""
+        if self.apart is None:
+            return None
+        sizes = (m.reshape(len(m), -1).abs().sum(1) for m in self.maps.values())
+        return sum(sizes, self.apart.abs()) / self.copies
+
+    @property
     def completeness_error(self) -> float | None:
         """The largest |output - total| / |output| of the examples; None if there are no shares."""
         if self.total is None:

@@ -70,11 +70,10 @@ def explained(found: Attribution, method: Method, problem: Problem) -> str:
 
 def _excess(found: Attribution, problem: Problem) -> float | None:
     """The largest error of an example, relative to its value and its shares; None if within the tolerance."""
-    total = found.total
-    if total is None or found.apart is None:
+    total, absolute = found.total, found.absolute
+    if total is None or absolute is None:
         return None
-    shares = sum(values.reshape(len(values), -1).abs().sum(1) for values in found.maps.values()) + found.apart.abs()
-    scale = torch.maximum(found.output.abs(), shares / found.copies)
+    scale = torch.maximum(found.output.abs(), absolute)
     error = ((found.output - total).abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny)).double()
     most = float(error.nan_to_num(torch.inf).max())
     return most if most > TOLERANCE[_coarsest(found.output, problem)] else None

@@ -20,10 +20,10 @@ from fxgrad.metrics.curves import (
     faithfulness,
     removal_curve,
 )
-from fxgrad.metrics.intervals import Interval, bootstrap, paired
+from fxgrad.metrics.intervals import Interval, bootstrap, holm, paired, two_level
 from fxgrad.metrics.metric import Measured, Metric
 from fxgrad.metrics.removal import Dropping, Removal, Replacing, blurred
-from fxgrad.metrics.segmentation import average_precision, iou, pointing_game
+from fxgrad.metrics.segmentation import average_precision, iou, own_over_other, pointing_game, relevance_mass
 from fxgrad.metrics.shares import completeness
 
 METRICS = {metric.name: metric for metric in (*curves.METRICS, *segmentation.METRICS, *shares.METRICS)}
@@ -47,8 +47,12 @@ __all__ = [
     "completeness",
     "deletion_insertion",
     "faithfulness",
+    "holm",
     "iou",
+    "own_over_other",
     "paired",
     "pointing_game",
+    "relevance_mass",
     "removal_curve",
+    "two_level",
 ]

@@ -22,8 +22,10 @@ class Measured:
         maps: the influence of each pixel, float32 (attributions, pictures, H, W).
         scores: the influence of each token, float32 (attributions, pictures, tokens).
         total: the sum of all shares, (attributions, pictures); NaN for methods whose numbers are no shares.
+        absolute: the sum of the sizes of all shares, (attributions, pictures); NaN like `total`.
         output: the target's value, which `total` should equal, (attributions, pictures).
         masks: the target's object, bool (pictures, H, W); all False for a picture without a mask.
+        others: objects of other classes, bool (pictures, H, W); all False for a picture without such a mask.
         x: the model's input, (pictures, C, H, W).
         target: class indices, int64 (pictures,).
         logits: the model's output for x, (pictures, classes).
@@ -38,8 +40,10 @@ class Measured:
     maps: Tensor
     scores: Tensor
     total: Tensor
+    absolute: Tensor
     output: Tensor
     masks: Tensor
+    others: Tensor
     x: Tensor
     target: Tensor
     logits: Tensor

@@ -93,6 +93,61 @@ def iou(maps: Tensor, masks: Tensor) -> Tensor:
     return (both / either).where(truth.any(-1), torch.nan)
 
 
+def relevance_mass(maps: Tensor, masks: Tensor) -> Tensor:
+    """The share of the positive attribution that lies on the object.
+
+    On a mosaic of pictures, with the tiles of the target's class as the mask, this is Focus.
+
+    Args:
+        maps, masks: as for `average_precision`.
+
+    Returns:
+        float64 (...), in [0, 1]; NaN for an empty mask, and for a map that is positive nowhere.
+
+    Raises:
+        InputError: shapes that do not fit.
+
+    Example:
+        >>> relevance_mass(torch.tensor([[3.0, 1.0, -9.0]]), torch.tensor([[True, False, True]])).item()
+        0.75
+
+    Source: Arras, Osman, Samek, CLEVR-XAI, Information Fusion 2022, arXiv:2003.07258; Arias-Duart et al., Focus!
+    Rating XAI Methods and Finding Biases, FUZZ-IEEE 2022, arXiv:2109.15035.
+    """
+    scores, truth = _flat(maps, masks)
+    positive = scores.clamp(min=0)
+    share = (positive * truth).sum(-1) / positive.sum(-1)
+    return share.where(truth.any(-1), torch.nan)
+
+
+def own_over_other(maps: Tensor, masks: Tensor, others: Tensor) -> Tensor:
+    """Whether a pixel of the target's object has more attribution, on average, than one of another class's object.
+
+    A method that is blind to the class is right in half of the pictures.
+
+    Args:
+        maps, masks: as for `average_precision`.
+        others: the objects of other classes, like `masks`.
+
+    Returns:
+        float64 (...): 1 or 0, and a half where both are equal; NaN where a mask is empty.
+
+    Raises:
+        InputError: shapes that do not fit.
+
+    Example:
+        >>> own, other = torch.tensor([[True, True, False]]), torch.tensor([[False, False, True]])
+        >>> own_over_other(torch.tensor([[1.0, 2.0, 1.0]]), own, other).item()
+        1.0
+
+    Source: the question that Mehri et al., LibraGrad, CVPR 2025, arXiv:2411.16760, put to pictures of two animals.
+    """
+    (scores, own), (_, other) = _flat(maps, masks), _flat(maps, others)
+    means = [(scores * mask).sum(-1) / mask.sum(-1) for mask in (own, other)]
+    found = ((means[0] > means[1]).double() + (means[0] >= means[1]).double()) / 2
+    return found.where(own.any(-1) & other.any(-1), torch.nan)
+
+
 def _flat(maps: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     """Maps and masks with the pixels in one last axis, (..., H * W), both of the same shape."""
     if maps.ndim < 2 or masks.dtype is not torch.bool or masks.shape[-2:] != maps.shape[-2:]:
@@ -107,4 +162,6 @@ METRICS = (
     Metric("average_precision", "higher", lambda m: average_precision(m.maps, m.masks)),
     Metric("pointing_game", "higher", lambda m: pointing_game(m.maps, m.masks)),
     Metric("iou", "higher", lambda m: iou(m.maps, m.masks)),
+    Metric("relevance_mass", "higher", lambda m: relevance_mass(m.maps, m.masks)),
+    Metric("own_over_other", "higher", lambda m: own_over_other(m.maps, m.masks, m.others)),
 )

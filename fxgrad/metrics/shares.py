@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from torch import Tensor
 
-from fxgrad.metrics.metric import Metric
+from fxgrad.metrics.metric import Measured, Metric
 
 
-def completeness(total: Tensor, logit: Tensor) -> dict[str, Tensor]:
+def completeness(total: Tensor, logit: Tensor, absolute: Tensor | None = None) -> dict[str, Tensor]:
     """The error of attributions that should add up to a logit.
 
     Args:
         total: sum of an attribution's shares, (...,).
         logit: the explained logit, (...,).
+        absolute: sum of the sizes of the shares, (...,).
 
     Returns:
-        "completeness": |total - logit|, and "completeness_relative": |total - logit| / |logit|; float64 (...,).
+        "completeness": |total - logit|, "completeness_relative": |total - logit| / |logit|, and, given `absolute`,
+        "completeness_of_shares": |total - logit| / absolute; float64 (...,). The second says little where a logit is
+        close to 0, as a sum of shares of both signs may be.
 
     Example:
         >>> import torch
@@ -25,10 +30,15 @@ def completeness(total: Tensor, logit: Tensor) -> dict[str, Tensor]:
     Source: Sundararajan et al., ICML 2017, arXiv:1703.01365, proposition 1; FullGrad, arXiv:1905.00780, eq. 1.
     """
     error = (total.double() - logit.double()).abs()
-    return {"completeness": error, "completeness_relative": error / logit.double().abs()}
+    found = {"completeness": error, "completeness_relative": error / logit.double().abs()}
+    return found if absolute is None else {**found, "completeness_of_shares": error / absolute.double()}
 
 
-METRICS = (
-    Metric("completeness", "lower", lambda m: completeness(m.total, m.output)["completeness"]),
-    Metric("completeness_relative", "lower", lambda m: completeness(m.total, m.output)["completeness_relative"]),
+def _complete(name: str, measured: Measured) -> Tensor:
+    return completeness(measured.total, measured.output, measured.absolute)[name]
+
+
+METRICS = tuple(
+    Metric(name, "lower", partial(_complete, name))
+    for name in ("completeness", "completeness_relative", "completeness_of_shares")
 )

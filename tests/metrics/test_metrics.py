@@ -180,3 +180,38 @@ def test_nonsense_is_refused() -> None:
         metrics.bootstrap(torch.zeros(0, 2))
     with pytest.raises(InputError, match="the confidence lies between 0 and 1"):
         metrics.bootstrap(torch.zeros(2, 2), confidence=95)
+
+
+def test_relevance_mass_by_hand() -> None:
+    masks = torch.tensor([[True, True, False, False]])
+    maps = torch.tensor([[[3.0, -5.0, 1.0, 0.0]], [[-1.0, -2.0, -3.0, 0.0]], [[0.0, 0.0, 2.0, 2.0]]])
+    found = metrics.relevance_mass(maps, masks)
+    assert found[0] == 0.75 and found[1].isnan() and found[2] == 0
+    assert metrics.relevance_mass(maps[0], masks & ~masks).isnan()
+
+
+def test_relevance_mass_on_a_mosaic_is_focus() -> None:
+    """Positive relevance on the two tiles of the target's class over that on all four."""
+    maps = torch.randn(3, 8, 8)
+    tiles = maps.clamp(min=0).reshape(3, 2, 4, 2, 4).sum((2, 4))
+    own = torch.zeros(8, 8, dtype=torch.bool)
+    own[:4, :4] = own[4:, 4:] = True
+    wanted = (tiles[:, 0, 0] + tiles[:, 1, 1]) / tiles.sum((1, 2))
+    torch.testing.assert_close(metrics.relevance_mass(maps, own), wanted.double(), check_dtype=False, atol=1e-6, rtol=0)
+
+
+def test_own_over_other_by_hand() -> None:
+    own = torch.tensor([[True, True, True, False, False]])
+    other = torch.tensor([[False, False, False, True, False]])
+    # A larger object does not win by its size: the means count, whatever lies elsewhere.
+    maps = torch.tensor([[[1.0, 1.0, 1.0, 2.0, 9.0]], [[3.0, 3.0, 3.0, 2.0, 9.0]], [[2.0, 0.0, 4.0, 2.0, 0.0]]])
+    assert metrics.own_over_other(maps, own, other).tolist() == [0, 1, 0.5]
+    assert metrics.own_over_other(maps, own, own & other).isnan().all()
+    assert metrics.own_over_other(maps, own & other, other).isnan().all()
+
+
+def test_completeness_of_shares_has_no_pole() -> None:
+    found = metrics.completeness(torch.tensor([1.0, 1e-6]), torch.tensor([4.0, 0.0]), torch.tensor([6.0, 2.0]))
+    assert found["completeness_of_shares"].tolist() == pytest.approx([0.5, 5e-7])
+    assert found["completeness_relative"][1].isinf()
+    assert set(metrics.completeness(torch.tensor(1.0), torch.tensor(1.0))) == {"completeness", "completeness_relative"}

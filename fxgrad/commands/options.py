@@ -19,7 +19,9 @@ def weight_options(command: Command) -> Command:
     return _all(
         command,
         click.option("--pretrained", is_flag=True, help="timm's weights, from the hub or its cache; random otherwise."),
-        click.option("--checkpoint", metavar="FILE", help="Weights: a .safetensors file that fits the model exactly."),
+        click.option("--checkpoint", metavar="FILE", help="Weights that fit exactly: .safetensors, .ckpt, .pth, .pt."),
+        click.option("--strip-prefix", default="", metavar="TEXT", help="Cut it off the checkpoint's keys: backbone."),
+        click.option("--num-classes", type=click.IntRange(1), help="Size of a timm model's head, for a checkpoint."),
         click.option("--input-size", nargs=3, type=click.IntRange(1), metavar="C H W", help="Size of one input."),
     )
 

@@ -13,16 +13,35 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 
+from fxgrad.data.coco import Coco
 from fxgrad.data.factory import load_object
+from fxgrad.data.hub import Hub, ImageNetHard
+from fxgrad.data.ordering import order
 from fxgrad.data.sample import Batch, Data, Sample, collate, mask_of
-from fxgrad.data.sets import Digits, Files, ImageNetHard, folder, imagenet, imagenet_s, mura, pet
+from fxgrad.data.sets import Digits, Files, folder, imagenet, imagenet_s, mura, pet
 from fxgrad.errors import InputError, one_line
 
-__all__ = ["DATA", "Batch", "Data", "Digits", "Files", "ImageNetHard", "Sample", "collate", "mask_of", "open_data"]
+__all__ = [
+    "DATA",
+    "Batch",
+    "Coco",
+    "Data",
+    "Digits",
+    "Files",
+    "Hub",
+    "ImageNetHard",
+    "Sample",
+    "collate",
+    "mask_of",
+    "open_data",
+    "order",
+]
 
 DATA: dict[str, Callable[..., Data]] = {
+    "coco": Coco,
     "digits": Digits,
     "folder": folder,
+    "hub": Hub,
     "imagenet": imagenet,
     "imagenet-hard": ImageNetHard,
     "imagenet-s": imagenet_s,
@@ -37,8 +56,9 @@ def open_data(spec: str) -> Data:
 
     Args:
         spec: NAME or NAME:PATH, such as digits, digits:train, folder:pictures, folder:pictures:masks, imagenet:ROOT,
-            imagenet-hard:ROOT, imagenet-s:ROOT, mura:ROOT, pet:ROOT; or module.path:factory for your own, which is
-            looked for in the current directory and on sys.path, and called without arguments.
+            imagenet-hard:ROOT, imagenet-s:ROOT, mura:ROOT:train, pet:ROOT:train, coco:ROOT, hub:REPOSITORY:SPLIT; or
+            module.path:factory for your own, which is looked for in the current directory and on sys.path, and called
+            without arguments.
 
     Returns:
         The data set; it reads a picture when the sample is accessed.

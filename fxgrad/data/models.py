@@ -1,6 +1,6 @@
 """Load the command line's MODEL with its preprocessing and class names.
 
-MODEL is `timm:NAME`, or `module.path:factory` for anything that can be imported.
+MODEL is `timm:NAME`, `open_clip:NAME`, or `module.path:factory` for anything that can be imported.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from fxgrad.data.checkpoints import load_checkpoint
+from fxgrad.data.clip import OpenClip, open_clip_model, open_clip_preprocessing
 from fxgrad.data.factory import load_object
 from fxgrad.data.pictures import Preprocessing, Size, import_timm, preprocessing_of
 from fxgrad.errors import CaptureError, one_line
@@ -67,15 +68,23 @@ class LoadedModel:
 
 
 def load_model(
-    spec: str, pretrained: bool = False, *, checkpoint: str | Path | None = None, input_size: Size | None = None
+    spec: str,
+    pretrained: bool = False,
+    *,
+    checkpoint: str | Path | None = None,
+    strip_prefix: str = "",
+    num_classes: int | None = None,
+    input_size: Size | None = None,
 ) -> LoadedModel:
     """Find, build and describe a model.
 
     Args:
-        spec: `timm:NAME`, or `module.path:factory`: called without arguments, it returns an nn.Module. The
-            module is looked for in the current directory and on sys.path.
+        spec: `timm:NAME`; `open_clip:NAME`, as for `open_clip_model`; or `module.path:factory`: called without
+            arguments, it returns an nn.Module. The module is looked for in the current directory and on sys.path.
         pretrained: load timm's weights from the hub, or from its cache if the hub is unreachable.
-        checkpoint: a .safetensors file with exactly the model's state_dict.
+        checkpoint, strip_prefix: a file with exactly the model's weights, and what its keys begin with, as for
+            `load_checkpoint`.
+        num_classes: size of the head of timm's model, whose weights are then random or a checkpoint's.
         input_size: (channels, height, width). Needed unless the model has a `pretrained_cfg` or `default_cfg` with it;
             timm's models are built for this size.
 
@@ -89,23 +98,33 @@ def load_model(
     """
     source, _, name = spec.partition(":")
     if not source or not name:
-        raise CaptureError(f"MODEL is timm:NAME, as in timm:resnet18, or module.path:factory; {spec!r} is neither.")
+        raise CaptureError(
+            f"MODEL is open_clip:NAME, timm:NAME, as in timm:resnet18, or module.path:factory; {spec!r} is neither."
+        )
     if pretrained and (checkpoint or source != "timm"):
-        raise CaptureError("--pretrained is for timm models, without --checkpoint. Leave it out.")
+        tag = " The weights of an open_clip model are its tag: NAME@TAG." if source == "open_clip" else ""
+        raise CaptureError(f"--pretrained is for timm models, without --checkpoint. Leave it out.{tag}")
+    if num_classes is not None and (pretrained or source != "timm"):
+        raise CaptureError("--num-classes is for timm models whose head's weights are random or a --checkpoint's.")
     if source == "timm":
-        model, names = _timm(name, pretrained, input_size), None
+        model, names = _timm(name, pretrained, input_size, num_classes), None
         weights = "pretrained" if pretrained else "random"
+    elif source == "open_clip":
+        model, weights = open_clip_model(name, input_size)
+        names = None
     else:
         model, names = _from_factory(source, name)
         weights = "the factory's own"
     if checkpoint:
-        load_checkpoint(model, checkpoint)
+        load_checkpoint(model.clip if isinstance(model, OpenClip) else model, checkpoint, strip_prefix)
         weights = str(checkpoint)
     cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
     cfg = dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
-    return LoadedModel(
-        model.eval(), spec, preprocessing_of(spec, model, cfg, input_size), _class_names(model, cfg, names), weights
-    )
+    if isinstance(model, OpenClip):
+        preprocess = open_clip_preprocessing(model)
+    else:
+        preprocess = preprocessing_of(spec, model, cfg, input_size)
+    return LoadedModel(model.eval(), spec, preprocess, _class_names(model, cfg, names), weights)
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:
@@ -163,7 +182,7 @@ def _hub(reachable: bool) -> Iterator[None]:
         constants.HF_HUB_OFFLINE = before
 
 
-def _timm(name: str, pretrained: bool, input_size: Size | None) -> nn.Module:
+def _timm(name: str, pretrained: bool, input_size: Size | None, num_classes: int | None) -> nn.Module:
     timm = import_timm()
     on_hub = name.startswith("hf-hub:")
     if not on_hub and not timm.is_model(name):
@@ -172,7 +191,7 @@ def _timm(name: str, pretrained: bool, input_size: Size | None) -> nn.Module:
         raise CaptureError(f"timm has no model {name!r}.{near} timm.list_models() has all.")
     if pretrained and not on_hub and not timm.models.is_model_pretrained(name):
         raise CaptureError(f"timm has no pretrained weights for {name}. Leave out --pretrained for random weights.")
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     if input_size is not None:
         options["in_chans"] = input_size[0]
         cfg = None if on_hub else timm.get_pretrained_cfg(name)
@@ -201,32 +220,6 @@ def _from_factory(source: str, name: str) -> tuple[nn.Module, Sequence[str] | No
     if not isinstance(model, nn.Module):
         raise CaptureError(f"{source}:{name} returned {type(model).__name__}; it must return a torch.nn.Module.")
     return model, getattr(module, "CLASS_NAMES", None)
-
-
-def load_checkpoint(model: nn.Module, path: str | Path) -> None:
-    """Load the weights of a .safetensors file into a model; keys and shapes must be exactly the model's.
-
-    Raises:
-        CaptureError: the file cannot be read, or does not fit.
-
-    Example:
-        >>> load_checkpoint(nn.Linear(2, 2), "absent.safetensors")
-        Traceback (most recent call last):
-        fxgrad.errors.CaptureError: checkpoint absent.safetensors cannot be read as safetensors: ...
-    """
-    try:
-        state = safetensors.torch.load_file(path)
-    except Exception as error:
-        raise CaptureError(f"checkpoint {path} cannot be read as safetensors: {one_line(error)}") from error
-    wanted = model.state_dict()
-    missing, unexpected = wanted.keys() - state.keys(), state.keys() - wanted.keys()
-    shapes = {k: (tuple(state[k].shape), tuple(v.shape)) for k, v in wanted.items() if k in state}
-    problems = [f"{len(missing)} missing ({min(missing)}, ...)"] if missing else []
-    problems += [f"{len(unexpected)} unexpected ({min(unexpected)}, ...)"] if unexpected else []
-    problems += [f"{k} is {given}, the model's {own}" for k, (given, own) in shapes.items() if given != own][:1]
-    if problems:
-        raise CaptureError(f"checkpoint {path} does not fit the model: {'; '.join(problems)}.")
-    model.load_state_dict(state)
 
 
 def _class_names(model: nn.Module, cfg: dict[str, Any], beside: Sequence[str] | None) -> tuple[str, ...] | None:

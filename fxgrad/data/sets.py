@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from fxgrad.data.importing import needed
 from fxgrad.data.pictures import read_image
 from fxgrad.data.sample import Sample, mask_of
 from fxgrad.errors import InputError
@@ -42,7 +41,7 @@ class Digits:
     multilabel = True
 
     def __init__(self, split: str = "heldout", ink: str = "grey") -> None:
-        demo = _import("fxgrad.demo", "demo")
+        demo = needed("fxgrad.demo", "demo")
         if split not in demo.SPLITS:
             raise InputError(f"the digits have the splits {' and '.join(demo.SPLITS)}, not {split!r}.")
         if ink not in ("grey", "colours"):
@@ -93,6 +92,11 @@ class Files:
             raise InputError(f"there are no pictures in {root} where this data set has them: see docs/evaluate.md.")
         self.root, self.files, self.class_names, self._mask = root, files, class_names, mask
 
+    @property
+    def ids(self) -> list[str]:
+        """The samples' ids: their paths from the root."""
+        return [path.relative_to(self.root).as_posix() for path, _ in self.files]
+
     def __len__(self) -> int:
         return len(self.files)
 
@@ -139,18 +143,24 @@ def imagenet(root: str) -> Files:
     return _imagenet(Path(root), "val")
 
 
-def imagenet_s(root: str) -> Files:
+def imagenet_s(root: str, order: str = "folders") -> Files:
     """The validation set of ImageNet-S (50, 300 or 919 classes), with masks.
 
     The picture validation/n01440764/ILSVRC2012_val_00000293.JPEG has its mask as a .png under validation-segmentation:
     red + 256 * green is the number of the object's class in the subset, from 1 on. Labels are those of the 1,000
     classes of ImageNet-1k.
 
+    Args:
+        root: the folder with validation and validation-segmentation.
+        order: "folders", class by class; or "names", by the pictures' own names, which shuffles start from.
+
     Raises:
-        InputError: as for `imagenet`.
+        InputError: as for `imagenet`; or there is no such order.
 
     Source: Gao et al., Large-scale Unsupervised Semantic Segmentation, TPAMI 2022, arXiv:2106.03149.
     """
+    if order not in ("folders", "names"):
+        raise InputError(f"ImageNet-S is in the order of folders or of names, not of {order!r}.")
     base = Path(root)
     numbers = {name: number for number, name in enumerate(sorted(p.name for p in (base / "validation").glob("n*")), 1)}
 
@@ -159,36 +169,52 @@ def imagenet_s(root: str) -> Files:
         red, green = np.moveaxis(np.asarray(read_image(file).convert("RGB")).astype(int), 2, 0)[:2]
         return red + 256 * green == numbers[path.parent.name]
 
-    return _imagenet(base, "validation", mask)
+    found = _imagenet(base, "validation", mask)
+    files = sorted(found.files, key=lambda file: file[0].stem) if order == "names" else found.files
+    return Files(base, files, None, mask)
 
 
-def mura(root: str) -> Files:
-    """The validation set of MURA: radiographs, normal (0) or abnormal (1). Root is the folder MURA-v1.1.
+def mura(root: str, split: str = "valid") -> Files:
+    """One split of MURA: radiographs, normal (0) or abnormal (1). Root is the folder MURA-v1.1.
 
     valid/XR_WRIST/patient11185/study1_positive/image1.png; the study's folder has the label.
 
+    Args:
+        root: the folder.
+        split: valid or train.
+
     Raises:
-        InputError: there are no such files.
+        InputError: there are no such files, or there is no such split.
 
     Source: Rajpurkar et al., MIDL 2018, arXiv:1712.06957.
     """
+    if split not in ("valid", "train"):
+        raise InputError(f"MURA has the splits valid and train, not {split!r}.")
     base = Path(root)
-    found = sorted(base.glob("valid/XR_*/patient*/study*_*/*.png"))
+    found = sorted(base.glob(f"{split}/XR_*/patient*/study*_*/*.png"))
     files = [(p, int(p.parent.name.endswith("_positive"))) for p in found if not p.name.startswith("._")]
     return Files(base, files, ("normal", "abnormal"))
 
 
-def pet(root: str) -> Files:
-    """The test set of Oxford-IIIT Pet: 37 breeds, the animal as the mask. Root is the folder with oxford-iiit-pet.
+def pet(root: str, split: str = "test") -> Files:
+    """One split of Oxford-IIIT Pet: 37 breeds, the animal as the mask. Root is the folder with oxford-iiit-pet.
+
+    Args:
+        root: the folder.
+        split: test, or train, which its list of files calls trainval.
 
     Raises:
-        InputError: torchvision does not find the data set there.
+        InputError: torchvision does not find the data set there, or there is no such split.
 
     Source: Parkhi et al., CVPR 2012; `torchvision.datasets.OxfordIIITPet`. In a trimap, 1 is the animal; its border, 3,
     is left out.
     """
+    lists = {"test": "test", "train": "trainval"}
+    if split not in lists:
+        raise InputError(f"Oxford-IIIT Pet has the splits {' and '.join(lists)}, not {split!r}.")
+    pets = needed("torchvision.datasets", "timm").OxfordIIITPet
     try:
-        found = _import("torchvision.datasets", "timm").OxfordIIITPet(root, split="test", target_types="category")
+        found = pets(root, split=lists[split], target_types="category")
     except (RuntimeError, OSError) as error:
         raise InputError(f"{root} does not hold Oxford-IIIT Pet, as torchvision lays it out: {error}") from error
     trimaps = Path(root) / "oxford-iiit-pet" / "annotations" / "trimaps"
@@ -198,53 +224,15 @@ def pet(root: str) -> Files:
     )
 
 
-class ImageNetHard:
-    """ImageNet-Hard: pictures that most models get wrong. Of several labels, the first counts.
-
-    Args:
-        source: a folder with the parquet files of the repository, or the repository's name on the hub,
-            taesiri/imagenet-hard.
-
-    Raises:
-        InputError: `datasets` finds no such data set.
-
-    Source: Taesiri et al., NeurIPS 2023, arXiv:2304.05538.
-    """
-
-    multilabel = False
-    class_names = None
-
-    def __init__(self, source: str) -> None:
-        datasets = _import("datasets", "data")
-        try:
-            self._rows = datasets.load_dataset(source, split="validation")
-        except Exception as error:
-            raise InputError(f"datasets finds no ImageNet-Hard in {source}: {error}") from error
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> Sample:
-        row = self._rows[index]
-        return Sample(row["image"], int(row["label"][0]), None, str(index))
-
-
 def _by_class(root: Path) -> list[Path]:
     return sorted(p for p in root.glob("*/*") if p.suffix.lower() in _SUFFIXES)
 
 
 def _imagenet(root: Path, split: str, mask: Callable[[Path], Any] = lambda path: None) -> Files:
-    names: list[str] = _import("timm.data", "timm").ImageNetInfo("imagenet-1k").label_names()
+    names: list[str] = needed("timm.data", "timm").ImageNetInfo("imagenet-1k").label_names()
     labels: Mapping[str, int] = {name: index for index, name in enumerate(names)}
     files = _by_class(root / split)
     strangers = sorted({p.parent.name for p in files} - set(labels))
     if strangers:
         raise InputError(f"{root / split / strangers[0]} is not named like a class of ImageNet-1k, such as n01440764.")
     return Files(root, [(p, labels[p.parent.name]) for p in files], None, mask)
-
-
-def _import(module: str, extra: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise InputError(f'this data set needs more packages ({error}): pip install "fxgrad[{extra}]"') from error

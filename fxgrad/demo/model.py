@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from timm.models import VisionTransformer
 from torch import nn
 
-from fxgrad.data.models import load_checkpoint
+from fxgrad.data.checkpoints import load_checkpoint
 from fxgrad.errors import CaptureError
 
 Model = TypeVar("Model", bound=nn.Module)

@@ -18,7 +18,9 @@ from fxgrad.run.recording import Contributions
 Mean = Callable[[Tensor], Tensor]
 """(batch, tokens, channels) -> (batch, channels): the mean over the tokens that count."""
 Score = Callable[[Tensor, Tensor, Mean], Tensor]
-"""h and g, (batch, tokens, channels), without prefix tokens, and the mean -> (batch, tokens)."""
+"""h and g, (batch, tokens, channels), of the tokens that are scored, and the mean -> (batch, tokens)."""
+MEANS = ("tokens", "patches")
+"""What a mean over tokens is over: all of them, or the patches only."""
 
 
 @method(layered=True)
@@ -31,17 +33,21 @@ def gradcam(problem: Problem) -> Map:
 
 
 @method(layered=True)
-def gradcam_plus(problem: Problem) -> Map:
+def gradcam_plus(problem: Problem, mean: str = "tokens") -> Map:
     """sum_c h * mean_t(g): Grad-CAM without its ReLU, so that negative values stay.
+
+    The mean is over all tokens, the class token included; mean="patches" leaves prefix tokens out.
 
     Source: Mehri et al., SkipPLUS, CVPR 2024 workshops; LibraGrad, arXiv:2411.16760.
     """
-    return _cam(problem, "gradcam_plus", lambda h, g, mean: (h * mean(g)[:, None]).sum(2))
+    return _cam(problem, "gradcam_plus", lambda h, g, mean: (h * mean(g)[:, None]).sum(2), mean)
 
 
 @method(layered=True)
-def xgradcam_plus(problem: Problem) -> Map:
+def xgradcam_plus(problem: Problem, mean: str = "tokens") -> Map:
     """sum_c h * w, w = sum_t(g * |h|) / sum_t |h|: each channel's mean gradient, weighted by |h|.
+
+    The sums are over all tokens, the class token included; mean="patches" leaves prefix tokens out.
 
     Source: Fu et al., Axiom-based Grad-CAM, BMVC 2020, arXiv:2008.02312, for w; Mehri et al., SkipPLUS, CVPR 2024
     workshops, for |h| and no ReLU.
@@ -51,7 +57,7 @@ def xgradcam_plus(problem: Problem) -> Map:
         weights = mean(g * h.abs()) / mean(h.abs()).clamp(min=torch.finfo(h.dtype).tiny)
         return (h * weights[:, None]).sum(2)
 
-    return _cam(problem, "xgradcam_plus", score)
+    return _cam(problem, "xgradcam_plus", score, mean)
 
 
 @method(shares=True, layered=True)
@@ -95,13 +101,16 @@ def _met(problem: Problem, found: Contributions, name: str) -> tuple[Tensor, Ten
     return value, cotangent
 
 
-def _cam(problem: Problem, method: str, score: Score) -> Map:
-    """The map of a score of the layer's tokens."""
+def _cam(problem: Problem, method: str, score: Score, mean: str = "patches") -> Map:
+    """The map of a score of the layer's tokens; prefix tokens have one if the mean is over them, too."""
+    if mean not in MEANS:
+        raise InputError(f"mean is {' or '.join(map(repr, MEANS))}, not {mean!r}: what {method} takes it over.")
     name = _layer(problem, method)
     value, cotangent = _met(problem, problem.run([name]), name)
     where = _laid(problem, method, name, value)
     h, g = where.rows(value), where.rows(cotangent)
-    inside = slice(None) if where.map else slice(where.ahead, where.ahead + problem.anatomy.count)
+    patches = slice(where.ahead, where.ahead + problem.anatomy.count)
+    inside = slice(None) if where.map or mean == "tokens" else patches
     scores = torch.zeros_like(h[:, :, 0])
     scores[:, inside] = score(h[:, inside], g[:, inside], problem.mean)
     if not where.map and problem.counted is not None and problem.counted.shape == scores.shape:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.methods.definition import method
+from fxgrad.methods.ends import ends
 from fxgrad.methods.options import refuse_few
 from fxgrad.methods.placing import resample
 from fxgrad.methods.problem import Map, Problem
@@ -35,13 +37,24 @@ def saliency(problem: Problem) -> Map:
 
 
 @method(shares=True, of_inputs=True)
-def input_x_gradient(problem: Problem) -> Map:
+def input_x_gradient(problem: Problem, at: str = "input") -> Map:
     """sum_c x * dy/dx. The contributions of constants are kept apart.
 
-    Source: Shrikumar et al., Not Just a Black Box, arXiv:1605.01713; LibraGrad, arXiv:2411.16760, for the gradient.
+    at="tokens" takes x to be what enters the first block: patches after their embedding, with their positions, and the
+    class token. The map is then of tokens.
+
+    Source: Shrikumar et al., Not Just a Black Box, arXiv:1605.01713; LibraGrad, arXiv:2411.16760, for the gradient, and
+    for the tokens, which its experiments take.
     """
-    found = problem.run(sources=True)
-    return Map(apart=problem.kept(found, problem.behind()), maps=products(problem, found))
+    chosen = ends(problem, "input_x_gradient", at)
+    if chosen.node is None:
+        found = problem.run(sources=True)
+        return Map(apart=problem.kept(found, problem.behind()), maps=products(problem, found))
+    found = problem.run([chosen.node], sources=True)
+    value, g = found.values[chosen.node], found.cotangents[chosen.node]
+    behind = problem.behind(chosen.node)
+    map = chosen.map({chosen.node: torch.zeros_like(value) if g is None else value * g}, problem.kept(found, behind))
+    return replace(map, maps=problem.beside(found, behind))
 
 
 def products(problem: Problem, found: Contributions) -> dict[str, Tensor]:
@@ -50,44 +63,74 @@ def products(problem: Problem, found: Contributions) -> dict[str, Tensor]:
 
 
 @method(of_inputs=True, steps="n_steps")
-def integrated_gradients(problem: Problem, n_steps: int = 50, baseline: float = 0.0) -> Map:
+def integrated_gradients(
+    problem: Problem,
+    n_steps: int = 50,
+    baseline: float = 0.0,
+    at: str = "input",
+    rule: str = "gausslegendre",
+    along: bool = False,
+) -> Map:
     """(x - x0) * mean of dy/dx along the straight line from x0 to x, all inputs together.
 
-    The target's value at x0 is kept apart. n_steps is the number of points (of Gauss and Legendre), baseline the value
-    of all of x0.
+    The target's value at x0 is kept apart. n_steps is the number of points, baseline the value of all of x0. The rule
+    places the points: "gausslegendre", or "riemann_right" at 1/n, 2/n ... 1. at="tokens" takes x to be what enters the
+    first block. along=True multiplies each gradient by its own point's (x' - x0) instead, the mean of Input x Gradient
+    along the line, as LibraGrad's published code does; that adds up to no difference of values, so nothing is kept
+    apart.
 
-    Source: Sundararajan, Taly, Yan, Axiomatic Attribution for Deep Networks, ICML 2017, arXiv:1703.01365.
+    Source: Sundararajan, Taly, Yan, Axiomatic Attribution for Deep Networks, ICML 2017, arXiv:1703.01365, eqs. 1 and 3.
     """
     refuse_few("n_steps", n_steps)
-    ends = {name: problem.entries[i] for i, name in enumerate(problem.inputs) if name in problem.attributed}
-    starts = {name: torch.full_like(x, baseline) for name, x in ends.items()}
-    total = {name: torch.zeros_like(x) for name, x in ends.items()}
-    for place, width in zip(*np.polynomial.legendre.leggauss(n_steps)):
-        share, weight = (1 + float(place)) / 2, float(np.float32(width / 2))  # captum rounds the weights to float32
-        between = {name: starts[name] + share * (x - starts[name]) for name, x in ends.items()}
-        for name, g in problem.at(between).run().gradients.items():
-            total[name] = total[name] + weight * g
-    shares = {name: (x - starts[name]) * total[name] for name, x in ends.items()}
-    return Map(apart=problem.at(starts).values_of_target(), maps=_maps(problem, shares))
+    if rule not in RULES:
+        raise InputError(f"rule is {' or '.join(map(repr, RULES))}, not {rule!r}: how the points are placed.")
+    chosen = ends(problem, "integrated_gradients", at)
+    starts = {name: torch.full_like(x, baseline) for name, x in chosen.values.items()}
+    total = {name: torch.zeros_like(x) for name, x in chosen.values.items()}
+    for share, weight in RULES[rule](n_steps):
+        between = {name: starts[name] + share * (x - starts[name]) for name, x in chosen.values.items()}
+        for name, g in chosen.gradients(between).items():
+            total[name] = total[name] + weight * (g * (between[name] - starts[name]) if along else g)
+    if along:
+        return chosen.map(total)
+    shares = {name: (x - starts[name]) * total[name] for name, x in chosen.values.items()}
+    return chosen.map(shares, chosen.moved(starts).values_of_target())
+
+
+def _gausslegendre(n_steps: int) -> list[tuple[float, float]]:
+    points = zip(*np.polynomial.legendre.leggauss(n_steps))
+    return [((1 + float(at)) / 2, float(np.float32(width / 2))) for at, width in points]  # captum rounds weights so
+
+
+def _riemann_right(n_steps: int) -> list[tuple[float, float]]:
+    return [((step + 1) / n_steps, 1 / n_steps) for step in range(n_steps)]
+
+
+RULES: dict[str, Callable[[int], list[tuple[float, float]]]] = {
+    "gausslegendre": _gausslegendre,
+    "riemann_right": _riemann_right,
+}
+"""Number of points -> (place between 0 and 1, weight) of each."""
 
 
 @method(of_inputs=True)
-def smoothgrad(problem: Problem, samples: int = 25, noise: float = 0.15, seed: int = 0) -> Map:
+def smoothgrad(problem: Problem, samples: int = 25, noise: float = 0.15, seed: int = 0, at: str = "input") -> Map:
     """Mean of dy/dx over noisy copies of x, summed over channels.
 
-    noise is the standard deviation, as a share of the range of x.
+    noise is the standard deviation, as a share of the range of x. at="tokens" takes x to be what enters the first
+    block.
 
     Source: Smilkov et al., SmoothGrad: removing noise by adding noise, arXiv:1706.03825.
     """
     refuse_few("samples", samples)
-    ends = {name: problem.entries[i] for i, name in enumerate(problem.inputs) if name in problem.attributed}
+    chosen = ends(problem, "smoothgrad", at)
     generator = torch.Generator().manual_seed(seed)
-    total = {name: torch.zeros_like(x) for name, x in ends.items()}
+    total = {name: torch.zeros_like(x) for name, x in chosen.values.items()}
     for _ in range(samples):
-        noisy = {name: x + noise * (x.max() - x.min()) * _normal(x, generator) for name, x in ends.items()}
-        for name, g in problem.at(noisy).run().gradients.items():
+        noisy = {n: x + noise * (x.max() - x.min()) * _normal(x, generator) for n, x in chosen.values.items()}
+        for name, g in chosen.gradients(noisy).items():
             total[name] = total[name] + g / samples
-    return Map(maps=_maps(problem, total))
+    return chosen.map(total)
 
 
 @method(takes_gradient=False)

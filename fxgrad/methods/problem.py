@@ -71,6 +71,7 @@ class Problem:
         layer: module path for methods of one layer; None: the method's default.
         example: index of the only example of the batch that is looked at; None: all are.
         whole: whether the entries hold the other examples, too, whose cotangents are then 0.
+        instead: node name -> the value that it is given, whatever the entries are.
     """
 
     converted: ConvertedModule
@@ -80,6 +81,7 @@ class Problem:
     layer: str | None = None
     example: int | None = None
     whole: bool = False
+    instead: Mapping[str, Tensor] = field(default_factory=dict)
 
     @property
     def target(self) -> Scored:
@@ -250,7 +252,9 @@ class Problem:
 
     def run(self, also: Collection[str] = (), sources: bool = False) -> Contributions:
         """One forward and one backward pass of the target; `also` names nodes whose values and cotangents to return."""
-        return contributions(self.converted, self.entries, self._cotangents, also=also, sources=sources)
+        return contributions(
+            self.converted, self.entries, self._cotangents, also=also, sources=sources, instead=self.instead
+        )
 
     def _cotangents(self, outputs: list[Any]) -> list[Tensor | None]:
         spec = self.converted.classified.captured.out_spec
@@ -260,15 +264,18 @@ class Problem:
             return self.aim.alone(self.example, outputs, spec)
         return self.aim.only(self.example, outputs)
 
-    def at(self, inputs: Mapping[str, Tensor]) -> Problem:
-        """The same problem at other values of some inputs."""
+    def at(self, inputs: Mapping[str, Tensor], nodes: Mapping[str, Tensor] | None = None) -> Problem:
+        """The same problem at other values of some inputs, and of some nodes within the program."""
         entries = [inputs.get(name, value) for name, value in zip(self.inputs, self.entries)]
-        return replace(self, entries=entries)
+        return replace(self, entries=entries, instead=nodes or self.instead)
 
     def values_of_target(self) -> Tensor:
         """The target's value per example, (batch,)."""
+        recorder = Recorder(self.converted.program, (), self.instead)
         with torch.no_grad():
-            return self.row(self.target.score(self.converted.run(self.entries)).detach(), always=True)
+            outputs = self.converted.called(recorder.run, self.entries)
+            outputs = pytree.tree_unflatten(list(outputs), self.converted.classified.captured.out_spec)
+            return self.row(self.target.score(outputs).detach(), always=True)
 
     def values(self, names: Collection[str]) -> dict[str, Any]:
         """Node name -> value, from one forward pass, for methods that do not use the target."""

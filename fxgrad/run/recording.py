@@ -24,15 +24,21 @@ class Recorder(Interpreter):
     Args:
         program: the program to run.
         keep: names of the nodes whose values to keep; by default all.
+        instead: node name -> the value it has in this run, whatever its operands are.
     """
 
-    def __init__(self, program: fx.GraphModule, keep: Collection[str] | None = None) -> None:
+    def __init__(
+        self,
+        program: fx.GraphModule,
+        keep: Collection[str] | None = None,
+        instead: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__(program, garbage_collect_values=keep is not None)
-        self.keep = keep
+        self.keep, self.instead = keep, instead or {}
         self.values: dict[str, Any] = {}
 
     def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n)
+        result = self.instead[n.name] if n.name in self.instead else super().run_node(n)
         if self.keep is None or n.name in self.keep:
             self.values[n.name] = result
         return result
@@ -83,6 +89,7 @@ class Recording:
         entries: what `converted.entries` returned: the inputs, then the embedded tokens.
         also: names of further nodes whose values and cotangents to return.
         sources: whether to compute the sources' contributions.
+        instead: as for `Recorder`; what is given depends on nothing, so no cotangent passes it.
 
     Attributes:
         outputs: the program's flattened outputs, detached.
@@ -96,7 +103,12 @@ class Recording:
     """
 
     def __init__(
-        self, converted: ConvertedModule, entries: Sequence[Any], also: Collection[str] = (), sources: bool = True
+        self,
+        converted: ConvertedModule,
+        entries: Sequence[Any],
+        also: Collection[str] = (),
+        sources: bool = True,
+        instead: Mapping[str, Tensor] | None = None,
     ) -> None:
         captured = converted.classified.captured
         entries = [v.detach().requires_grad_() if d.attributed else v for v, d in zip(entries, captured.entries)]
@@ -105,7 +117,9 @@ class Recording:
         self.names = {n.name: d.name for n, d in zip(placeholders, captured.entries) if d.attributed}
         self.inputs = {n.name: v for n, v in zip(placeholders, entries) if n.name in self.names}
         self.decisions = {n: d for n, d in converted.classified.decisions.items() if sources and d.keeps}
-        recorder = Recorder(converted.program, {*also, *self.decisions, *(reads(converted) if sources else ())})
+        kept = {*also, *self.decisions, *(reads(converted) if sources else ())}
+        leaves = {name: value.detach().requires_grad_() for name, value in (instead or {}).items()}
+        recorder = Recorder(converted.program, kept, leaves)
         with torch.enable_grad():
             self._outputs = list(converted.called(recorder.run, entries))
         self._recorded = recorder.values
@@ -147,6 +161,7 @@ def contributions(
     *,
     also: Collection[str] = (),
     sources: bool = True,
+    instead: Mapping[str, Tensor] | None = None,
 ) -> Contributions:
     """The contributions of all inputs and constants to <v, f(x)>, from one forward and one backward pass.
 
@@ -160,6 +175,7 @@ def contributions(
             the outputs to these.
         also: names of further nodes whose values and cotangents to return.
         sources: whether to compute the sources' contributions.
+        instead: node name -> its value in this run, instead of what its operands give.
 
     Returns:
         The contributions. Inputs times gradients and sources add up to <v, f(x)> if the policy balances.
@@ -181,7 +197,7 @@ def contributions(
 
     Source: FullGrad, arXiv:1905.00780, eq. 1; LibraGrad, arXiv:2411.16760, section 3.
     """
-    run = Recording(converted, entries, also, sources)
+    run = Recording(converted, entries, also, sources, instead)
     return run.back(cotangents(run.outputs) if callable(cotangents) else cotangents)
 
 

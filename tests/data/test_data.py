@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from fxgrad.data import Sample, collate, open_data
+from fxgrad.data import Sample, collate, open_data, order
 from fxgrad.data.models import load_model
 from fxgrad.demo import canvas
 from fxgrad.errors import InputError
@@ -85,6 +85,10 @@ def test_imagenet_s_masks_are_the_pixels_of_the_own_class(tmp_path: Path) -> Non
     data = open_data(f"imagenet-s:{tmp_path}")
     assert len(data) == 1 and data[0].label == 1
     assert np.array_equal(mask_of(data[0]), LEFT)
+    picture(tmp_path / "validation" / "n01440764" / "ILSVRC2012_val_00000300.JPEG")
+    paint(tmp_path / "validation-segmentation" / "n01440764" / "ILSVRC2012_val_00000300.png", colours)
+    orders = [open_data(f"imagenet-s:{tmp_path}{order}") for order in ("", ":names")]
+    assert [[data[i].label for i in range(2)] for data in orders] == [[0, 1], [1, 0]]
 
 
 def test_mura_studies_have_the_labels(tmp_path: Path) -> None:
@@ -96,6 +100,9 @@ def test_mura_studies_have_the_labels(tmp_path: Path) -> None:
     data = open_data(f"mura:{tmp_path}")
     assert [(data[i].label, data[i].id.split("/")[1]) for i in range(len(data))] == [(0, "XR_ELBOW"), (1, "XR_WRIST")]
     assert data.class_names == ("normal", "abnormal")
+    picture(tmp_path / "train" / "XR_HAND" / "patient00001" / "study1_positive" / "image3.png")
+    train = open_data(f"mura:{tmp_path}:train")
+    assert [train[i].id for i in range(len(train))] == ["train/XR_HAND/patient00001/study1_positive/image3.png"]
 
 
 def test_pets_are_torchvisions_with_the_animal_as_the_mask(tmp_path: Path) -> None:
@@ -111,6 +118,9 @@ def test_pets_are_torchvisions_with_the_animal_as_the_mask(tmp_path: Path) -> No
     data = open_data(f"pet:{tmp_path}")
     assert [data[i].label for i in range(len(data))] == [0, 36]
     assert np.array_equal(mask_of(data[1]), LEFT)
+    (base / "annotations" / "trainval.txt").write_text(lines[1] + "\n")
+    train = open_data(f"pet:{tmp_path}:train")
+    assert len(train) == 1 and train[0].label == 36 and np.array_equal(mask_of(train[0]), LEFT)
     with pytest.raises(InputError, match="does not hold Oxford-IIIT Pet, as torchvision lays it out"):
         open_data(f"pet:{tmp_path / 'elsewhere'}")
 
@@ -143,6 +153,27 @@ def test_imagenet_hard_is_read_by_datasets(tmp_path: Path, monkeypatch: pytest.M
     ]
 
 
+def test_any_repository_of_labelled_pictures_is_read_by_datasets(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    rows: dict[str, Any] = {"image": [Image.new("RGB", (30, 20)), Image.new("L", (3, 2))], "label": [1, 0]}
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])})
+    for name in ("pets", "others"):
+        (tmp_path / name).mkdir()
+        stored = datasets.Dataset.from_dict(rows, features=features)
+        stored = stored if name == "pets" else stored.rename_column("label", "breed")
+        stored.to_parquet(tmp_path / name / "train-00000-of-00001.parquet")
+    data = open_data(f"hub:{tmp_path / 'pets'}:train")
+    assert [(data[i].label, data[i].image.size, data[i].id) for i in range(2)] == [(1, (30, 20), "0"), (0, (3, 2), "1")]
+    assert data.class_names == ["cat", "dog"] and order(data, mode="RGB", shuffle="none") == [0]
+    with pytest.raises(InputError, match=r"datasets finds no split 'test' of .*pets"):
+        open_data(f"hub:{tmp_path / 'pets'}:test")
+    with pytest.raises(InputError, match="others has no column 'label', but image, breed"):
+        open_data(f"hub:{tmp_path / 'others'}:train")
+
+
 def test_masks_go_through_the_pictures_own_preprocessing() -> None:
     loaded = load_model("timm:test_vit")
     pixels = np.zeros((200, 300, 3), np.uint8)
@@ -163,8 +194,11 @@ def test_masks_go_through_the_pictures_own_preprocessing() -> None:
         ("digits:valid", "the digits have the splits train and heldout, not 'valid'"),
         ("digits:train:gold", "the digits are drawn in grey or in colours, not in 'gold'"),
         ("mura", "'mura' should be mura:ROOT"),
+        ("mura:nowhere:test", "MURA has the splits valid and train, not 'test'"),
+        ("pet:nowhere:valid", "Oxford-IIIT Pet has the splits test and train, not 'valid'"),
+        ("imagenet-s:nowhere:sizes", "ImageNet-S is in the order of folders or of names, not of 'sizes'"),
         ("folder:a:b:c", "'folder:a:b:c' should be folder:ROOT:MASKS"),
-        ("nonsense", r"data is digits, folder, .*, or module.path:factory; 'nonsense' is neither"),
+        ("nonsense", r"data is coco, digits, folder, .*, or module.path:factory; 'nonsense' is neither"),
         ("mura:nowhere", "there are no pictures in nowhere where this data set has them: see docs/evaluate.md"),
         ("no.such.module:data", "no.such.module:data cannot be imported and called with nothing: ModuleNotFoundError"),
         ("builtins:dict", "builtins:dict is no data set: what it returned has no class_names, multilabel"),

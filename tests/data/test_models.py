@@ -199,6 +199,21 @@ def test_checkpoint(here: Path) -> None:
     assert all(torch.equal(loaded.model.state_dict()[key], value) for key, value in wanted.items())
 
 
+@pytest.mark.parametrize(
+    ("suffix", "packed"), [(".ckpt", lambda state: state), (".pth", lambda state: {"state_dict": state, "epoch": 3})]
+)
+def test_a_head_of_one_logit_and_a_backbone_s_checkpoint(suffix: str, packed: Any, here: Path) -> None:
+    """As vit-shapley has them: keys behind "backbone.", and a head of as many classes as the data has."""
+    wanted = timm.create_model("test_vit", num_classes=1).state_dict()
+    torch.save(packed({f"backbone.{key}": value for key, value in wanted.items()}), f"w{suffix}")
+    loaded = load_model("timm:test_vit", checkpoint=f"w{suffix}", strip_prefix="backbone.", num_classes=1)
+    assert all(torch.equal(loaded.model.state_dict()[key], value) for key, value in wanted.items())
+    assert loaded.model(loaded.example(3)).shape == (3, 1) and loaded.class_names is None
+    for options in ({"pretrained": True}, {"spec": "my_factories:described"}):
+        with pytest.raises(CaptureError, match="--num-classes is for timm models whose head's weights are random or a"):
+            load_model(**{"spec": "timm:test_vit", "num_classes": 1, **options})
+
+
 def test_checkpoints_that_do_not_fit(here: Path) -> None:
     def fail(path: str, message: str) -> None:
         with pytest.raises(CaptureError, match=message) as raised:
@@ -206,8 +221,12 @@ def test_checkpoints_that_do_not_fit(here: Path) -> None:
         assert "\n" not in str(raised.value)
 
     fail("absent.safetensors", "absent.safetensors cannot be read as safetensors: .*No such file")
-    torch.save({"1.weight": torch.rand(3, 48)}, "pickle.pt")
-    fail("pickle.pt", "pickle.pt cannot be read as safetensors")
+    torch.save({"1.weight": torch.rand(3, 48), "of": Path}, "pickle.pt")
+    fail("pickle.pt", "pickle.pt cannot be read by torch.load with weights_only=True: .* save model.state_dict")
+    torch.save({"epoch": 3, "weights": {}}, "trainer.ckpt")
+    fail("trainer.ckpt", "trainer.ckpt holds no state_dict, a dict of tensors, at its top or as 'state_dict'")
+    torch.save({"net.1.weight": torch.rand(3, 48), "net.1.bias": torch.rand(3)}, "behind.pth")
+    fail("behind.pth", "Its keys are the model's behind 'net.': --strip-prefix net.")
     safetensors.torch.save_file({"1.weight": torch.rand(3, 4), "head.bias": torch.rand(3)}, "w.safetensors")
     fail(
         "w.safetensors",

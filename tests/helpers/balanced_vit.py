@@ -78,8 +78,8 @@ class Trace:
         return list(torch.autograd.grad(self.output.sum(), tensors, retain_graph=True))
 
 
-def trace(model: ViT, x: Tensor, classes: Tensor, balanced: bool) -> Trace:
-    """Run the model, balanced or as it is, and keep everything that a method may ask for."""
+def trace(model: ViT, x: Tensor, classes: Tensor, balanced: bool, tokens: Tensor | None = None) -> Trace:
+    """Run the model, balanced or as it is, and keep everything that a method may ask for; from these tokens, if given."""
     t = Trace(x.clone().requires_grad_(), x)
 
     def held(value: Tensor) -> Tensor:
@@ -103,6 +103,7 @@ def trace(model: ViT, x: Tensor, classes: Tensor, balanced: bool) -> Trace:
     y = y + source(-1, model.patches.bias, y)
     y = F.pad(y, (0, 0, 1, 0)) + source(-1, F.pad(model.cls, (0, 0, 0, GRID * GRID)), F.pad(y, (0, 0, 1, 0)))
     y = y + source(-1, model.pos, y)
+    y = y if tokens is None else tokens.detach().requires_grad_()
     for i, block in enumerate(model.blocks):
         t.h.append(y)
         normed = norm(i, block.norm1, y)

@@ -76,18 +76,29 @@ def direct_input_x_gradient(t: Trace) -> Tensor:
     return per_patch((t.x * t.gradients([t.x])[0]).sum(1))
 
 
-def direct_gradcam(t: Trace) -> Tensor:
-    return direct_gradcam_plus(t).relu()
+def last(t: Trace) -> tuple[Tensor, Tensor]:
+    """The same of all tokens, the class token included."""
+    return t.h[1], t.gradients([t.h[1]])[0]
 
 
-def direct_gradcam_plus(t: Trace) -> Tensor:
-    h, g = layer(t)
+def cam(h: Tensor, g: Tensor) -> Tensor:
     return torch.einsum("btc,bc->bt", h, g.mean(1))
 
 
-def direct_xgradcam_plus(t: Trace) -> Tensor:
-    h, g = layer(t)
+def xcam(h: Tensor, g: Tensor) -> Tensor:
     return torch.einsum("btc,bc->bt", h, (g * h.abs()).sum(1) / h.abs().sum(1))
+
+
+def direct_gradcam(t: Trace) -> Tensor:
+    return cam(*layer(t)).relu()
+
+
+def direct_gradcam_plus(t: Trace) -> Tensor:
+    return cam(*last(t))
+
+
+def direct_xgradcam_plus(t: Trace) -> Tensor:
+    return xcam(*last(t))
 
 
 def direct_hirescam(t: Trace) -> Tensor:

@@ -1,0 +1,98 @@
+"""Models of open_clip, built small by a configuration of ours: prompts, preprocessing, weights, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+import fxgrad
+from fxgrad.data.models import load_model
+from fxgrad.errors import CaptureError
+
+open_clip = pytest.importorskip("open_clip")
+TEXT = {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+VISION = {"image_size": 32, "patch_size": 8, "width": 16, "head_width": 8, "layers": 2}
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a small model that open_clip knows for one test."""
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", dict(open_clip.factory._MODEL_CONFIGS))
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", list(open_clip.factory._MODEL_CONFIG_PATHS))
+    (tmp_path / "Tiny-8.json").write_text(json.dumps({"embed_dim": 12, "vision_cfg": VISION, "text_cfg": TEXT}))
+    open_clip.add_model_config(tmp_path)
+    torch.manual_seed(0)
+    yield "open_clip:Tiny-8"
+
+
+def test_a_prompted_model_is_open_clip_s_cosine_with_the_texts(tiny: str) -> None:
+    loaded = load_model(tiny)
+    assert (loaded.weights, loaded.preprocess.size, loaded.patch_size) == ("random", (3, 32, 32), 8)
+    texts = ("a zebra", "an elephant", "grass")
+    prompted = loaded.prompted(*texts)
+    x = loaded.preprocess(Image.effect_noise((50, 40), 90))
+    clip = loaded.model.clip
+    with torch.no_grad():
+        picture, words, scale = clip(x, loaded.model.tokenizer(list(texts)))[:3]  # type: ignore[operator]
+        assert torch.allclose(prompted.model(x), scale * picture @ words.T, atol=1e-5)
+        assert loaded.model(x).shape == (1, 12)
+    assert prompted.class_names == texts and prompted.model.num_classes == 3
+    with pytest.raises(CaptureError, match="a CLIP classifies by texts: give at least one --prompt"):
+        loaded.prompted()
+
+
+def test_it_is_balanced_and_has_tokens(tiny: str) -> None:
+    prompted = load_model(tiny).prompted("a zebra", "an elephant")
+    x = prompted.example(2)
+    libra = fxgrad.convert(prompted.model, (x,))
+    assert torch.equal(libra(x), prompted.model(x))
+    found = fxgrad.attribute(libra, (x,), target=1, method="input_x_gradient", at="tokens")
+    assert found.patches.shape == (2, 4, 4) and found.completeness_error < 1e-3  # type: ignore[operator]
+
+
+def test_weights_come_from_a_checkpoint_of_open_clip_s_model(tiny: str, tmp_path: Path) -> None:
+    other = open_clip.create_model("Tiny-8")
+    safetensors.torch.save_file(other.state_dict(), tmp_path / "w.safetensors")
+    loaded = load_model(tiny, checkpoint=tmp_path / "w.safetensors")
+    x = loaded.example(1)
+    with torch.no_grad():
+        assert torch.equal(loaded.model(x), other.eval().encode_image(x))
+
+
+def test_the_preprocessing_is_open_clip_s(tiny: str) -> None:
+    loaded = load_model(tiny)
+    image = Image.effect_noise((50, 40), 90).convert("RGB")
+    config = open_clip.transform.PreprocessCfg(**loaded.model.clip.visual.preprocess_cfg)  # type: ignore[union-attr]
+    assert torch.equal(
+        loaded.preprocess(image)[0], open_clip.transform.image_transform_v2(config, is_train=False)(image)
+    )
+    assert loaded.preprocess.mean == tuple(config.mean)
+
+
+def test_the_paper_s_models_have_these_names() -> None:
+    assert ("EVA02-L-14-336", "merged2b_s6b_b61k") in open_clip.list_pretrained()
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "message"),
+    [
+        (
+            "open_clip:Tiny-9",
+            {},
+            r"open_clip has no model 'Tiny-9'. open_clip.list_models\(\) has all; hf-hub:REPOSITORY, too",
+        ),
+        ("open_clip:Tiny-8@gold", {}, "open_clip has no weights 'gold' of Tiny-8; it has none"),
+        ("open_clip:ViT-B-32@gold", {}, "open_clip has no weights 'gold' of ViT-B-32; it has openai, "),
+        ("open_clip:Tiny-8", {"pretrained": True}, "The weights of an open_clip model are its tag: NAME@TAG"),
+        ("open_clip:local-dir:/absent", {}, "open_clip:local-dir:/absent cannot be had: "),
+    ],
+)
+def test_what_is_refused(spec: str, options: dict[str, bool], message: str, tiny: str) -> None:
+    with pytest.raises(CaptureError, match=message):
+        load_model(spec, **options)  # type: ignore[arg-type]

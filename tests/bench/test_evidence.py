@@ -1,5 +1,6 @@
 """The evidence's truths: what is known in closed form, and a planted shortcut."""
 
+import json
 import shutil
 import warnings
 from pathlib import Path
@@ -13,7 +14,7 @@ import fxgrad
 from bench.evidence import analytic, shapley, shortcut, trainings
 from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import checkpoint
-from fxgrad.evaluate import Results
+from fxgrad.evaluate import Results, read
 from fxgrad.metrics import Game, Replacing, coalitions
 
 
@@ -81,11 +82,18 @@ def test_interventions_tell_a_reader_of_the_patch_from_a_reader_of_its_surroundi
     assert max(blind["right"], blind["follows"], blind["kept"]) < 0.5
 
 
-@pytest.mark.parametrize("name", ["mixer"])
-def test_a_training_lowers_the_loss(name: str) -> None:
-    model = shortcut.train(name, steps=3)
-    assert not model.training
-    assert all(p.isfinite().all() for p in model.parameters())
+def test_a_shortcut_is_trained_and_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortcut, "MEASURED", 2)
+    monkeypatch.setattr(shortcut, "HELDOUT", 10)
+    monkeypatch.setattr(shortcut, "METHODS", ["input_x_gradient", "gradient"])
+    args = [str(tmp_path), "--name", "mixer", "--steps", "2"]
+    done = CliRunner().invoke(shortcut.main, args)
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "shortcut.json").read_text())["mixer"]
+    assert facts["steps"] == 2 and all(0 <= facts[key] <= 1 for key in ("right", "follows", "kept", "unmarked"))
+    found = read(tmp_path / "evaluated" / "mixer").values["fxgrad.demo.models:mixer", "libragrad", "input_x_gradient"]
+    assert len(found["pointing_game"]) == 2
+    assert CliRunner().invoke(shortcut.main, args).output == ""
 
 
 def made_up(differences: dict[str, float], seed: int = 0) -> Results:

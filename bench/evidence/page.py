@@ -1,25 +1,26 @@
 """docs/evidence.md from what was measured: `python -m bench.evidence.page`, or with stores, `... trainings=STORE ...`
 
-Stores are first written to bench/measured/evidence/NAME.npz, all values of all pictures; the page is computed from these
-files alone, so that anyone can compute it again.
+Stores are first written to bench/measured/evidence/NAME.npz, all values of all pictures; the page is computed from
+these files alone, so that anyone can compute it again.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import torch
+from fxgrad.evaluate.values import read_values, write_values
 
 from bench.evidence import analytic, trainings
 from bench.evidence.trainings import BALANCED, METRICS, PLAIN, Comparison
 from fxgrad.evaluate import Results, read
 from fxgrad.evaluate.baselines import ALWAYS
 from fxgrad.evaluate.plan import ANY, POLICIES
-from fxgrad.evaluate.values import read_values, write_values
 from fxgrad.methods import METHODS
 from fxgrad.metrics import bootstrap
 from fxgrad.report import markdown
@@ -128,19 +129,26 @@ def _baselines(results: Results) -> list[str]:
     """The means of what takes no gradient, over all trainings and canvases."""
     rows = []
     for name in ALWAYS:
-        cells = []
-        for metric in METRICS:
-            found = [v for (_, policy, method), m in results.values.items() if (policy, method) == (ANY, name) for v in m.get(metric, {}).values()]
-            mean = torch.tensor(found, dtype=torch.float64).nanmean() if found else torch.tensor(torch.nan)
-            cells.append("" if mean.isnan() else f"{float(mean):.2f}")
-        rows.append([name.replace("_", " "), *cells])
+        found = [_pairs(results, name, [ANY], metric) for metric in METRICS]
+        rows.append([name.replace("_", " "), *(_cell(pairs) if pairs else "" for pairs in found)])
     return markdown(["baseline", *METRICS.values()], rows)
 
 
 def _policies(results: Results) -> list[str]:
-    found = trainings.records(results)
-    rows = [[other, *(" / ".join(map(str, counts)) for counts in by_metric.values())] for other, by_metric in found.items()]
+    rows = []
+    for other, by_metric in trainings.records(results).items():
+        rows.append([other, *(" / ".join(map(str, counts)) for counts in by_metric.values())])
     return markdown(["libragrad against", *METRICS.values()], rows)
+
+
+def _pairs(results: Results, method: str, policies: Sequence[str], metric: str) -> list[tuple[str, float]]:
+    """(group, value) of each picture of each model, for one method and metric."""
+    return [
+        (results.groups.get(image, image), value)
+        for (_, policy, name), metrics in results.values.items()
+        if name == method and policy in policies
+        for image, value in metrics.get(metric, {}).items()
+    ]
 
 
 def _means(results: Results, metric: str, policies: Sequence[str]) -> list[list[str]]:
@@ -148,21 +156,15 @@ def _means(results: Results, metric: str, policies: Sequence[str]) -> list[list[
     rows = []
     there = {method for _, _, method in results.values}
     for method in [*(m for m in METHODS if m in there and m != "random"), *(b for b in ALWAYS if b in there)]:
-        cells = []
-        for policy in policies:
-            columns = [
-                [(results.groups.get(i, i), v) for i, v in m[metric].items()]
-                for (_, of, name), m in results.values.items()
-                if name == method and of in (policy, ANY) and metric in m
-            ]
-            cells.append(_cell([pair for column in columns for pair in column]) if columns else "")
-        if any(cells):
-            rows.append([method.replace("_", " "), *cells])
+        found = [_pairs(results, method, [policy, ANY], metric) for policy in policies]
+        if any(found):
+            rows.append([method.replace("_", " "), *(_cell(pairs) if pairs else "" for pairs in found)])
     return rows
 
 
 def _cell(pairs: Sequence[tuple[str, float]]) -> str:
-    (found,) = bootstrap(torch.tensor([[v] for _, v in pairs], dtype=torch.float64), groups=[group for group, _ in pairs])
+    values = torch.tensor([[value] for _, value in pairs], dtype=torch.float64)
+    (found,) = bootstrap(values, groups=[group for group, _ in pairs])
     return "" if found.count == 0 else f"{found.mean:.2f} [{found.low:.2f}, {found.high:.2f}]"
 
 
@@ -216,6 +218,9 @@ def main(stores: Sequence[str]) -> None:
         folder = Path(store)
         found = read(folder) if any(folder.glob("*.sqlite")) else trainings.gathered(folder)
         write_values([found], MEASURED / f"{part}.npz")
+        facts = folder / f"{part}.json"
+        if facts.exists():
+            shutil.copy(facts, MEASURED / facts.name)
     PAGE.write_text(text(load()), "utf-8")
     click.echo(f"wrote {PAGE}")
 

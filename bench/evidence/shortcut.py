@@ -183,7 +183,7 @@ def main(folder: Path, names: Sequence[str], steps: int) -> None:
             found[name] = {"steps": steps, **intervene(model, HELDOUT)}
             facts.write_text(json.dumps(found, indent=1) + "\n")
             click.echo(f"{name}: {found[name]}")
-        evaluate(plan(weights), str(folder / "evaluated" / name))
+        evaluate(plan(weights), str(folder / name))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ measured is kept in STORE, a folder per training; a run that was stopped goes on
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import click
 import torch
+from safetensors import safe_open
 
 from fxgrad.data import open_data
 from fxgrad.evaluate import POLICIES, Plan, Results, evaluate, read
@@ -156,11 +158,20 @@ def records(results: Results, others: Sequence[str] = POLICIES) -> dict[str, dic
 @click.argument("weights", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.argument("store", type=click.Path(file_okay=False, path_type=Path))
 def main(weights: Path, store: Path) -> None:
-    """Measure every training in WEIGHTS that STORE lacks."""
+    """Measure every training in WEIGHTS that STORE lacks; STORE/trainings.json says how well each reads canvases."""
     torch.set_num_threads(1)
+    facts = {}
     for file in sorted(weights.glob("*-*.safetensors")):
         evaluate(plan(file), str(store / file.stem))
+        facts[file.stem] = _facts(file)
+        (store / "trainings.json").write_text(json.dumps(facts, indent=1) + "\n")
         click.echo(f"{file.stem} is measured")
+
+
+def _facts(weights: Path) -> dict[str, float]:
+    """What the training wrote down beside the weights: shares of canvases, as numbers."""
+    with safe_open(weights, "pt") as file:
+        return {key: float(value) for key, value in file.metadata().items() if key.startswith(("heldout_", "valid"))}
 
 
 if __name__ == "__main__":

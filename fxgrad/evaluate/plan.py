@@ -121,7 +121,9 @@ class Plan:
             raise InputError("there is nothing to evaluate: name at least one model, one method and one policy.")
         rising = list(self.fractions) == sorted(set(self.fractions))
         if not self.fractions or not rising or not 0 <= self.fractions[0] <= self.fractions[-1] < 1:
-            raise InputError(f"fractions ascend between 0 and 1, 0 included, such as 0.1, 0.5, 0.9; not {self.fractions}.")
+            raise InputError(
+                f"fractions ascend between 0 and 1, 0 included, such as 0.1, 0.5, 0.9; not {self.fractions}."
+            )
         if self.chunk < 1 or self.steps < 0 or (self.count is not None and self.count < 1):
             raise InputError("chunk and count are at least 1, and steps at least 0.")
         if not 0 <= self.least_area < 1:

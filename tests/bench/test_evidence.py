@@ -91,7 +91,7 @@ def test_a_shortcut_is_trained_and_measured_once(tmp_path: Path, monkeypatch: py
     assert done.exit_code == 0, done.output
     facts = json.loads((tmp_path / "shortcut.json").read_text())["mixer"]
     assert facts["steps"] == 2 and all(0 <= facts[key] <= 1 for key in ("right", "follows", "kept", "unmarked"))
-    found = read(tmp_path / "evaluated" / "mixer").values["fxgrad.demo.models:mixer", "libragrad", "input_x_gradient"]
+    found = read(tmp_path / "mixer").values["fxgrad.demo.models:mixer", "libragrad", "input_x_gradient"]
     assert len(found["pointing_game"]) == 2
     assert CliRunner().invoke(shortcut.main, args).output == ""
 
@@ -135,6 +135,7 @@ def test_a_training_is_evaluated_and_gathered(tmp_path: Path, monkeypatch: pytes
     shutil.copy(checkpoint("mixer"), weights / "mixer-4.safetensors")
     done = CliRunner().invoke(trainings.main, [str(weights), str(tmp_path / "store")])
     assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "store" / "trainings.json").read_text())["mixer-4"] == {"heldout_canvases": 2000}
     found = trainings.gathered(tmp_path / "store")
     assert trainings.trainings(found) == {"mixer": ["mixer-4"]}
     compared = trainings.compare(found)

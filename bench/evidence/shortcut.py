@@ -1,9 +1,8 @@
 """A planted shortcut: one patch in a corner decides the label, and the digits do not matter.
 
 `python -m bench.evidence.shortcut FOLDER` trains a model of each architecture on it, from scratch, and checks by
-intervention that the model uses the patch and nothing else. So the right explanation is known: the patch.
-`fxgrad evaluate fxgrad.demo.models:vit --checkpoint FOLDER/vit.safetensors --data bench.evidence.shortcut:Marked`
-measures attributions against it.
+intervention that the model uses the patch and nothing else. So the right explanation is known: the patch. Then every
+method under every policy is measured against it. What is done is kept in FOLDER.
 """
 
 from __future__ import annotations
@@ -27,12 +26,15 @@ from fxgrad.demo.canvases import SIDE, canvas
 from fxgrad.demo.loop import Training
 from fxgrad.demo.model import CLASS_NAMES
 from fxgrad.demo.models import INDEPENDENT
+from fxgrad.evaluate import Plan, evaluate
+from fxgrad.evaluate.baselines import ALWAYS
+from fxgrad.methods import METHODS
 
 PATCH = 6
 """Side of the patch in pixels: one token of the models."""
 NAMES = tuple(name for name in INDEPENDENT if name != "clip")
 """All that read grey canvases."""
-STEPS, BATCH, CANVASES, HELDOUT = 1000, 32, 8000, 500
+STEPS, BATCH, CANVASES, HELDOUT, MEASURED = 1000, 32, 8000, 500, 100
 
 _CORNERS = [(y, x) for y in (0, SIDE - PATCH) for x in (0, SIDE - PATCH)]
 # A pattern of dark and bright 2 x 2 blocks for each class, each with four bright ones of nine: no class is brighter.
@@ -113,7 +115,7 @@ def train(name: str, steps: int = STEPS, seed: int = 0) -> nn.Module:
 
 
 @torch.no_grad()
-def intervene(model: nn.Module, count: int = HELDOUT) -> dict[str, float]:
+def intervene(model: nn.Module, count: int) -> dict[str, float]:
     """What the model reads, by changing one thing of held-out pictures and leaving the rest.
 
     Returns:
@@ -147,6 +149,20 @@ def intervene(model: nn.Module, count: int = HELDOUT) -> dict[str, float]:
     }
 
 
+def plan(weights: Path) -> Plan:
+    """The evaluation of one model: where its maps lie; few tokens are removed, since that is not the question."""
+    return Plan(
+        (f"fxgrad.demo.models:{weights.stem}",),
+        tuple(name for name in METHODS if name not in ALWAYS),
+        data="bench.evidence.shortcut:Marked",
+        count=MEASURED,
+        fractions=(0.5,),
+        steps=0,
+        options=("integrated_gradients.n_steps=20", "smoothgrad.samples=10", "input_x_gradient.at='tokens'"),
+        checkpoint=str(weights),
+    )
+
+
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option(
@@ -154,19 +170,20 @@ def intervene(model: nn.Module, count: int = HELDOUT) -> dict[str, float]:
 )
 @click.option("--steps", default=STEPS, show_default=True)
 def main(folder: Path, names: Sequence[str], steps: int) -> None:
-    """Train what is missing in FOLDER, and write FOLDER/shortcut.json: what each model reads, by intervention."""
+    """Train and measure what FOLDER lacks; FOLDER/shortcut.json says what each model reads, by intervention."""
     torch.set_num_threads(1)
     folder.mkdir(parents=True, exist_ok=True)
     facts = folder / "shortcut.json"
     found = json.loads(facts.read_text()) if facts.exists() else {}
     for name in names:
-        if name in found:
-            continue
-        model = train(name, steps)
-        safetensors.torch.save_file(model.state_dict(), folder / f"{name}.safetensors")
-        found[name] = {"steps": steps, **intervene(model)}
-        facts.write_text(json.dumps(found, indent=1) + "\n")
-        click.echo(f"{name}: {found[name]}")
+        weights = folder / f"{name}.safetensors"
+        if name not in found:
+            model = train(name, steps)
+            safetensors.torch.save_file(model.state_dict(), weights)
+            found[name] = {"steps": steps, **intervene(model, HELDOUT)}
+            facts.write_text(json.dumps(found, indent=1) + "\n")
+            click.echo(f"{name}: {found[name]}")
+        evaluate(plan(weights), str(folder / name))
 
 
 if __name__ == "__main__":

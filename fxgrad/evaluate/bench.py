@@ -7,13 +7,14 @@ import functools
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fxgrad.data import Batch, Data, collate
+from fxgrad.data.heads import TwoClasses
 from fxgrad.data.models import LoadedModel, load_model
 from fxgrad.errors import FxgradError, InputError, first_line
 from fxgrad.evaluate.baselines import BASELINES, drawn
@@ -53,15 +54,13 @@ class Bench:
         model: str,
     ) -> None:
         self.plan, self.data, self.order, self.methods, self.metrics = plan, data, order, methods, metrics
-        self.loaded: LoadedModel = load_model(
-            model, plan.pretrained, checkpoint=plan.checkpoint, input_size=plan.input_size
-        )
+        self.loaded = _loaded(plan, model)
         # Each process takes the GPU of its local rank.
         device = "cpu" if plan.device == "cpu" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
         self.place: dict[str, Any] = {"device": torch.device(device), "dtype": getattr(torch, plan.dtype)}
         self.fingerprint = _fingerprint(self.loaded.model)
         example = self.loaded.example().to(**self.place)
-        model_there = self.loaded.model.to(**self.place)
+        model_there = _with_classes(self.loaded.model.to(**self.place), example)
         self.plain = convert(model_there, (example,), rules="gradient").requires_grad_(False)
         self.under = functools.cache(self._under)
         self.exact_under = functools.cache(self._exact_under)
@@ -164,8 +163,23 @@ class Bench:
                 f"{self.plan.data} has a label {largest}, but {self.loaded.name} has {logits.shape[1]} classes. Use a "
                 "model of this data, or --target predicted."
             )
-        target = pictures.labels.to(x.device) if self.plan.target == "label" else logits.argmax(1)
-        return pictures, x, target, logits
+        large = pictures.masks.float().mean((1, 2)) >= self.plan.least_area
+        pictures = replace(pictures, masks=pictures.masks & large[:, None, None])
+        return pictures, x, self._target(pictures.labels.to(x.device), logits), logits
+
+    def _target(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """The class that is attributed, int64 (batch,)."""
+        classes = logits.shape[1]
+        if self.plan.value == "margin" and classes != 2:
+            raise InputError(f"a margin is of two classes, and {self.loaded.name} has {classes}. Use --value logit.")
+        if self.plan.value == "probability" and self.data.multilabel:
+            raise InputError(f"the classes of {self.plan.data} are independent: use --value logit, not probability.")
+        if self.plan.target == "label":
+            return labels
+        first = logits.argmax(1)
+        if self.plan.target == "predicted":
+            return first
+        return logits.scatter(1, first[:, None], -torch.inf).argmax(1)
 
 
 def removal(converted: ConvertedModule, grid: tuple[int, int], how: str = "auto") -> Removal:
@@ -194,6 +208,27 @@ def removal(converted: ConvertedModule, grid: tuple[int, int], how: str = "auto"
         blurring = Replacing(converted, grid, "blur")
         blurring.name += f" ({str(error).rstrip('.')})"
         return blurring
+
+
+def _loaded(plan: Plan, model: str) -> LoadedModel:
+    """A model of the plan, which classifies by the plan's prompts, if there are any."""
+    loaded = load_model(
+        model,
+        plan.pretrained,
+        checkpoint=plan.checkpoint,
+        strip_prefix=plan.strip_prefix,
+        num_classes=plan.num_classes,
+        input_size=plan.input_size,
+    )
+    return loaded.prompted(*plan.prompts) if plan.prompts else loaded
+
+
+def _with_classes(model: nn.Module, example: Tensor) -> nn.Module:
+    """The model; one with a single logit as one of two classes."""
+    with torch.no_grad():
+        logits = model(example[:1])
+    one = isinstance(logits, Tensor) and logits.shape[1:] == (1,)
+    return TwoClasses(model).eval() if one else model
 
 
 def _fingerprint(model: torch.nn.Module) -> str:

@@ -6,13 +6,15 @@ import ast
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from fxgrad import methods
 from fxgrad.data.factory import load_object
 from fxgrad.errors import InputError, one_line
-from fxgrad.methods import METHODS, Method, anatomy, attribute
+from fxgrad.methods import METHODS, Contrast, Method, Probability, Target, anatomy, attribute
 from fxgrad.methods.definition import method_of
 from fxgrad.methods.entry import known
 from fxgrad.metrics.removal import Grid
@@ -51,12 +53,56 @@ Attribute = Callable[[ConvertedModule, Tensor, Tensor, Grid, int], Attribution]
 """Converted model, pictures (batch, C, H, W), targets int64 (batch,), grid of patches, seed -> attribution."""
 
 
-def attributes(names: Sequence[str], options: Sequence[str] = ()) -> dict[str, Attribute]:
+VALUES: dict[str, Callable[[Tensor], Target]] = {
+    "logit": lambda classes: classes,
+    "probability": Probability,
+    "margin": lambda classes: Contrast(classes, 1 - classes),
+}
+"""What is attributed -> the target, for class indices int64 (batch,)."""
+
+
+@dataclass(frozen=True, eq=False)
+class Enlarged:
+    """An attribution whose map of patches becomes one of pixels in another way.
+
+    Attributes:
+        of: the attribution.
+        maps: as for `Plan`.
+    """
+
+    of: methods.Attribution
+    maps: str
+
+    @property
+    def pixels(self) -> Tensor:
+        return self.of.enlarged(self.maps)
+
+    @property
+    def patches(self) -> Tensor:
+        return self.of.patches
+
+    @property
+    def output(self) -> Tensor:
+        return self.of.output
+
+    @property
+    def total(self) -> Tensor | None:
+        return self.of.total
+
+    @property
+    def absolute(self) -> Tensor | None:
+        return self.of.absolute
+
+
+def attributes(
+    names: Sequence[str], options: Sequence[str] = (), *, value: str = "logit", maps: str = "linear"
+) -> dict[str, Attribute]:
     """Name -> method, with its options set.
 
     Args:
         names: keys of `fxgrad.methods.METHODS`, or `module.path:function` for your own.
         options: such as "integrated_gradients.n_steps=20".
+        value, maps: as for `Plan`.
 
     Raises:
         InputError: there is no such method or option, or the value is not a Python literal.
@@ -65,9 +111,9 @@ def attributes(names: Sequence[str], options: Sequence[str] = ()) -> dict[str, A
         >>> list(attributes(["saliency", "smoothgrad"], ["smoothgrad.samples=5"]))
         ['saliency', 'smoothgrad']
     """
-    methods = {name: named_method(name) for name in names}
+    found = {name: named_method(name) for name in names}
     chosen = _parsed(names, options)
-    return {name: functools.partial(_attribute, method, chosen[name]) for name, method in methods.items()}
+    return {name: functools.partial(_attribute, method, chosen[name], value, maps) for name, method in found.items()}
 
 
 def named_method(name: str) -> Method:
@@ -124,6 +170,8 @@ def grid_of(converted: ConvertedModule) -> Grid:
 def _attribute(
     method: Method,
     options: Mapping[str, Any],
+    value: str,
+    maps: str,
     converted: ConvertedModule,
     x: Tensor,
     target: Tensor,
@@ -131,7 +179,8 @@ def _attribute(
     seed: int,
 ) -> Attribution:
     chosen = {"seed": seed, **options} if "seed" in inspect.signature(method.function).parameters else options
-    return attribute(converted, (x,), target=target, method=method.function, grid=grid, **chosen)
+    aimed = VALUES[value](target)
+    return Enlarged(attribute(converted, (x,), target=aimed, method=method.function, grid=grid, **chosen), maps)
 
 
 def _parsed(names: Sequence[str], options: Sequence[str]) -> dict[str, dict[str, Any]]:

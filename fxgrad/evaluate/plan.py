@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, fields
 
 from fxgrad import metrics
+from fxgrad.data.ordering import SHUFFLES
 from fxgrad.errors import InputError
 from fxgrad.metrics import FRACTIONS
 
@@ -29,10 +30,18 @@ ANY = "any"
 
 _CHOICES = {
     "removal": ("auto", "drop", "zero", "blur"),
-    "target": ("label", "predicted"),
+    "target": ("label", "predicted", "second"),
+    "value": ("logit", "probability", "margin"),
+    "maps": ("linear", "cubic"),
+    "shuffle": tuple(SHUFFLES),
     "device": ("cpu", "cuda"),
     "dtype": ("float32", "float64", "bfloat16"),
 }
+
+_SELDOM = {
+    *("shuffle", "ids", "mode", "value", "maps", "least_area", "strip_prefix", "num_classes", "prompts"),
+}
+"""Settings that are noted only where they are not the default, so that the notes of most runs are short."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +56,17 @@ class Plan:
         policies: names of presets, or paths of policy files.
         data: as for `fxgrad.data.open_data`.
         count: number of pictures, drawn by the seed; None for all.
-        target: attribute the logit of the "label", or of the "predicted" class.
+        shuffle: how the seed draws pictures, as for `fxgrad.data.order`.
+        ids: a file with the ids of the pictures to take, instead of a drawn choice; None: all may be drawn.
+        mode: take only pictures of this mode of Pillow's, such as "RGB"; None: of any.
+        target: attribute the "label", the "predicted" class, or the "second" likeliest.
+        value: the value that is attributed: the target's "logit"; its "probability", the softmax; or its "margin" over
+            the other of two classes.
+        maps: how a map of patches becomes one of pixels, "linear" or "cubic" along each axis.
+        least_area: masks that cover a smaller share of the model's input count as none.
         removal: how tokens are removed: "drop", "zero", "blur", or "auto": drop if the model can run on fewer tokens,
             else blur.
-        fractions: the shares of the tokens to remove.
+        fractions: the shares of the tokens to remove; from 0 on, the area has the unmasked picture, too.
         steps: steps of deletion and insertion; 0 leaves both out.
         options: options of methods, such as "integrated_gradients.n_steps=20".
         metrics: your own metrics in addition to fxgrad's, as module.path:metric.
@@ -58,7 +74,8 @@ class Plan:
         dtype: dtype of the model and of its input.
         device: "cpu", or "cuda", where each process takes the GPU of its local rank.
         seed: seed of the choice of pictures, and of random methods.
-        pretrained, checkpoint, input_size: as for `load_model`.
+        pretrained, checkpoint, strip_prefix, num_classes, input_size: as for `load_model`.
+        prompts: texts for models that classify by them, one for each label.
 
     Raises:
         InputError: an unknown choice, or a number out of range.
@@ -73,7 +90,13 @@ class Plan:
     policies: tuple[str, ...] = POLICIES
     data: str = "digits"
     count: int | None = 200
+    shuffle: str = "torch"
+    ids: str | None = None
+    mode: str | None = None
     target: str = "label"
+    value: str = "logit"
+    maps: str = "linear"
+    least_area: float = 0.0
     removal: str = "auto"
     fractions: tuple[float, ...] = FRACTIONS
     steps: int = 5
@@ -85,7 +108,10 @@ class Plan:
     seed: int = 0
     pretrained: bool = False
     checkpoint: str | None = None
+    strip_prefix: str = ""
+    num_classes: int | None = None
     input_size: tuple[int, int, int] | None = None
+    prompts: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
@@ -94,18 +120,29 @@ class Plan:
         if not self.models or not self.methods or not self.policies:
             raise InputError("there is nothing to evaluate: name at least one model, one method and one policy.")
         rising = list(self.fractions) == sorted(set(self.fractions))
-        if not self.fractions or not rising or not 0 < self.fractions[0] <= self.fractions[-1] < 1:
-            raise InputError(f"fractions ascend between 0 and 1, such as 0.1, 0.5, 0.9; not {self.fractions}.")
+        if not self.fractions or not rising or not 0 <= self.fractions[0] <= self.fractions[-1] < 1:
+            raise InputError(
+                f"fractions ascend between 0 and 1, 0 included, such as 0.1, 0.5, 0.9; not {self.fractions}."
+            )
         if self.chunk < 1 or self.steps < 0 or (self.count is not None and self.count < 1):
             raise InputError("chunk and count are at least 1, and steps at least 0.")
+        if not 0 <= self.least_area < 1:
+            raise InputError(f"least_area is a share of the picture, such as 0.05, not {self.least_area}.")
+        if len(self.prompts) == 1:
+            raise InputError("one prompt is no choice: give one for each label, at least two.")
 
     @property
     def settings(self) -> dict[str, object]:
         """Everything that a result depends on except its own key; one folder has results of one such dict only.
 
-        `evaluate` adds the user's own metrics once they are imported.
+        `evaluate` adds the user's own metrics once they are imported. Some are noted only where they are not the
+        default.
         """
         others = {"models", "methods", "policies", "count", "device", "metrics"}
-        plain = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in others}
+        plain = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in others and not (f.name in _SELDOM and getattr(self, f.name) == f.default)
+        }
         found: dict[str, object] = json.loads(json.dumps(plain))
         return found

@@ -11,9 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-import torch
-
-from fxgrad.data import open_data
+from fxgrad.data import open_data, order
 from fxgrad.errors import InputError
 from fxgrad.evaluate.baselines import ALWAYS, BASELINES
 from fxgrad.evaluate.bench import Bench, Unit
@@ -69,24 +67,27 @@ def evaluate(
         2
     """
     named = [m for m in plan.methods if m not in BASELINES]
-    known = {**attributes(["random"]), **(attributes(named, plan.options) if methods is None else methods)}
+    known = {
+        **attributes(["random"]),
+        **(attributes(named, plan.options, value=plan.value, maps=plan.maps) if methods is None else methods),
+    }
     own = [*map(named_metric, plan.metrics), *metrics]
     measured = all_metrics(own)
     settings = plan.settings | ({"metrics": {m.name: m.better for m in own}} if own else {})
     data = open_data(plan.data)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(plan.seed))[: plan.count].tolist()
+    chosen = order(data, plan.count, seed=plan.seed, shuffle=plan.shuffle, ids=plan.ids, mode=plan.mode)
     with processes() as (rank, size):
         store = Store(folder, rank)
         try:
             store.note("settings", settings)
             done = everywhere(read(folder))
-            todo = [left for unit in _units(plan, len(order)) if (left := _left(unit, *done))]
+            todo = [left for unit in _units(plan, len(chosen)) if (left := _left(unit, *done))]
             mine = _share(todo, rank, size)
             bench: Bench | None = None
             for number, unit in enumerate(mine):
                 watch(number, len(mine), f"{unit.model}, {unit.policy}")
                 if bench is None or bench.loaded.name != unit.model:
-                    bench = Bench(plan, data, order, known, measured, unit.model)
+                    bench = Bench(plan, data, chosen, known, measured, unit.model)
                     store.note(f"weights of {unit.model}", bench.fingerprint)
                 bench.run(unit, store)
             watch(len(mine), len(mine), "")
@@ -96,7 +97,7 @@ def evaluate(
         if rank:
             return read(folder, facts_only=True)
         results = read(folder)
-        _refuse_missing(plan, len(order), results, folder)
+        _refuse_missing(plan, len(chosen), results, folder)
         return results
 
 

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
     from fxgrad.methods.text import Text
 
 
-_INTERPOLATED = {1: "linear", 2: "bilinear", 3: "trilinear"}
+_INTERPOLATED = {
+    "linear": {1: "linear", 2: "bilinear", 3: "trilinear"},
+    "cubic": {2: "bicubic"},
+}
+"""How a map is enlarged -> PyTorch's word for it, by the number of the map's axes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +103,17 @@ class Attribution:
         Raises:
             InputError: the model's input is no picture.
         """
+        return self.enlarged()
+
+    def enlarged(self, how: str = "linear") -> Tensor:
+        """(batch, height, width): the map of pixels, or the patches, interpolated.
+
+        Args:
+            how: "linear" along each axis; or "cubic", for pictures.
+
+        Raises:
+            InputError: the model's input is no picture, or there is no such way for its number of axes.
+        """
         if self.of_pixels:
             return self.map
         size = self.anatomy.size
@@ -111,7 +126,10 @@ class Attribution:
                 f"the model's map of features has {len(self.grid)} axes, input {self.anatomy.input!r} has {len(size)}: "
                 "use .patches."
             )
-        return F.interpolate(self.patches[:, None], size, mode=_INTERPOLATED[len(size)])[:, 0]
+        ways = [way for way, modes in _INTERPOLATED.items() if len(size) in modes]
+        if how not in ways:
+            raise InputError(f"a map with {len(size)} axes is enlarged by {' or '.join(map(repr, ways))}, not {how!r}.")
+        return F.interpolate(self.patches[:, None], size, mode=_INTERPOLATED[how][len(size)])[:, 0]
 
     def _grid_of_pixels(self) -> Grid:
         """The grid of the patches, with as many axes as the map of pixels."""

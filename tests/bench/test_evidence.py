@@ -1,14 +1,21 @@
 """The evidence's truths: what is known in closed form, and a planted shortcut."""
 
+import json
+import shutil
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 
 import fxgrad
-from bench.evidence import analytic, shortcut
-from fxgrad.metrics import Replacing, coalitions
+from bench.evidence import analytic, shapley, shortcut, trainings
+from fxgrad.demo.canvases import canvas
+from fxgrad.demo.model import checkpoint
+from fxgrad.evaluate import Results, read
+from fxgrad.metrics import Game, Replacing, coalitions
 
 
 def test_shares_of_a_block_and_shapley_values_of_a_sum_are_exact_under_libragrad() -> None:
@@ -75,8 +82,82 @@ def test_interventions_tell_a_reader_of_the_patch_from_a_reader_of_its_surroundi
     assert max(blind["right"], blind["follows"], blind["kept"]) < 0.5
 
 
-@pytest.mark.parametrize("name", ["mixer"])
-def test_a_training_lowers_the_loss(name: str) -> None:
-    model = shortcut.train(name, steps=3)
-    assert not model.training
-    assert all(p.isfinite().all() for p in model.parameters())
+def test_a_shortcut_is_trained_and_measured_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shortcut, "MEASURED", 2)
+    monkeypatch.setattr(shortcut, "HELDOUT", 10)
+    monkeypatch.setattr(shortcut, "METHODS", ["input_x_gradient", "gradient"])
+    args = [str(tmp_path), "--name", "mixer", "--steps", "2"]
+    done = CliRunner().invoke(shortcut.main, args)
+    assert done.exit_code == 0, done.output
+    facts = json.loads((tmp_path / "shortcut.json").read_text())["mixer"]
+    assert facts["steps"] == 2 and all(0 <= facts[key] <= 1 for key in ("right", "follows", "kept", "unmarked"))
+    found = read(tmp_path / "mixer").values["fxgrad.demo.models:mixer", "libragrad", "input_x_gradient"]
+    assert len(found["pointing_game"]) == 2
+    assert CliRunner().invoke(shortcut.main, args).output == ""
+
+
+def made_up(differences: dict[str, float], seed: int = 0) -> Results:
+    """Two architectures with three trainings each: libragrad is better by what is given, plus noise."""
+    random = np.random.default_rng(seed)
+    values = {}
+    for name, better in differences.items():
+        for training in range(3):
+            base = random.normal(size=60)
+            for policy, gain in (("gradient", 0.0), ("libragrad", better), ("attnlrp", 0.0)):
+                of = base + gain + random.normal(scale=0.3, size=60)
+                column = {f"heldout/{i}": float(value) for i, value in enumerate(of)}
+                values[f"{name}-{training}", policy, "attcat"] = {"srg_aopc": column}
+    return Results(values, {}, {}, frozenset())
+
+
+def test_the_registered_list_is_corrected_for_its_length() -> None:
+    results = made_up({"better": 0.5, "alike": 0.0})
+    found = trainings.compare(results, group=lambda image: image)
+    better, alike = found["better", "attcat", "srg_aopc"], found["alike", "attcat", "srg_aopc"]
+    assert better.outcome == 1 and alike.outcome == 0 and len(better.ours) == 3
+    assert better.difference.mean == pytest.approx(np.mean(better.ours) - np.mean(better.theirs))
+    assert better.corrected == pytest.approx(min(1, 2 * better.difference.p))
+    assert trainings.records(results, ["attnlrp"])["attnlrp"]["srg_aopc"] == (1, 1, 0)
+    # Twenty canvases of one scan are no twenty independent witnesses.
+    grouped = trainings.compare(results, group=lambda image: str(int(image[8:]) // 20))
+    assert grouped["better", "attcat", "srg_aopc"].difference != better.difference
+
+
+def test_a_canvas_belongs_to_the_scan_of_the_digit_that_is_asked_for() -> None:
+    shown = canvas(7)
+    assert trainings.scan_of("heldout/7") == f"scan {shown.scans[1]}"
+
+
+def test_a_training_is_evaluated_and_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainings, "COUNT", 2)
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    shutil.copy(checkpoint("mixer"), weights / "mixer-4.safetensors")
+    done = CliRunner().invoke(trainings.main, [str(weights), str(tmp_path / "store")])
+    assert done.exit_code == 0, done.output
+    assert json.loads((tmp_path / "store" / "trainings.json").read_text())["mixer-4"] == {"heldout_canvases": 2000}
+    found = trainings.gathered(tmp_path / "store")
+    assert trainings.trainings(found) == {"mixer": ["mixer-4"]}
+    compared = trainings.compare(found)
+    # A Mixer has no attention, and so no AttCAT.
+    assert {method for _, method, _ in compared} == {"input_x_gradient", "fullgrad_plus"}
+    assert ("mixer-4", "libragrad", "attcat") in found.refused
+
+
+def test_correlations_with_a_game() -> None:
+    values = torch.zeros(1, 8, dtype=torch.float64)
+    for coalition in range(8):
+        values[0, coalition] = sum((1.0, 5.0, 2.0)[i] for i in range(3) if coalition >> i & 1)
+    players = torch.tensor([0, 0, 1, 2])
+    found = shapley.correlations(torch.tensor([[0.5, 0.5, 5.0, 2.0]]), Game(values), players)
+    assert {round(found[name][0], 12) for name in shapley.METRICS} == {1}
+    ranks = shapley.correlations(torch.tensor([[0.0, 0.0, 99.0, 1.0]]), Game(values), players)
+    assert ranks["shapley_rank"][0] == pytest.approx(1) and ranks["shapley"][0] < 1
+    assert np.isnan(
+        shapley.correlations(torch.ones(1, 4) * torch.tensor([0.5, 0.5, 1, 1]), Game(values), players)["shapley"][0]
+    )
+
+
+def test_players_are_neighbouring_patches() -> None:
+    assert shapley.owners((8, 8)).bincount().tolist() == [4] * 16
+    assert shapley.owners((8, 8)).view(8, 8)[:2, :2].unique().tolist() == [0]

@@ -60,7 +60,7 @@ def plan(weights: Path) -> Plan:
     """The evaluation of one training's weights, NAME-SEED.safetensors."""
     name = weights.stem.rpartition("-")[0]
     return Plan(
-        (f"fxgrad.demo.models:{name}",),
+        (f"fxgrad.demo.independent:{name}",),
         tuple(METHODS),
         data="digits:heldout:colours" if name == "clip" else "digits",
         count=COUNT,

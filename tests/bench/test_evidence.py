@@ -1,7 +1,6 @@
 """The evidence's truths: what is known in closed form, and a planted shortcut."""
 
 import json
-import shutil
 import warnings
 from pathlib import Path
 
@@ -9,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 import fxgrad
 from bench.evidence import analytic, shapley, shortcut, trainings
 from fxgrad.demo.canvases import canvas
-from fxgrad.demo.model import checkpoint
+from fxgrad.demo.independent import INDEPENDENT
 from fxgrad.evaluate import Results, read
 from fxgrad.metrics import Game, Replacing, coalitions
 
@@ -91,7 +91,7 @@ def test_a_shortcut_is_trained_and_measured_once(tmp_path: Path, monkeypatch: py
     assert done.exit_code == 0, done.output
     facts = json.loads((tmp_path / "shortcut.json").read_text())["mixer"]
     assert facts["steps"] == 2 and all(0 <= facts[key] <= 1 for key in ("right", "follows", "kept", "unmarked"))
-    found = read(tmp_path / "mixer").values["fxgrad.demo.models:mixer", "libragrad", "input_x_gradient"]
+    found = read(tmp_path / "mixer").values["fxgrad.demo.independent:mixer", "libragrad", "input_x_gradient"]
     assert len(found["pointing_game"]) == 2
     assert CliRunner().invoke(shortcut.main, args).output == ""
 
@@ -132,10 +132,11 @@ def test_a_training_is_evaluated_and_gathered(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(trainings, "COUNT", 2)
     weights = tmp_path / "weights"
     weights.mkdir()
-    shutil.copy(checkpoint("mixer"), weights / "mixer-4.safetensors")
+    torch.manual_seed(0)
+    save_file(INDEPENDENT["mixer"]().state_dict(), weights / "mixer-4.safetensors", {"heldout_both": "0.5"})
     done = CliRunner().invoke(trainings.main, [str(weights), str(tmp_path / "store")])
     assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "store" / "trainings.json").read_text())["mixer-4"] == {"heldout_canvases": 2000}
+    assert json.loads((tmp_path / "store" / "trainings.json").read_text())["mixer-4"] == {"heldout_both": 0.5}
     found = trainings.gathered(tmp_path / "store")
     assert trainings.trainings(found) == {"mixer": ["mixer-4"]}
     compared = trainings.compare(found)

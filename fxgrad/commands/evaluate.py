@@ -16,6 +16,7 @@ from fxgrad.evaluate.page import pages
 from fxgrad.evaluate.plan import POLICIES, Plan
 from fxgrad.evaluate.run import evaluate as measure
 from fxgrad.evaluate.store import read
+from fxgrad.evaluate.values import read_values, write_values
 from fxgrad.methods import METHODS
 
 _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module.path:factory."
@@ -59,7 +60,7 @@ _METRICS_HELP = "module.path:metric of your own, beside fxgrad's: a fxgrad.metri
     show_default=True,
     multiple=True,
     metavar="FOLDER",
-    help="Results; resumed from there. Several with --summary.",
+    help="Results; resumed from there. Several with --summary, which reads files of --values, too.",
 )
 @click.option(
     "--out",
@@ -67,6 +68,7 @@ _METRICS_HELP = "module.path:metric of your own, beside fxgrad's: a fxgrad.metri
     help="Write the tables there, and those of each of several models in a folder beside it; instead of to stdout.",
 )
 @click.option("--summary", is_flag=True, help="Measure nothing: print the tables of --store.")
+@click.option("--values", metavar="FILE.npz", help="Write every picture's values there, and make the tables from them.")
 def evaluate(
     models: tuple[str, ...],
     count: int,
@@ -76,6 +78,7 @@ def evaluate(
     stores: tuple[str, ...],
     out: str | None,
     summary: bool,
+    values: str | None,
     **options: Any,
 ) -> None:
     """Measure attributions of MODELS: methods x policies x metrics over a data set.
@@ -93,7 +96,7 @@ def evaluate(
     if len(stores) > 1 and not summary:
         raise InputError("a run has one --store; several are for --summary.")
     if summary:
-        runs = [read(store) for store in stores]
+        runs = [run for store in stores for run in (read_values(store) if store.endswith(".npz") else [read(store)])]
     else:
         plan = Plan(
             models,
@@ -106,6 +109,10 @@ def evaluate(
             runs = [measure(plan, stores[0], watch=watch)]
         if os.environ.get("RANK", "0") != "0":
             return
+    if values is not None:
+        write_values(runs, values)
+        runs = read_values(values)
+        click.echo(f"wrote {values}", err=out is None)
     if out is None:
         click.echo("\n".join(pages(runs).values()), nl=False)
         return

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -36,7 +36,13 @@ class Ruler:
     multilabel: bool
 
     def measure(
-        self, pictures: Batch, x: Tensor, target: Tensor, logits: Tensor, attributions: Mapping[str, Attribution]
+        self,
+        pictures: Batch,
+        x: Tensor,
+        target: Tensor,
+        logits: Tensor,
+        attributions: Mapping[str, Attribution],
+        explain: Callable[[Tensor], Tensor | None] | None = None,
     ) -> dict[str, dict[str, list[float]]]:
         """Measure several attributions at once, so that their masked pictures share forward passes.
 
@@ -46,6 +52,7 @@ class Ruler:
             target: class indices, int64 (batch,).
             logits: the model's output for x, (batch, classes).
             attributions: method -> its attribution.
+            explain: makes them again for changed pictures, as in `Measured`.
 
         Returns:
             Method -> metric -> one value per picture. A metric without a value for any picture is left out.
@@ -53,7 +60,7 @@ class Ruler:
         Raises:
             InputError: a metric returned another shape than (attributions, pictures).
         """
-        measured = self._measured(pictures, x, target, logits, list(attributions.values()))
+        measured = replace(self._measured(pictures, x, target, logits, list(attributions.values())), explain=explain)
         found: dict[str, dict[str, list[float]]] = {name: {} for name in attributions}
         unknown = [~a.known if isinstance(a, Drawn) else slice(0) for a in attributions.values()]
         for metric in self.metrics:

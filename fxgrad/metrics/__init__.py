@@ -10,7 +10,7 @@
 `fxgrad.evaluate` runs them all, and yours, over a data set; a `Metric` is what it runs.
 """
 
-from fxgrad.metrics import curves, segmentation, shares
+from fxgrad.metrics import curves, precision, segmentation, shares
 from fxgrad.metrics.coalitions import Game, coalitions
 from fxgrad.metrics.curves import (
     FRACTIONS,
@@ -23,11 +23,15 @@ from fxgrad.metrics.curves import (
 )
 from fxgrad.metrics.intervals import Interval, bootstrap, holm, paired, two_level
 from fxgrad.metrics.metric import Measured, Metric
+from fxgrad.metrics.precision import float64_agreement
 from fxgrad.metrics.removal import Dropping, Removal, Replacing, blurred
 from fxgrad.metrics.segmentation import average_precision, iou, own_over_other, pointing_game, relevance_mass
 from fxgrad.metrics.shares import completeness
+from fxgrad.metrics.similarity import spearman, ssim
 
-METRICS = {metric.name: metric for metric in (*curves.METRICS, *segmentation.METRICS, *shares.METRICS)}
+METRICS = {
+    metric.name: metric for metric in (*curves.METRICS, *segmentation.METRICS, *shares.METRICS, *precision.METRICS)
+}
 """Every metric of `fxgrad.evaluate` by its name, in the order of the page."""
 
 __all__ = [
@@ -50,6 +54,7 @@ __all__ = [
     "completeness",
     "deletion_insertion",
     "faithfulness",
+    "float64_agreement",
     "holm",
     "iou",
     "own_over_other",
@@ -57,5 +62,7 @@ __all__ = [
     "pointing_game",
     "relevance_mass",
     "removal_curve",
+    "spearman",
+    "ssim",
     "two_level",
 ]

@@ -72,7 +72,7 @@ RECIPES = {
     "vit_small": Recipe(6000, canvases=64000),
     "vit_medium": Recipe(4000, canvases=64000),
 }
-SCRATCH = Recipe(4000, canvases=128000, lr=3e-3, hints=0.0, split="fit")
+SCRATCH = Recipe(8000, canvases=128000, lr=3e-3, hints=0.0, split="fit")
 """Of every model that is trained without the teacher; chosen on the split "validation"."""
 TEACHER = "vit"
 """The model that gives hints to the others."""

@@ -39,7 +39,7 @@ _CHOICES = {
 }
 
 _SELDOM = {
-    *("shuffle", "ids", "mode", "value", "maps", "least_area", "strip_prefix", "num_classes", "prompts"),
+    *("shuffle", "ids", "mode", "value", "maps", "least_area", "measures", "strip_prefix", "num_classes", "prompts"),
 }
 """Settings that are noted only where they are not the default, so that the notes of most runs are short."""
 
@@ -69,6 +69,7 @@ class Plan:
         fractions: the shares of the tokens to remove; from 0 on, the area has the unmasked picture, too.
         steps: steps of deletion and insertion; 0 leaves both out.
         options: options of methods, such as "integrated_gradients.n_steps=20".
+        measures: patterns of names of metrics to measure, such as "srg_*"; () for all.
         metrics: your own metrics in addition to fxgrad's, as module.path:metric.
         chunk: pictures that are measured together, the unit of work.
         dtype: dtype of the model and of its input.
@@ -101,6 +102,7 @@ class Plan:
     fractions: tuple[float, ...] = FRACTIONS
     steps: int = 5
     options: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     chunk: int = 25
     dtype: str = "float32"
@@ -121,7 +123,9 @@ class Plan:
             raise InputError("there is nothing to evaluate: name at least one model, one method and one policy.")
         rising = list(self.fractions) == sorted(set(self.fractions))
         if not self.fractions or not rising or not 0 <= self.fractions[0] <= self.fractions[-1] < 1:
-            raise InputError(f"fractions ascend between 0 and 1, 0 included, such as 0.1, 0.5, 0.9; not {self.fractions}.")
+            raise InputError(
+                f"fractions ascend between 0 and 1, 0 included, such as 0.1, 0.5, 0.9; not {self.fractions}."
+            )
         if self.chunk < 1 or self.steps < 0 or (self.count is not None and self.count < 1):
             raise InputError("chunk and count are at least 1, and steps at least 0.")
         if not 0 <= self.least_area < 1:

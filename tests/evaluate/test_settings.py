@@ -208,7 +208,10 @@ def test_small_masks_count_as_none() -> None:
         ({"value": "odds"}, "value is one of logit, probability, margin, not 'odds'"),
         ({"maps": "nearest"}, "maps is one of linear, cubic, not 'nearest'"),
         ({"shuffle": "python"}, "shuffle is one of torch, numpy, none, not 'python'"),
-        ({"fractions": (0.5, 0.5)}, r"fractions ascend between 0 and 1, 0 included, such as 0.1, 0.5, 0.9; not \(0.5, 0.5\)"),
+        (
+            {"fractions": (0.5, 0.5)},
+            r"fractions ascend between 0 and 1, 0 included, such as 0.1, 0.5, 0.9; not \(0.5, 0.5\)",
+        ),
         ({"least_area": 5}, "least_area is a share of the picture, such as 0.05, not 5"),
         ({"prompts": ("a cat",)}, "one prompt is no choice: give one for each label, at least two"),
     ],

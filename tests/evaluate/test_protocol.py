@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
+import timm
+import torch
 from click.testing import CliRunner
 
 from fxgrad.commands.cli import main
 from fxgrad.data import open_data
 from fxgrad.errors import InputError
-from fxgrad.evaluate import Plan
+from fxgrad.evaluate import Plan, read
 from fxgrad.evaluate.methods import attributes
 from fxgrad.evaluate.protocol import protocol
 from fxgrad.evaluate.run import chosen_metrics
 from fxgrad.metrics import METRICS
 from fxgrad.table.loading import load
+from tests.data.test_coco import box, coco
+from tests.data.test_data import LEFT, paint, picture
 from tests.evaluate.test_settings import PLAN
+from tests.helpers import evaluated
 
 LIBRAGRAD = protocol("libragrad")
 OWN = """
@@ -129,3 +136,47 @@ def test_settings_that_a_plan_has_not(tmp_path: Path) -> None:
     (tmp_path / "mine.toml").write_text("title = ")
     with pytest.raises(InputError, match=r"mine.toml cannot be read: TOMLDecodeError"):
         protocol(str(tmp_path / "mine.toml"))
+
+
+def wide() -> torch.nn.Module:
+    """The small model with ImageNet's classes."""
+    model = evaluated.model()
+    model.head = torch.nn.Linear(8, 1000)
+    return model
+
+
+WIDE = ["tests.evaluate.test_protocol:wide", "--input-size", "1", "48", "48"]
+
+
+def layout(name: str, root: Path) -> tuple[str, list[str], list[str]]:
+    """A tiny data set in the published layout: its spec, a model with its options, and ids of the samples."""
+    if name == "mura":
+        studies = ("XR_HAND/patient00001/study1_positive", "XR_HAND/patient00002/study1_negative")
+        for study in studies:
+            picture(root / "train" / study / "image1.png")
+        state = timm.create_model("test_vit", num_classes=1, img_size=32).state_dict()
+        torch.save({f"backbone.{key}": value for key, value in state.items()}, root / "w.ckpt")
+        ids = [f"train/{study}/image1.png" for study in studies]
+        model = ["timm:test_vit", "--input-size", "3", "32", "32", "--checkpoint", str(root / "w.ckpt")]
+        return f"mura:{root}:train", model, ids
+    if name == "imagenet-s":
+        for folder, stem in (("n01440764", "ILSVRC2012_val_00000300"), ("n01443537", "ILSVRC2012_val_00000236")):
+            picture(root / "validation" / folder / f"{stem}.JPEG")
+            paint(root / "validation-segmentation" / folder / f"{stem}.png", np.where(LEFT[..., None], [1, 0, 0], 0))
+        return f"imagenet-s:{root}:names", WIDE, ["validation/n01440764/ILSVRC2012_val_00000300.JPEG"]
+    coco(root, {22: [box(0, 0, 19, 19)], 24: [box(20, 0, 39, 19)]})
+    return f"coco:{root}", WIDE, ["000000000001/elephant", "000000000001/zebra"]
+
+
+@pytest.mark.parametrize(
+    ("name", "measured"),
+    [("mura", "srg_aopc"), ("imagenet-s", "average_precision"), ("coco", "own_over_other")],
+)
+def test_a_part_runs_on_a_data_set_in_its_published_layout(name: str, measured: str, tmp_path: Path) -> None:
+    spec, model, ids = layout(name, tmp_path)
+    small = ["--policy", "libragrad", "--method", "input_x_gradient", "--chunk", "2", "--count", "2"]
+    store = ["--store", str(tmp_path / "store")]
+    code, _, said = run("--protocol", f"libragrad:{name}", *model, "--data", spec, *small, *store)
+    assert code == 0, said
+    column = read(tmp_path / "store").values[model[0], "libragrad", "input_x_gradient"][measured]
+    assert sorted(i for i, value in column.items() if not math.isnan(value)) == sorted(ids)

@@ -1,0 +1,156 @@
+"""Real weights on real photographs and text: measure, write the table of values, and the page made of it.
+
+    python -m bench.evidence.real [--store build/real] [--out bench/measured/real.md]
+
+Whatever was measured before is taken from the store; the page shows what there is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+import fxgrad
+from bench.evidence import mosaics, probe, weights
+from bench.evidence.cells import ANY, NONE, POLICIES, TOGETHER, Explainer, Found, Store, alone
+from bench.evidence.photographs import Photograph, normalized, photographs
+from fxgrad.methods import Map
+from fxgrad.module.converted import ConvertedModule
+
+BATCH = 5
+"""Mosaics at a time."""
+PLAIN_AND_LIBRA = ("gradient", "libragrad")
+"""Policies of the methods that need many runs."""
+
+
+def model_of(store: Store, pictures: list[Photograph], size: int = mosaics.SIZE) -> nn.Module:
+    """The backbone with the probe as its head; the probe is trained if the store has none."""
+    model = weights.backbone(size=size)
+    if not store.get("probe"):
+        found = probe.train(weights.backbone(size=probe.SIZE), pictures)
+        store.put("probe", {name: value.numpy() for name, value in vars(found).items()})
+    kept = {name: torch.from_numpy(value) for name, value in store.get("probe").items()}
+    model.head = probe.Probe(**kept).head()
+    return model
+
+
+def canvases(pictures: list[Photograph]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """All mosaics: pixels, targets, others, and the target's tiles, bool (mosaics, 2, 2)."""
+    found = [mosaics.mosaic(pictures, *pair) for pair in mosaics.pairs(len(pictures))]
+    target, other = torch.tensor([[m.target, m.other] for m in found]).T
+    return torch.stack([m.pixels for m in found]), target, other, torch.stack([m.own for m in found])
+
+
+def grids(own: Tensor, side: int) -> Tensor:
+    """The target's tiles on a grid of patches or pixels, bool (mosaics, side, side)."""
+    return own.repeat_interleave(side // 2, 1).repeat_interleave(side // 2, 2)
+
+
+def rated(name: str, found: Found, own: Tensor) -> dict[str, Tensor]:
+    """What is kept of one method: by patches, and by pixels where it has these."""
+    side = math.isqrt(found.tokens.shape[1])
+    columns = rated_maps(name, found.tokens.unflatten(1, (side, side)), own)
+    if found.pixels is not None:
+        columns |= rated_maps(f"{name}_pixels", found.pixels, own)
+    if found.total is not None:
+        columns |= {f"{name}.total": found.total, f"{name}.output": found.output}
+    return columns
+
+
+def rated_maps(name: str, maps: Tensor, own: Tensor) -> dict[str, Tensor]:
+    measured = mosaics.measured(maps, grids(own, maps.shape[-1]))
+    return {f"{name}.{metric}": values for metric, values in measured.items()}
+
+
+def measure(store: Store, converted: ConvertedModule, pictures: list[Photograph]) -> None:
+    """Every method under every policy on every mosaic."""
+    pixels, target, other, own = canvases(pictures)
+    x = normalized(pixels)
+    if not store.rows("mosaics"):
+        with torch.no_grad():
+            logits = torch.cat([converted(part) for part in x.split(BATCH)])
+        columns = {"target": target, "other": other, "logits": logits}
+        store.put("mosaics", {name: values.numpy() for name, values in columns.items()})
+    alike = alike_policies(converted, x[:BATCH], target[:BATCH])
+    store.put("alike", {policy: np.array(first) for policy, first in alike.items()})
+    trivial(store, converted, pixels, target, own)
+    for policy in dict.fromkeys(alike.values()):
+        resume(store, policy, converted, TOGETHER, (x, target, own))
+    for policy in PLAIN_AND_LIBRA:
+        resume(store, policy, converted, {}, (x, target, own))
+
+
+def resume(
+    store: Store,
+    policy: str,
+    converted: ConvertedModule,
+    together: Mapping[str, tuple[Callable[..., Map], str | None]],
+    data: tuple[Tensor, Tensor, Tensor],
+) -> None:
+    """One policy's methods on the mosaics that are not measured yet; without methods, those that run alone."""
+    name = f"mosaics.{policy}" if together else f"mosaics.{policy}.alone"
+    under = converted.under(policy)
+    explain = Explainer(under, together)
+    start, (x, target, own) = time.perf_counter(), data
+    for at in range(store.rows(name), len(x), BATCH):
+        rows = slice(at, at + BATCH)
+        found = explain(x[rows], target[rows]) if together else alone(under, x[rows], target[rows])
+        columns: dict[str, Tensor] = {}
+        for method, numbers in found.items():
+            columns |= rated(method, numbers, own[rows])
+        store.extend(name, columns)
+    print(f"{name}: {time.perf_counter() - start:.0f} s", flush=True)
+
+
+def trivial(store: Store, converted: ConvertedModule, pixels: Tensor, target: Tensor, own: Tensor) -> None:
+    """Maps of the picture alone, and methods that take no gradient."""
+    if store.rows(f"mosaics.{ANY}"):
+        return
+    columns: dict[str, Tensor] = {}
+    for name in mosaics.BASELINES:
+        columns |= rated_maps(name, mosaics.baseline(name, pixels), own)
+    for name in NONE:
+        parts = [
+            fxgrad.attribute(converted, (normalized(x),), target=t, method=name).patches
+            for x, t in zip(pixels.split(BATCH), target.split(BATCH))
+        ]
+        columns |= rated_maps(name, torch.cat(parts), own)
+    store.extend(f"mosaics.{ANY}", columns)
+
+
+def alike_policies(converted: ConvertedModule, x: Tensor, target: Tensor) -> dict[str, str]:
+    """Policy -> the first one that gives the picture the same gradient, bit by bit, and so is measured in its place.
+
+    Args:
+        converted: the model.
+        x, target: a batch to try them on.
+    """
+    maps = {
+        policy: fxgrad.attribute(converted.under(policy), (x,), target=target, method="gradient", channels=None).map
+        for policy in POLICIES
+    }
+    return {policy: next(p for p in POLICIES if torch.equal(maps[p], own)) for policy, own in maps.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--store", type=Path, default=Path("build/real"), help="folder of what has been measured")
+    parser.add_argument(
+        "--out", type=Path, default=Path("bench/measured/real.md"), help="the page; its table lies beside"
+    )
+    chosen = parser.parse_args()
+    store, pictures = Store(chosen.store), photographs()
+    model = model_of(store, pictures)
+    converted = fxgrad.convert(model, (torch.zeros(2, 3, mosaics.SIZE, mosaics.SIZE),))
+    measure(store, converted, pictures)
+
+
+if __name__ == "__main__":
+    main()

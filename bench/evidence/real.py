@@ -9,18 +9,22 @@ from __future__ import annotations
 
 import argparse
 import math
+import platform
 import time
 from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from torch import Tensor, nn
 
 import fxgrad
-from bench.evidence import mosaics, probe, weights
+from bench.evidence import completeness, encoder, mosaics, probe, weights
 from bench.evidence.cells import ANY, NONE, POLICIES, TOGETHER, Explainer, Found, Store, alone
-from bench.evidence.photographs import Photograph, normalized, photographs
+from bench.evidence.page import render
+from bench.evidence.photographs import Photograph, central, normalized, photographs
 from fxgrad.methods import Map
 from fxgrad.module.converted import ConvertedModule
 
@@ -34,7 +38,7 @@ def model_of(store: Store, pictures: list[Photograph], size: int = mosaics.SIZE)
     """The backbone with the probe as its head; the probe is trained if the store has none."""
     model = weights.backbone(size=size)
     if not store.get("probe"):
-        found = probe.train(weights.backbone(size=probe.SIZE), pictures)
+        found = probe.train(weights.backbone(size=mosaics.SIZE), pictures)
         store.put("probe", {name: value.numpy() for name, value in vars(found).items()})
     kept = {name: torch.from_numpy(value) for name, value in store.get("probe").items()}
     model.head = probe.Probe(**kept).head()
@@ -83,8 +87,13 @@ def measure(store: Store, converted: ConvertedModule, pictures: list[Photograph]
     trivial(store, converted, pixels, target, own)
     for policy in dict.fromkeys(alike.values()):
         resume(store, policy, converted, TOGETHER, (x, target, own))
+
+
+def measure_alone(store: Store, converted: ConvertedModule, pictures: list[Photograph]) -> None:
+    """The methods that need many runs, under the plain gradient and libragrad."""
+    pixels, target, _, own = canvases(pictures)
     for policy in PLAIN_AND_LIBRA:
-        resume(store, policy, converted, {}, (x, target, own))
+        resume(store, policy, converted, {}, (normalized(pixels), target, own))
 
 
 def resume(
@@ -139,6 +148,44 @@ def alike_policies(converted: ConvertedModule, x: Tensor, target: Tensor) -> dic
     return {policy: next(p for p in POLICIES if torch.equal(maps[p], own)) for policy, own in maps.items()}
 
 
+def facts(store: Store, pictures: list[Photograph]) -> None:
+    """What the page says of the run itself."""
+    if store.get("facts"):
+        return
+    versions = [f"{module.__name__} {module.__version__}" for module in (torch, timm)]
+    packages = [
+        f"{name} {version(name)}" for name in (weights.PACKAGE, encoder.PACKAGE, "scikit-image", "transformers")
+    ]
+    lines = [f"Python {platform.python_version()}", *versions, *packages, platform.machine()]
+    x = normalized(torch.stack([central(p.whole, mosaics.SIZE) for p in pictures[:3]]))
+    found = {
+        "versions": np.array(lines),
+        "photographs": np.array([p.name for p in pictures]),
+        "witness": np.array(weights.witness(x)),
+    }
+    store.put("facts", found)
+
+
+def table_of(store: Store) -> dict[str, np.ndarray]:
+    """All that was measured: file/array -> values; cells that were not measured to the end are left out."""
+    rows = {"mosaics": store.rows("mosaics"), "text": store.rows(f"text.{ANY}")}
+    table: dict[str, np.ndarray] = {}
+    for name in sorted(path.stem for path in store.folder.glob("*.npz")):
+        part, dot, _ = name.partition(".")
+        if dot and part in rows and store.rows(name) != rows[part]:
+            continue
+        skipped = ("weight", "bias") if name == "probe" else ()
+        table |= {f"{name}/{key}": values for key, values in store.get(name).items() if key not in skipped}
+    return table
+
+
+def write(store: Store, out: Path) -> None:
+    """The table, and the page that is made of it."""
+    table = table_of(store)
+    np.savez_compressed(out.with_suffix(".npz"), **table)
+    out.write_text(render(table), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, default=Path("build/real"), help="folder of what has been measured")
@@ -147,9 +194,17 @@ def main() -> None:
     )
     chosen = parser.parse_args()
     store, pictures = Store(chosen.store), photographs()
+    facts(store, pictures)
     model = model_of(store, pictures)
     converted = fxgrad.convert(model, (torch.zeros(2, 3, mosaics.SIZE, mosaics.SIZE),))
     measure(store, converted, pictures)
+    write(store, chosen.out)
+    encoder.measure(store)
+    write(store, chosen.out)
+    completeness.measure(store, lambda size: model_of(store, pictures, size), pictures)
+    write(store, chosen.out)
+    measure_alone(store, converted, pictures)
+    write(store, chosen.out)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Documents with one decisive sentence: what a sentence encoder's classifier should point to.
 
 The texts are the first sentences of docstrings of Python's standard library, which every machine has. The subject of
-the module is the class. A document is a sentence of its class, at a random place among sentences of three other classes.
+the module is the class. A document is a sentence of its class, at a random place among those of three other classes.
 """
 
 from __future__ import annotations

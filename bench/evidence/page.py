@@ -120,7 +120,7 @@ class Cells:
     def distinct(self, policy: str) -> bool:
         """Whether a policy was measured, and gives other numbers than libragrad."""
         pairs = [(self.get(policy, m, "focus"), self.get("libragrad", m, "focus")) for m in self.methods("libragrad")]
-        return any(a is not None and b is not None and not torch.equal(a, b) for a, b in pairs)
+        return any(a is not None and b is not None and not np.array_equal(a, b, equal_nan=True) for a, b in pairs)
 
     def count(self, metric: str, policy: str = "gradient") -> str:
         """How many methods libragrad makes better, leaves tied and makes worse, against a policy."""
@@ -286,7 +286,7 @@ def _completeness(table: Table) -> list[str]:
     return [
         "## Completeness",
         "",
-        "|logit − FullGrad's shares|, of the largest logit of each photograph's middle square: as a share of "
+        "|logit - FullGrad's shares|, of the largest logit of each photograph's middle square: as a share of "
         "|logit|, and of "
         "the sum of the shares' sizes by token, which is what the dtype can resolve.",
         "",

@@ -11,6 +11,7 @@ import argparse
 import math
 import platform
 import time
+import warnings
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -193,6 +194,7 @@ def main() -> None:
         "--out", type=Path, default=Path("bench/measured/real.md"), help="the page; its table lies beside"
     )
     chosen = parser.parse_args()
+    warnings.simplefilter("ignore", fxgrad.IncompleteWarning)  # the plain gradient's shares never add up
     store, pictures = Store(chosen.store), photographs()
     facts(store, pictures)
     model = model_of(store, pictures)

@@ -1,1 +1,1 @@
-"""Evidence from real weights on real pictures and texts: what `make real` measures."""
+"""Evidence on the claim that a balanced gradient explains better; each file is one command."""

@@ -23,9 +23,9 @@ from torch import Tensor
 from transformers import Dinov2Config, Dinov2Model
 
 import fxgrad
-from bench.evidence import cells, encoder, mosaics, photographs, probe, real, texts, weights
-from bench.evidence.intervals import by_photograph
-from bench.evidence.page import Cells, render
+from bench.evidence.real import cells, encoder, mosaics, photographs, probe, run, texts, weights
+from bench.evidence.real.intervals import by_photograph
+from bench.evidence.real.page import Cells, render
 from fxgrad.methods import METHODS
 from fxgrad.metrics import bootstrap
 
@@ -258,16 +258,24 @@ def test_tokens_input_x_gradient_is_by_hand() -> None:
 def test_a_run_that_was_stopped_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     converted, x, target = small()
     own = torch.tensor([[[True, False], [True, False]]]).expand(3, 2, 2)
-    monkeypatch.setattr(real, "BATCH", 2)
+    monkeypatch.setattr(run, "BATCH", 2)
     methods = {"attcat": ALL["attcat"], "input_x_gradient": ALL["input_x_gradient"]}
     whole, stopped = cells.Store(tmp_path / "whole"), cells.Store(tmp_path / "stopped")
-    real.resume(whole, "libragrad", converted, methods, (x, target, own))
-    real.resume(stopped, "libragrad", converted, methods, (x[:2], target[:2], own[:2]))
+    run.resume(whole, "libragrad", converted, methods, (x, target, own))
+    run.resume(stopped, "libragrad", converted, methods, (x[:2], target[:2], own[:2]))
     assert stopped.rows("mosaics.libragrad") == 2
-    real.resume(stopped, "libragrad", converted, methods, (x, target, own))
+    run.resume(stopped, "libragrad", converted, methods, (x, target, own))
     expected, found = whole.get("mosaics.libragrad"), stopped.get("mosaics.libragrad")
     assert sorted(found) == sorted(expected) and "input_x_gradient_pixels.focus" in found
     assert all(np.array_equal(found[key], expected[key]) for key in expected)
+
+
+def test_policies_that_are_the_same_are_found(tmp_path: Path) -> None:
+    converted, x, target = small()
+    store = cells.Store(tmp_path)
+    found = cells.firsts(store, "mosaics", converted, x, target)
+    assert found["cp-lrp"] == found["libragrad-without-product"] == "libragrad" and found["attnlrp"] == "attnlrp"
+    assert cells.firsts(store, "mosaics", converted, x, target) == found
 
 
 def test_a_probe_finds_what_is_linear() -> None:
@@ -303,13 +311,14 @@ def test_a_table_compares_the_same_mosaics() -> None:
         "mosaics.libragrad/attcat.focus": ours,
         "mosaics.attnlrp/attcat.focus": ours,
         "mosaics.any/sobel.focus": np.array([0.5, 0.5, 0.5, 0.7]),
-        "alike/cp-lrp": np.array("libragrad"),
+        "alike.mosaics/cp-lrp": np.array("libragrad"),
     }
     found = Cells(table, "mosaics", bootstrap)
     lines = found.against("focus", "Focus")
     assert lines[2].startswith("| AttCAT | 0.400 [") and " | 0.700 [" in lines[2] and "| +0.300 [" in lines[2]
     assert lines[2].endswith(" ▲ | 25% → 88% |") and lines[3].endswith("| 62% |")
     assert found.count("focus") == "1 / 0 / 0" and found.count("focus", "attnlrp") == "0 / 1 / 0"
+    assert found.same()[0].endswith("measured once: cp-lrp (as libragrad).")
     assert not found.distinct("cp-lrp") and found.get("attnlrp", "genatt", "focus") is None
     assert found.get("gradient", "attcat", "focus").tolist() == plain.tolist()
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import fxgrad
-from bench.evidence.cells import Store
-from bench.evidence.photographs import Photograph, central, normalized
+from bench.evidence.real.cells import Store
+from bench.evidence.real.photographs import Photograph, central, normalized
 
 CASES = ((224, 1), (518, 4))
 """Side of the picture, and which photographs: every one, or every fourth."""

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor, nn
 
 import fxgrad
-from bench.evidence import completeness, encoder, mosaics, probe, weights
-from bench.evidence.cells import ANY, NONE, POLICIES, TOGETHER, Explainer, Found, Store, alone
-from bench.evidence.page import render
-from bench.evidence.photographs import Photograph, central, normalized, photographs
+from bench.evidence.real import completeness, encoder, mosaics, probe, weights
+from bench.evidence.real.cells import ANY, NONE, TOGETHER, Explainer, Found, Store, alone, firsts
+from bench.evidence.real.page import render
+from bench.evidence.real.photographs import Photograph, central, normalized, photographs
 from fxgrad.methods import Map
 from fxgrad.module.converted import ConvertedModule
 
@@ -83,8 +83,7 @@ def measure(store: Store, converted: ConvertedModule, pictures: list[Photograph]
             logits = torch.cat([converted(part) for part in x.split(BATCH)])
         columns = {"target": target, "other": other, "logits": logits}
         store.put("mosaics", {name: values.numpy() for name, values in columns.items()})
-    alike = alike_policies(converted, x[:BATCH], target[:BATCH])
-    store.put("alike", {policy: np.array(first) for policy, first in alike.items()})
+    alike = firsts(store, "mosaics", converted, x[:BATCH], target[:BATCH])
     trivial(store, converted, pixels, target, own)
     for policy in dict.fromkeys(alike.values()):
         resume(store, policy, converted, TOGETHER, (x, target, own))
@@ -133,20 +132,6 @@ def trivial(store: Store, converted: ConvertedModule, pixels: Tensor, target: Te
         ]
         columns |= rated_maps(name, torch.cat(parts), own)
     store.extend(f"mosaics.{ANY}", columns)
-
-
-def alike_policies(converted: ConvertedModule, x: Tensor, target: Tensor) -> dict[str, str]:
-    """Policy -> the first one that gives the picture the same gradient, bit by bit, and so is measured in its place.
-
-    Args:
-        converted: the model.
-        x, target: a batch to try them on.
-    """
-    maps = {
-        policy: fxgrad.attribute(converted.under(policy), (x,), target=target, method="gradient", channels=None).map
-        for policy in POLICIES
-    }
-    return {policy: next(p for p in POLICIES if torch.equal(maps[p], own)) for policy, own in maps.items()}
 
 
 def facts(store: Store, pictures: list[Photograph]) -> None:
@@ -207,7 +192,3 @@ def main() -> None:
     write(store, chosen.out)
     measure_alone(store, converted, pictures)
     write(store, chosen.out)
-
-
-if __name__ == "__main__":
-    main()

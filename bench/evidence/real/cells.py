@@ -171,3 +171,23 @@ class Store:
     def rows(self, name: str) -> int:
         """How many rows are kept under a name."""
         return next((len(values) for values in self.get(name).values()), 0)
+
+
+def firsts(store: Store, part: str, converted: ConvertedModule, x: Tensor, target: Tensor) -> dict[str, str]:
+    """Policy -> the first one that gives the input the same gradient, bit by bit, and so is measured in its place.
+
+    Args:
+        store: keeps what is found.
+        part: of the table, such as "mosaics".
+        converted: the model.
+        x, target: a batch to try them on.
+    """
+    if kept := store.get(f"alike.{part}"):
+        return {policy: str(first) for policy, first in kept.items()}
+    maps = {
+        policy: attribute(converted.under(policy), (x,), target=target, method="gradient", channels=None).map
+        for policy in POLICIES
+    }
+    found = {policy: next(p for p in POLICIES if torch.equal(maps[p], own)) for policy, own in maps.items()}
+    store.put(f"alike.{part}", {policy: np.array(first) for policy, first in found.items()})
+    return found

@@ -16,8 +16,8 @@ from sklearn.linear_model import LogisticRegression
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bench.evidence.mosaics import SIZE, mosaic, pairs
-from bench.evidence.photographs import Photograph, crop, normalized
+from bench.evidence.real.mosaics import SIZE, mosaic, pairs
+from bench.evidence.real.photographs import Photograph, crop, normalized
 
 TRAINED, HELD, BATCH = 8, 12, 8
 """Crops of each photograph, and how many pictures go at a time."""

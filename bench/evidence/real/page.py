@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.evidence.cells import ANY, POLICIES
-from bench.evidence.intervals import by_photograph
+from bench.evidence.real.cells import ANY, POLICIES
+from bench.evidence.real.intervals import by_photograph
 from fxgrad.metrics import Interval, bootstrap
 from fxgrad.report import markdown
 
@@ -62,7 +62,7 @@ class Cells:
     def get(self, policy: str, method: str, metric: str) -> Tensor | None:
         """The values of a cell, float64 (rows,); None if it was not measured on all rows."""
         if policy in POLICIES:
-            policy = str(self.table.get(f"alike/{policy}", policy)) if self.part == "mosaics" else policy
+            policy = str(self.table.get(f"alike.{self.part}/{policy}", policy))
         for name in (f"{self.part}.{policy}", f"{self.part}.{policy}.alone"):
             values = self.table.get(f"{name}/{method}.{metric}")
             if values is not None and len(values) == len(self.rows):
@@ -121,6 +121,16 @@ class Cells:
         """Whether a policy was measured, and gives other numbers than libragrad."""
         pairs = [(self.get(policy, m, "focus"), self.get("libragrad", m, "focus")) for m in self.methods("libragrad")]
         return any(a is not None and b is not None and not np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+    def same(self) -> list[str]:
+        """Which policies were measured in another's place."""
+        firsts = {policy: str(self.table.get(f"alike.{self.part}/{policy}", policy)) for policy in POLICIES}
+        found = [f"{policy} (as {first})" for policy, first in firsts.items() if first != policy]
+        return (
+            [f"The same gradient of the first ones bit by bit, and so measured once: {', '.join(found)}.", ""]
+            if found
+            else []
+        )
 
     def count(self, metric: str, policy: str = "gradient") -> str:
         """How many methods libragrad makes better, leaves tied and makes worse, against a policy."""
@@ -203,7 +213,6 @@ def _mosaics(table: Table) -> list[str]:
         return Cells(table, "mosaics", lambda values: by_photograph(values, one, two, photographs=classes), rows)
 
     every, known = cells(), cells(both)
-    alike = [f"{p} (as {table[f'alike/{p}']})" for p in POLICIES if str(table.get(f"alike/{p}", p)) != p]
     lines = [
         "## Mosaics",
         "",
@@ -244,9 +253,7 @@ def _mosaics(table: Table) -> list[str]:
         *every.others("focus"),
         "",
     ]
-    if alike:
-        lines += [f"The same gradient bit by bit, and so measured once: {', '.join(alike)}.", ""]
-    return lines
+    return lines + every.same()
 
 
 def _degenerate(cells: Cells) -> list[str]:
@@ -331,4 +338,5 @@ def _text(table: Table) -> list[str]:
         "",
         *cells.others("average_precision"),
         "",
+        *cells.same(),
     ]

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxgrad
-from bench.evidence.cells import ANY, POLICIES, Explainer, Store
-from bench.evidence.mosaics import focus
-from bench.evidence.probe import fitted, linear
-from bench.evidence.texts import SUBJECTS, Document, corpus, documents
+from bench.evidence.real.cells import ANY, Explainer, Store, firsts
+from bench.evidence.real.mosaics import focus
+from bench.evidence.real.probe import fitted, linear
+from bench.evidence.real.texts import SUBJECTS, Document, corpus, documents
 from fxgrad import InputError
 from fxgrad.methods import METHODS as ALL
 from fxgrad.metrics import average_precision
@@ -88,7 +88,8 @@ def truth(offsets: Sequence[tuple[int, int]], document: Document) -> Tensor:
 
 def measure(store: Store) -> None:
     """Every method under every policy on every document."""
-    if all(store.rows(f"text.{policy}") for policy in POLICIES):
+    kept = store.get("alike.text")
+    if kept and all(store.rows(f"text.{first}") for first in kept.values()):
         return
     trained, held = corpus()
     model, tokenizer, right = classifier(shipped(), trained, held)
@@ -118,7 +119,8 @@ def measure(store: Store) -> None:
     for name in ("raw_attention", "rollout"):
         trivial[name] = [fxgrad.attribute(converted, (row,), target=0, method=name).tokens[:, 1:-1] for row in ids]
     store.put(f"text.{ANY}", {key: values.float().numpy() for key, values in rated(trivial, masks).items()})
-    for policy in POLICIES:
+    alike = firsts(store, "text", converted, ids[0], torch.tensor([found[0].target]))
+    for policy in dict.fromkeys(alike.values()):
         if not store.rows(f"text.{policy}"):
             explain = Explainer(converted.under(policy), METHODS)
             parts = [explain(row, torch.tensor([d.target])) for row, d in zip(ids, found)]

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.evidence.photographs import Photograph, crop
+from bench.evidence.real.photographs import Photograph, crop
 from fxgrad.metrics import average_precision
 
 SIZE = 224

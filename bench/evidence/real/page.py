@@ -70,9 +70,18 @@ class Cells:
         return None
 
     def right(self, policy: str, method: str) -> Tensor | None:
-        """Whether more than half of the positive attribution is on the own side; half of it counts half."""
-        values = self.get(policy, method, "focus")
-        return None if values is None else ((values > 0.5).double() + 0.5 * (values == 0.5)).where(~values.isnan(), 0.5)
+        """Whether the own side has more, ties counting half.
+
+        Of a mosaic, more than half of the positive attribution; of a document, where the sides differ in length, more
+        attribution for each token.
+        """
+        if self.part == "text":
+            own, others = (self.get(policy, method, key) for key in ("own", "others"))
+            ahead = None if own is None or others is None else own - others
+        else:
+            share = self.get(policy, method, "focus")
+            ahead = None if share is None else share - 0.5
+        return None if ahead is None else (ahead.nan_to_num(0.0).sign() + 1) / 2
 
     def mean(self, values: Tensor | None) -> str:
         """A mean with its interval; empty for a cell that was not measured."""
@@ -332,7 +341,7 @@ def _text(table: Table) -> list[str]:
         "",
         *cells.against("average_precision", "AP"),
         "",
-        "*Own side*: how often more than half of the positive attribution lies on the planted sentence.",
+        "*Own side*: how often the planted sentence has more attribution for each token than the others.",
         "",
         "### Average precision: libragrad minus other policies",
         "",

@@ -12,7 +12,7 @@ import math
 import platform
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 import fxgrad
 from bench.evidence.real import completeness, encoder, mosaics, probe, weights
-from bench.evidence.real.cells import ANY, NONE, TOGETHER, Explainer, Found, Store, alone, firsts
+from bench.evidence.real.cells import ANY, NONE, POLICIES, TOGETHER, Explainer, Found, Store, alone, firsts
 from bench.evidence.real.page import render
 from bench.evidence.real.photographs import Photograph, central, normalized, photographs
 from fxgrad.methods import Map
@@ -74,8 +74,8 @@ def rated_maps(name: str, maps: Tensor, own: Tensor) -> dict[str, Tensor]:
     return {f"{name}.{metric}": values for metric, values in measured.items()}
 
 
-def measure(store: Store, converted: ConvertedModule, pictures: list[Photograph]) -> None:
-    """Every method under every policy on every mosaic."""
+def measure(store: Store, converted: ConvertedModule, pictures: list[Photograph], policies: Sequence[str]) -> None:
+    """Every method under some policies on every mosaic."""
     pixels, target, other, own = canvases(pictures)
     x = normalized(pixels)
     if not store.rows("mosaics"):
@@ -85,7 +85,7 @@ def measure(store: Store, converted: ConvertedModule, pictures: list[Photograph]
         store.put("mosaics", {name: values.numpy() for name, values in columns.items()})
     alike = firsts(store, "mosaics", converted, x[:BATCH], target[:BATCH])
     trivial(store, converted, pixels, target, own)
-    for policy in dict.fromkeys(alike.values()):
+    for policy in dict.fromkeys(alike[policy] for policy in policies):
         resume(store, policy, converted, TOGETHER, (x, target, own))
 
 
@@ -184,11 +184,13 @@ def main() -> None:
     facts(store, pictures)
     model = model_of(store, pictures)
     converted = fxgrad.convert(model, (torch.zeros(2, 3, mosaics.SIZE, mosaics.SIZE),))
-    measure(store, converted, pictures)
-    write(store, chosen.out)
-    encoder.measure(store)
-    write(store, chosen.out)
-    completeness.measure(store, lambda size: model_of(store, pictures, size), pictures)
-    write(store, chosen.out)
-    measure_alone(store, converted, pictures)
-    write(store, chosen.out)
+    steps: list[Callable[[], None]] = [
+        lambda: measure(store, converted, pictures, PLAIN_AND_LIBRA),
+        lambda: encoder.measure(store),
+        lambda: completeness.measure(store, lambda size: model_of(store, pictures, size), pictures),
+        lambda: measure(store, converted, pictures, POLICIES),
+        lambda: measure_alone(store, converted, pictures),
+    ]
+    for step in steps:
+        step()
+        write(store, chosen.out)

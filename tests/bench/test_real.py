@@ -20,7 +20,7 @@ import torch
 from onnx import helper, numpy_helper
 from PIL import Image
 from torch import Tensor
-from transformers import Dinov2Config, Dinov2Model
+from transformers import BertConfig, BertModel, BertTokenizerFast, Dinov2Config, Dinov2Model
 
 import fxgrad
 from bench.evidence.real import cells, encoder, mosaics, photographs, probe, run, texts, weights
@@ -301,6 +301,28 @@ def test_sentences_of_the_standard_library() -> None:
     trained, held = texts.corpus()
     assert len(trained) == len(held) == len(texts.SUBJECTS) and all(len(lines) >= 25 for lines in held)
     assert not {line for lines in trained for line in lines} & {line for lines in held for line in lines}
+
+
+@pytest.mark.filterwarnings("ignore::fxgrad.IncompleteWarning")
+def test_a_tiny_encoder_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeirst")]
+    tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    for part in (tokenizer, BertModel(config)):
+        part.save_pretrained(tmp_path / "model")
+    monkeypatch.setattr(encoder, "shipped", lambda: tmp_path / "model")
+    few = [[f"A {subject} {i} here." for i in range(3)] for subject in "vwxyz"]
+    monkeypatch.setattr(encoder, "corpus", lambda: (few, few))
+    store = cells.Store(tmp_path / "store")
+    encoder.measure(store, 4)
+    found = store.get("text.libragrad")
+    assert {key.partition(".")[0] for key in found} == set(encoder.METHODS)
+    assert all(len(values) == 4 for values in found.values())
+    assert store.rows("text.any") == 4 and store.get("text")["logits"].shape == (4, 5)
+    monkeypatch.setattr(encoder, "shipped", None)  # all is there
+    encoder.measure(store, 4)
 
 
 def test_a_table_compares_the_same_mosaics() -> None:

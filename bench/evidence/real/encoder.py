@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,8 +56,10 @@ def shipped() -> Path:
     return Path(spec.submodule_search_locations[0]) / "model"
 
 
-def classifier(folder: Path, trained: Sequence[Sequence[str]], held: Sequence[Sequence[str]]):  # type: ignore[no-untyped-def]
-    """The encoder with a head trained on single sentences; its tokenizer; and its accuracy on held-out sentences."""
+def classifier(
+    folder: Path, trained: Sequence[Sequence[str]], held: Sequence[Sequence[str]]
+) -> tuple[Classifier, Any, Tensor]:
+    """The encoder with a head trained on single sentences; its tokenizer; and which held-out ones it names right."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
@@ -86,18 +90,34 @@ def truth(offsets: Sequence[tuple[int, int]], document: Document) -> Tensor:
     return torch.tensor([[start <= a and b <= end for a, b in offsets]])
 
 
-def measure(store: Store) -> None:
-    """Every method under every policy on every document."""
-    kept = store.get("alike.text")
-    if kept and all(store.rows(f"text.{first}") for first in kept.values()):
-        return
+@dataclass(frozen=True)
+class Task:
+    """The model and the documents, ready to be explained.
+
+    Attributes:
+        converted: the classifier.
+        documents: what is explained.
+        ids: of each document's tokens, int64 (1, tokens).
+        lengths, masks: characters of each token, and whether it lies in the planted sentence, (1, tokens - 2): without
+            the first and the last token, which are no words.
+        facts: arrays for the page.
+    """
+
+    converted: fxgrad.ConvertedModule
+    documents: list[Document]
+    ids: list[Tensor]
+    lengths: list[Tensor]
+    masks: list[Tensor]
+    facts: dict[str, np.ndarray]
+
+
+def prepared(folder: Path, count: int) -> Task:
+    """Train the head on half of the sentences, and make documents of the others."""
     trained, held = corpus()
-    model, tokenizer, right = classifier(shipped(), trained, held)
-    found = documents(held, COUNT)
-    converted = fxgrad.convert(model, (torch.ones(1, 9, dtype=torch.long),))
+    model, tokenizer, right = classifier(folder, trained, held)
+    found = documents(held, count)
     encoded = [tokenizer(d.text, return_offsets_mapping=True) for d in found]
     ids = [torch.tensor([e["input_ids"]]) for e in encoded]
-    # The first and the last token are no words: they are left out of maps and masks.
     spans = [e["offset_mapping"][1:-1] for e in encoded]
     masks = [truth(offsets, d) for offsets, d in zip(spans, found)]
     with torch.no_grad():
@@ -110,22 +130,37 @@ def measure(store: Store) -> None:
         "logits": logits.numpy(),
         "subjects": np.array(list(SUBJECTS)),
     }
-    store.put("text", facts)
-    generator = torch.Generator().manual_seed(0)
-    trivial = {
-        "length": [torch.tensor([[float(b - a) for a, b in offsets]]) for offsets in spans],
-        "random": [torch.randn(m.shape, generator=generator) for m in masks],
-    }
-    for name in ("raw_attention", "rollout"):
-        trivial[name] = [fxgrad.attribute(converted, (row,), target=0, method=name).tokens[:, 1:-1] for row in ids]
-    store.put(f"text.{ANY}", {key: values.float().numpy() for key, values in rated(trivial, masks).items()})
-    alike = firsts(store, "text", converted, ids[0], torch.tensor([found[0].target]))
+    lengths = [torch.tensor([[float(b - a) for a, b in offsets]]) for offsets in spans]
+    return Task(fxgrad.convert(model, (torch.ones(1, 9, dtype=torch.long),)), found, ids, lengths, masks, facts)
+
+
+def measure(store: Store, count: int = COUNT) -> None:
+    """Every method under every policy on every document."""
+    kept = store.get("alike.text")
+    if kept and all(store.rows(f"text.{first}") for first in kept.values()):
+        return
+    task = prepared(shipped(), count)
+    store.put("text", task.facts)
+    if not store.rows(f"text.{ANY}"):
+        store.extend(f"text.{ANY}", rated(trivial(task), task.masks))
+    alike = firsts(store, "text", task.converted, task.ids[0], torch.tensor([task.documents[0].target]))
     for policy in dict.fromkeys(alike.values()):
         if not store.rows(f"text.{policy}"):
-            explain = Explainer(converted.under(policy), METHODS)
-            parts = [explain(row, torch.tensor([d.target])) for row, d in zip(ids, found)]
-            store.extend(f"text.{policy}", rated({m: [p[m].tokens[:, 1:-1] for p in parts] for m in METHODS}, masks))
+            explain = Explainer(task.converted.under(policy), METHODS)
+            parts = [explain(row, torch.tensor([d.target])) for row, d in zip(task.ids, task.documents)]
+            words = {m: [part[m].tokens[:, 1:-1] for part in parts] for m in METHODS}
+            store.extend(f"text.{policy}", rated(words, task.masks))
             print(f"text.{policy}", flush=True)
+
+
+def trivial(task: Task) -> dict[str, list[Tensor]]:
+    """Maps that take no gradient, by name, of each document."""
+    generator = torch.Generator().manual_seed(0)
+    maps = {"length": task.lengths, "random": [torch.randn(m.shape, generator=generator) for m in task.masks]}
+    for name in ("raw_attention", "rollout"):
+        found = (fxgrad.attribute(task.converted, (row,), target=0, method=name).tokens for row in task.ids)
+        maps[name] = [tokens[:, 1:-1] for tokens in found]
+    return maps
 
 
 def rated(maps: Mapping[str, Sequence[Tensor]], masks: Sequence[Tensor]) -> dict[str, Tensor]:

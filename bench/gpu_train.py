@@ -14,7 +14,7 @@ from pathlib import Path
 
 import click
 
-from fxgrad.demo.models import INDEPENDENT
+from fxgrad.demo.independent import INDEPENDENT
 
 
 @click.command()

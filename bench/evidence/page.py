@@ -14,13 +14,13 @@ from pathlib import Path
 
 import click
 import torch
-from fxgrad.evaluate.values import read_values, write_values
 
 from bench.evidence import analytic, trainings
 from bench.evidence.trainings import BALANCED, METRICS, PLAIN, Comparison
 from fxgrad.evaluate import Results, read
 from fxgrad.evaluate.baselines import ALWAYS
 from fxgrad.evaluate.plan import ANY, POLICIES
+from fxgrad.evaluate.values import read_values, write_values
 from fxgrad.methods import METHODS
 from fxgrad.metrics import bootstrap
 from fxgrad.report import markdown
@@ -48,7 +48,7 @@ class Evidence:
     read: Mapping[str, Mapping[str, float]]
 
 
-def load(folder: Path = MEASURED) -> Evidence:
+def load(folder: Path) -> Evidence:
     """Read bench/measured/evidence/."""
     parts = [read_values(folder / f"{part}.npz")[0] for part in PARTS]
     return Evidence(*parts, *(json.loads((folder / f"{name}.json").read_text()) for name in ("trainings", "shortcut")))
@@ -186,12 +186,6 @@ def _interventions(read: Mapping[str, Mapping[str, float]]) -> list[str]:
 
 
 def _claims(evidence: Evidence, compared: Mapping[trainings.Key, Comparison]) -> list[str]:
-    def record(name: str, cells: Iterable[Comparison]) -> list[str]:
-        outcomes = [cell.outcome for cell in cells]
-        won, lost = outcomes.count(1), outcomes.count(-1)
-        said = "not shown" if won <= lost or not won else "holds" if won == len(outcomes) else "partly"
-        return [name, said, f"{won} / {outcomes.count(0)} / {lost}"]
-
     def some(architectures: Iterable[str] = (), metric: str = "") -> list[Comparison]:
         wanted = set(architectures)
         return [c for (a, _, m), c in compared.items() if (not wanted or a in wanted) and metric in ("", m)]
@@ -199,13 +193,21 @@ def _claims(evidence: Evidence, compared: Mapping[trainings.Key, Comparison]) ->
     others = [p for p in POLICIES if p in ("attnlrp", "cp-lrp")]
     against = [c for other in others for c in trainings.compare(evidence.trainings, other).values()]
     rows = [
-        record("Every gradient-based method gets better, on every architecture", some()),
-        record("Better than other white-box policies (AttnLRP, CP-LRP)", against),
-        record("Tells classes apart (own digit over the other)", some(metric="own_over_other")),
-        record("Finds what a text names (CLIP)", some(["clip"])),
-        record("MLP-Mixer, too", some(["mixer", "gmixer"])),
+        verdict("Every gradient-based method gets better, on every architecture", some()),
+        verdict("Better than other white-box policies (AttnLRP, CP-LRP)", against),
+        verdict("Tells classes apart (own digit over the other)", some(metric="own_over_other")),
+        verdict("Finds what a text names (CLIP)", some(["clip"])),
+        verdict("MLP-Mixer, too", some(["mixer", "gmixer"])),
     ]
     return markdown(["the paper's claim", "here", "won / tied / lost"], rows)
+
+
+def verdict(claim: str, cells: Iterable[Comparison]) -> list[str]:
+    """The claim, whether it holds, and won / tied / lost."""
+    outcomes = [cell.outcome for cell in cells]
+    won, tied, lost = (outcomes.count(outcome) for outcome in (1, 0, -1))
+    said = "holds" if won and not tied + lost else "partly" if won > lost else "not shown"
+    return [claim, said, f"{won} / {tied} / {lost}"]
 
 
 @click.command()
@@ -221,7 +223,7 @@ def main(stores: Sequence[str]) -> None:
         facts = folder / f"{part}.json"
         if facts.exists():
             shutil.copy(facts, MEASURED / facts.name)
-    PAGE.write_text(text(load()), "utf-8")
+    PAGE.write_text(text(load(MEASURED)), "utf-8")
     click.echo(f"wrote {PAGE}")
 
 

@@ -23,9 +23,9 @@ from fxgrad.data import Sample
 from fxgrad.data.sample import mask_of
 from fxgrad.demo import losses
 from fxgrad.demo.canvases import SIDE, canvas
+from fxgrad.demo.independent import INDEPENDENT
 from fxgrad.demo.loop import Training
 from fxgrad.demo.model import CLASS_NAMES
-from fxgrad.demo.models import INDEPENDENT
 from fxgrad.evaluate import Plan, evaluate
 from fxgrad.evaluate.baselines import ALWAYS
 from fxgrad.methods import METHODS
@@ -99,7 +99,7 @@ def _batch(numbers: Sequence[int], split: str) -> losses.Batch:
 def train(name: str, steps: int = STEPS, seed: int = 0) -> nn.Module:
     """A model of one architecture that reads the patch; seeds torch's global generator."""
     torch.manual_seed(seed)
-    model = INDEPENDENT[name](weights=False).train()
+    model = INDEPENDENT[name]().train()
     pool = _batch(range(min(CANVASES, steps * BATCH)), "fit")
     epochs = -(-steps * BATCH // len(pool))
     order = torch.cat([torch.randperm(len(pool)) for _ in range(epochs)])[: steps * BATCH]
@@ -152,7 +152,7 @@ def intervene(model: nn.Module, count: int) -> dict[str, float]:
 def plan(weights: Path) -> Plan:
     """The evaluation of one model: where its maps lie; few tokens are removed, since that is not the question."""
     return Plan(
-        (f"fxgrad.demo.models:{weights.stem}",),
+        (f"fxgrad.demo.independent:{weights.stem}",),
         tuple(name for name in METHODS if name not in ALWAYS),
         data="bench.evidence.shortcut:Marked",
         count=MEASURED,

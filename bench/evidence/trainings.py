@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import click
 import torch
 from safetensors import safe_open
 
-from fxgrad.data import open_data
+from fxgrad.errors import InputError
 from fxgrad.evaluate import POLICIES, Plan, Results, evaluate, read
+from fxgrad.evaluate.compare import labelled
 from fxgrad.metrics import Interval, holm, two_level
 
 METHODS = {"input_x_gradient": "Input x Gradient", "fullgrad_plus": "FullGrad+", "attcat": "AttCAT"}
@@ -60,7 +60,7 @@ def plan(weights: Path) -> Plan:
     """The evaluation of one training's weights, NAME-SEED.safetensors."""
     name = weights.stem.rpartition("-")[0]
     return Plan(
-        (f"fxgrad.demo.models:{name}",),
+        (f"fxgrad.demo.independent:{name}",),
         tuple(METHODS),
         data="digits:heldout:colours" if name == "clip" else "digits",
         count=COUNT,
@@ -71,21 +71,17 @@ def plan(weights: Path) -> Plan:
 
 
 def gathered(store: Path) -> Results:
-    """The results of all trainings in one; a model's name is NAME-SEED."""
-    values, refused, facts = {}, {}, {}
-    for folder in sorted(path for path in store.iterdir() if path.is_dir()):
-        found = read(folder)
-        values.update({(folder.name, *key[1:]): value for key, value in found.values.items()})
-        refused.update({(folder.name, *key[1:]): value for key, value in found.refused.items()})
-        facts.setdefault("settings", found.facts["settings"])
-    return Results(values, refused, facts, frozenset())
-
-
-@cache
-def scan_of(image: str) -> str:
-    """The scan of a canvas's digit that is asked for, by the canvas's id."""
-    split, _, number = image.partition("/")
-    return open_data(f"digits:{split}")[int(number)].group
+    """The results of all folders of a store in one; a model's name is its checkpoint's, NAME-SEED."""
+    found = [labelled(read(folder)) for folder in sorted(store.iterdir()) if folder.is_dir()]
+    if not found:
+        raise InputError(f"there are no results in {store}.")
+    return Results(
+        {key: value for run in found for key, value in run.values.items()},
+        {key: value for run in found for key, value in run.refused.items()},
+        {"settings": found[0].facts["settings"]},
+        frozenset(),
+        {image: group for run in found for image, group in run.groups.items()},
+    )
 
 
 def trainings(results: Results) -> dict[str, list[str]]:
@@ -98,13 +94,12 @@ def trainings(results: Results) -> dict[str, list[str]]:
     return found
 
 
-def compare(results: Results, other: str = PLAIN, group: Callable[[str], str] = scan_of) -> dict[Key, Comparison]:
+def compare(results: Results, other: str = PLAIN) -> dict[Key, Comparison]:
     """libragrad against another policy, for everything that is registered.
 
     Args:
         results: of all trainings.
         other: the other policy.
-        group: a picture's id -> its group.
 
     Returns:
         What both policies have values for. Against the plain gradient with corrected p-values: that is the registered
@@ -115,7 +110,7 @@ def compare(results: Results, other: str = PLAIN, group: Callable[[str], str] = 
         for method, metric in itertools.product(METHODS, METRICS):
             ours, theirs = (_columns(results, models, policy, method, metric) for policy in (BALANCED, other))
             if ours and theirs:
-                found[architecture, method, metric] = _compared(ours, theirs, group)
+                found[architecture, method, metric] = _compared(ours, theirs, results.groups)
     if other != PLAIN:
         return found
     corrected = holm([c.difference.p for c in found.values()])
@@ -132,11 +127,10 @@ def _columns(results: Results, models: Sequence[str], policy: str, method: str, 
     return found if all(found) else []
 
 
-def _compared(ours: Columns, theirs: Columns, group: Callable[[str], str]) -> Comparison:
+def _compared(ours: Columns, theirs: Columns, groups: Mapping[str, str]) -> Comparison:
     images = sorted(set[str].intersection(*map(set, ours + theirs)))
-    groups = [group(image) for image in images]
     a, b = (torch.tensor([[c[i] for i in images] for c in side]).double() for side in (ours, theirs))
-    (difference,) = two_level((a - b)[..., None], groups=groups)
+    (difference,) = two_level((a - b)[..., None], groups=[groups.get(i, i) for i in images])
     return Comparison(tuple(a.nanmean(1).tolist()), tuple(b.nanmean(1).tolist()), difference)
 
 

@@ -39,12 +39,14 @@ class _Picture:
 class Coco:
     """Pictures that show all of the animals: one sample per picture and animal, whose mask is that animal's.
 
+    The other animals' mask is the sample's `other`, and the samples of a picture are a group.
+
     Each animal must cover more than a twentieth of the picture, and none may hide another by more than 70 %.
 
     Args:
         root: the folder with annotations/instances_SPLIT.json and the folder SPLIT of pictures.
         split: train2017 or val2017.
-        animals: COCO's names, joined by +.
+        animals: COCO's names of at least two, joined by +.
         labels: "imagenet", the numbers of ImageNet-1k's classes; or "own": 0, 1, ... in the order of the animals, for
             a model that is given one prompt each.
 
@@ -61,6 +63,8 @@ class Coco:
         self, root: str, split: str = "train2017", animals: str = "zebra+elephant", labels: str = "imagenet"
     ) -> None:
         base, self.animals = Path(root), tuple(animals.split("+"))
+        if len(self.animals) < 2:
+            raise InputError(f"COCO's animals are two or more, such as zebra+elephant, not {animals!r}.")
         if labels not in ("imagenet", "own"):
             raise InputError(f"labels of COCO are 'imagenet' or 'own', not {labels!r}.")
         self.class_names: Sequence[str] | None = self.animals if labels == "own" else None
@@ -80,8 +84,15 @@ class Coco:
     def __getitem__(self, index: int) -> Sample:
         picture, which = self.pictures[index // len(self.animals)], index % len(self.animals)
         animal = self.animals[which]
-        name = f"{picture.path.stem}/{animal}"
-        return Sample(read_image(picture.path), self._labels[which], mask_of(picture.masks[animal]), name)
+        others = np.logical_or.reduce([mask for name, mask in picture.masks.items() if name != animal])
+        return Sample(
+            read_image(picture.path),
+            self._labels[which],
+            mask_of(picture.masks[animal]),
+            f"{picture.path.stem}/{animal}",
+            mask_of(others),
+            picture.path.stem,
+        )
 
 
 def _label(animal: str) -> int:

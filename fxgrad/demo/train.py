@@ -24,9 +24,10 @@ from torch import Tensor, nn
 from fxgrad.demo import losses
 from fxgrad.demo.canvases import COLOURS, canvas
 from fxgrad.demo.hints import Adapters, Tokens, hints, inherit, width
+from fxgrad.demo.independent import INDEPENDENT
 from fxgrad.demo.loop import Training
 from fxgrad.demo.model import checkpoint
-from fxgrad.demo.models import INDEPENDENT, MODELS
+from fxgrad.demo.models import MODELS
 from fxgrad.demo.results import measure, record
 from fxgrad.demo.score import evaluate
 
@@ -71,7 +72,7 @@ RECIPES = {
     "vit_small": Recipe(6000, canvases=64000),
     "vit_medium": Recipe(4000, canvases=64000),
 }
-SCRATCH = Recipe(4000, canvases=128000, hints=0.0, split="fit")
+SCRATCH = Recipe(8000, canvases=128000, lr=3e-3, hints=0.0, split="fit")
 """Of every model that is trained without the teacher; chosen on the split "validation"."""
 TEACHER = "vit"
 """The model that gives hints to the others."""
@@ -98,7 +99,7 @@ def train(
     weights.
 
     Args:
-        name: one of `fxgrad.demo.models.MODELS`; `from_scratch`, one of its `INDEPENDENT`.
+        name: one of `fxgrad.demo.models.MODELS`; `from_scratch`, of `fxgrad.demo.independent.INDEPENDENT`.
         steps: batches of canvases, at least 1; by default the recipe's.
         seed: for the initial weights and the order of the canvases, at least 0.
         from_scratch: train without the teacher.
@@ -115,7 +116,7 @@ def train(
         >>> train("vit_tiny", steps=1).training
         False
     """
-    known = INDEPENDENT if from_scratch else MODELS
+    known = list(INDEPENDENT if from_scratch else MODELS)
     if name not in known:
         raise ValueError(f"unknown model {name!r}: use one of {', '.join(known)}")
     recipe = SCRATCH if from_scratch else RECIPES[name]
@@ -125,7 +126,7 @@ def train(
     if device != "cpu" and not from_scratch:
         raise ValueError("the teacher teaches on the CPU only: leave out device, or train from scratch")
     torch.manual_seed(seed)
-    model = known[name](weights=False).train().to(device)
+    model = (INDEPENDENT[name]() if from_scratch else MODELS[name](weights=False)).train().to(device)
     if not from_scratch and name != TEACHER:
         inherit(model, MODELS[TEACHER]())
     facts = {"name": name, "steps": steps, "seed": seed, "from_scratch": from_scratch}
@@ -217,8 +218,8 @@ def main(
 
     NAME is vit by default.
     """
-    known = INDEPENDENT if folder else MODELS
-    names = list(known) if "all" in names else names or ["vit"]
+    known = list(INDEPENDENT if folder else MODELS)
+    names = known if "all" in names else names or ["vit"]
     unknown = [name for name in names if name not in known]
     if unknown:
         raise click.BadParameter(f"there is no model {unknown[0]}: use all, {', '.join(known)}", param_hint="NAME")

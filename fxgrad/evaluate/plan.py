@@ -39,7 +39,7 @@ _CHOICES = {
 }
 
 _SELDOM = {
-    *("shuffle", "ids", "mode", "value", "maps", "least_area", "strip_prefix", "num_classes", "prompts"),
+    *("shuffle", "ids", "mode", "value", "maps", "least_area", "measures", "strip_prefix", "num_classes", "prompts"),
 }
 """Settings that are noted only where they are not the default, so that the notes of most runs are short."""
 
@@ -69,6 +69,7 @@ class Plan:
         fractions: the shares of the tokens to remove; from 0 on, the area has the unmasked picture, too.
         steps: steps of deletion and insertion; 0 leaves both out.
         options: options of methods, such as "integrated_gradients.n_steps=20".
+        measures: patterns of names of metrics to measure, such as "srg_*"; () for all.
         metrics: your own metrics in addition to fxgrad's, as module.path:metric.
         chunk: pictures that are measured together, the unit of work.
         dtype: dtype of the model and of its input.
@@ -101,6 +102,7 @@ class Plan:
     fractions: tuple[float, ...] = FRACTIONS
     steps: int = 5
     options: tuple[str, ...] = ()
+    measures: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
     chunk: int = 25
     dtype: str = "float32"

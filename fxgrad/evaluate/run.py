@@ -7,7 +7,8 @@ one process, which measures policies that give a model the same backwards only o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import fnmatch
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -72,7 +73,7 @@ def evaluate(
         **(attributes(named, plan.options, value=plan.value, maps=plan.maps) if methods is None else methods),
     }
     own = [*map(named_metric, plan.metrics), *metrics]
-    measured = all_metrics(own)
+    measured = chosen_metrics(all_metrics(own), plan.measures)
     settings = plan.settings | ({"metrics": {m.name: m.better for m in own}} if own else {})
     data = open_data(plan.data)
     chosen = order(data, plan.count, seed=plan.seed, shuffle=plan.shuffle, ids=plan.ids, mode=plan.mode)
@@ -99,6 +100,24 @@ def evaluate(
         results = read(folder)
         _refuse_missing(plan, len(chosen), results, folder)
         return results
+
+
+def chosen_metrics(metrics: Iterable[Metric], patterns: Sequence[str]) -> tuple[Metric, ...]:
+    """The metrics whose names fit one of the patterns; all of them without patterns.
+
+    Raises:
+        InputError: a pattern fits none.
+
+    Example:
+        >>> [metric.name for metric in chosen_metrics(all_metrics([]), ["srg_a*"])]
+        ['srg_aopc', 'srg_accuracy']
+    """
+    found = tuple(metrics)
+    names = [metric.name for metric in found]
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise InputError(f"no metric is called {pattern!r}. There are {', '.join(names)}.")
+    return tuple(m for m in found if not patterns or any(fnmatch.fnmatchcase(m.name, p) for p in patterns))
 
 
 def _units(plan: Plan, count: int) -> Iterator[Unit]:

@@ -1,7 +1,6 @@
 """The evidence's truths: what is known in closed form, and a planted shortcut."""
 
 import json
-import shutil
 import warnings
 from pathlib import Path
 
@@ -9,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import save_file
 
 import fxgrad
 from bench.evidence import analytic, shapley, shortcut, trainings
 from fxgrad.demo.canvases import canvas
-from fxgrad.demo.model import checkpoint
+from fxgrad.demo.independent import INDEPENDENT
 from fxgrad.evaluate import Results, read
 from fxgrad.metrics import Game, Replacing, coalitions
 
@@ -91,14 +91,14 @@ def test_a_shortcut_is_trained_and_measured_once(tmp_path: Path, monkeypatch: py
     assert done.exit_code == 0, done.output
     facts = json.loads((tmp_path / "shortcut.json").read_text())["mixer"]
     assert facts["steps"] == 2 and all(0 <= facts[key] <= 1 for key in ("right", "follows", "kept", "unmarked"))
-    found = read(tmp_path / "mixer").values["fxgrad.demo.models:mixer", "libragrad", "input_x_gradient"]
+    found = read(tmp_path / "mixer").values["fxgrad.demo.independent:mixer", "libragrad", "input_x_gradient"]
     assert len(found["pointing_game"]) == 2
     assert CliRunner().invoke(shortcut.main, args).output == ""
 
 
-def made_up(differences: dict[str, float], seed: int = 0) -> Results:
-    """Two architectures with three trainings each: libragrad is better by what is given, plus noise."""
-    random = np.random.default_rng(seed)
+def made_up(differences: dict[str, float], canvases: int = 1) -> Results:
+    """Architectures with three trainings each: libragrad is better by what is given, plus noise; canvases of a scan."""
+    random = np.random.default_rng(0)
     values = {}
     for name, better in differences.items():
         for training in range(3):
@@ -107,37 +107,36 @@ def made_up(differences: dict[str, float], seed: int = 0) -> Results:
                 of = base + gain + random.normal(scale=0.3, size=60)
                 column = {f"heldout/{i}": float(value) for i, value in enumerate(of)}
                 values[f"{name}-{training}", policy, "attcat"] = {"srg_aopc": column}
-    return Results(values, {}, {}, frozenset())
+    return Results(values, {}, {}, frozenset(), {f"heldout/{i}": f"scan {i // canvases}" for i in range(60)})
 
 
 def test_the_registered_list_is_corrected_for_its_length() -> None:
     results = made_up({"better": 0.5, "alike": 0.0})
-    found = trainings.compare(results, group=lambda image: image)
+    found = trainings.compare(results)
     better, alike = found["better", "attcat", "srg_aopc"], found["alike", "attcat", "srg_aopc"]
     assert better.outcome == 1 and alike.outcome == 0 and len(better.ours) == 3
     assert better.difference.mean == pytest.approx(np.mean(better.ours) - np.mean(better.theirs))
     assert better.corrected == pytest.approx(min(1, 2 * better.difference.p))
     assert trainings.records(results, ["attnlrp"])["attnlrp"]["srg_aopc"] == (1, 1, 0)
     # Twenty canvases of one scan are no twenty independent witnesses.
-    grouped = trainings.compare(results, group=lambda image: str(int(image[8:]) // 20))
-    assert grouped["better", "attcat", "srg_aopc"].difference != better.difference
-
-
-def test_a_canvas_belongs_to_the_scan_of_the_digit_that_is_asked_for() -> None:
-    shown = canvas(7)
-    assert trainings.scan_of("heldout/7") == f"scan {shown.scans[1]}"
+    grouped = trainings.compare(made_up({"better": 0.5, "alike": 0.0}, canvases=20))["better", "attcat", "srg_aopc"]
+    assert grouped.difference.mean == better.difference.mean and grouped.difference != better.difference
 
 
 def test_a_training_is_evaluated_and_gathered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trainings, "COUNT", 2)
     weights = tmp_path / "weights"
     weights.mkdir()
-    shutil.copy(checkpoint("mixer"), weights / "mixer-4.safetensors")
+    torch.manual_seed(0)
+    save_file(INDEPENDENT["mixer"]().state_dict(), weights / "mixer-4.safetensors", {"heldout_both": "0.5"})
     done = CliRunner().invoke(trainings.main, [str(weights), str(tmp_path / "store")])
     assert done.exit_code == 0, done.output
-    assert json.loads((tmp_path / "store" / "trainings.json").read_text())["mixer-4"] == {"heldout_canvases": 2000}
+    assert json.loads((tmp_path / "store" / "trainings.json").read_text())["mixer-4"] == {"heldout_both": 0.5}
     found = trainings.gathered(tmp_path / "store")
     assert trainings.trainings(found) == {"mixer": ["mixer-4"]}
+    for image, group in found.groups.items():
+        number = int(image.rpartition("/")[2])
+        assert group == f"scan {canvas(number).scans[number % 2]}"
     compared = trainings.compare(found)
     # A Mixer has no attention, and so no AttCAT.
     assert {method for _, method, _ in compared} == {"input_x_gradient", "fullgrad_plus"}

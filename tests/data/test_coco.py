@@ -74,6 +74,9 @@ def test_a_sample_for_each_animal_with_its_own_mask(tmp_path: Path) -> None:
     zebra[:10, 20:25] = True
     assert np.array_equal(mask_of(samples[0]), zebra) and np.array_equal(mask_of(samples[1]), elephant)
     assert samples[0].image.size == (WIDTH, HEIGHT)
+    for own, beside in ((0, 1), (1, 0)):
+        assert np.array_equal(np.asarray(samples[own].other) > 127, mask_of(samples[beside]))
+    assert [s.group for s in samples] == ["000000000002"] * 2 + ["000000000003"] * 2
 
 
 def test_animals_that_are_too_small_or_hidden_do_not_count(tmp_path: Path) -> None:
@@ -99,10 +102,11 @@ def test_what_is_refused(tmp_path: Path) -> None:
     cases = {
         f"coco:{root}": "has compressed run lengths, which COCO's own files have not",
         f"coco:{root}:val2017": r"COCO's annotations .*instances_val2017.json cannot be read",
-        f"coco:{root}:train2017:unicorn": "COCO has no category 'unicorn'; it has elephant, giraffe, zebra",
+        f"coco:{root}:train2017:unicorn+zebra": "COCO has no category 'unicorn'; it has elephant, giraffe, zebra",
         f"coco:{root}:train2017:giraffe+zebra": "classes of ImageNet-1k are known here for elephant and zebra, not for",
         f"coco:{root}:train2017:giraffe+zebra:own": "no picture of COCO train2017 in .* shows giraffe and zebra well",
-        f"coco:{root}:train2017:zebra:numbers": "labels of COCO are 'imagenet' or 'own', not 'numbers'",
+        f"coco:{root}:train2017:zebra": "COCO's animals are two or more, such as zebra.elephant, not 'zebra'",
+        f"coco:{root}:train2017:zebra+elephant:numbers": "labels of COCO are 'imagenet' or 'own', not 'numbers'",
     }
     for spec, message in cases.items():
         with pytest.raises(InputError, match=message):

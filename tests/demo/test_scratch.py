@@ -14,7 +14,8 @@ import fxgrad
 from bench import gpu_train
 from fxgrad.data.models import load_model
 from fxgrad.demo import loop, split_scans, train
-from fxgrad.demo.models import ARCHITECTURES, INDEPENDENT, gmixer
+from fxgrad.demo.independent import INDEPENDENT, gmixer
+from fxgrad.demo.models import ARCHITECTURES, MODELS
 
 
 def test_validation_is_a_part_of_train_that_is_not_fitted() -> None:
@@ -50,6 +51,15 @@ def test_seeds_share_no_weights() -> None:
     assert abs(pair.corrcoef()[0, 1].item()) < 0.05
 
 
+def test_all_are_the_shipped_architectures_at_half_the_size() -> None:
+    for name in ARCHITECTURES:
+        half, whole = INDEPENDENT[name](), MODELS[name](weights=False)
+        assert type(half) is type(whole)
+        assert [n for n, _ in half.named_parameters()] == [n for n, _ in whole.named_parameters()]
+        sizes = [sum(p.numel() for p in model.parameters()) for model in (half, whole)]
+        assert 0.3 < sizes[0] / sizes[1] < 0.7
+
+
 def test_gmixer_converts_and_is_complete() -> None:
     assert set(INDEPENDENT) - set(ARCHITECTURES) == {"gmixer"}
     torch.manual_seed(0)
@@ -69,7 +79,9 @@ def test_the_command_trains_what_is_missing(tmp_path: Path, monkeypatch: pytest.
     with safe_open(tmp_path / "new" / "gmixer-4.safetensors", "pt") as file:
         facts = file.metadata()
     assert facts["name"] == "gmixer" and facts["seed"] == "4" and 0 <= float(facts["validation_both"]) <= 1
-    loaded = load_model("fxgrad.demo.models:gmixer", checkpoint=str(tmp_path / "new" / "gmixer-3.safetensors")).model
+    loaded = load_model(
+        "fxgrad.demo.independent:gmixer", checkpoint=str(tmp_path / "new" / "gmixer-3.safetensors")
+    ).model
     written = load_file(tmp_path / "new" / "gmixer-3.safetensors")
     assert all(torch.equal(tensor.half(), written[key]) for key, tensor in loaded.state_dict().items())
     assert CliRunner().invoke(train.main, args).output == ""

@@ -20,13 +20,13 @@ from fxgrad.evaluate.run import evaluate as measure
 from fxgrad.evaluate.store import read
 from fxgrad.evaluate.values import read_values, write_values
 from fxgrad.methods import METHODS
-from fxgrad.metrics import FRACTIONS
+from fxgrad.metrics import FRACTIONS, OPTIONAL
 
 _PROTOCOL_HELP = "Settings of a publication, such as libragrad:imagenet; what else is given counts instead of them."
 _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module.path:factory."
 _METHODS_HELP = f"{', '.join(METHODS)}; or module.path:function of your own. Repeatable. Default: all of fxgrad's."
 _MEASURES_HELP = "Measure these metrics only, such as 'srg_*'. Repeatable. Default: all."
-_METRICS_HELP = "module.path:metric of your own, beside fxgrad's: a fxgrad.metrics.Metric. Repeatable."
+_METRICS_HELP = f"{', '.join(OPTIONAL)}; or module.path:metric of your own, a fxgrad.metrics.Metric. Repeatable."
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
@@ -92,7 +92,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     "--option", "options", multiple=True, metavar="M.O=V", help="Of a method: smoothgrad.samples=5. Repeatable."
 )
 @click.option("--measure", "measures", multiple=True, metavar="PATTERN", help=_MEASURES_HELP)
-@click.option("--metric", "metrics", multiple=True, metavar="MODULE:METRIC", help=_METRICS_HELP)
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help=_METRICS_HELP)
 @click.option("--chunk", type=click.IntRange(1), default=25, show_default=True, help="Pictures at once.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32", show_default=True)

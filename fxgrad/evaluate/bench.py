@@ -79,6 +79,7 @@ class Bench:
             self.plan.fractions,
             self.plan.steps,
             self.data.multilabel,
+            self.plain,
         )
 
     def run(self, unit: Unit, store: Store) -> None:

@@ -10,7 +10,7 @@
 `fxgrad.evaluate` runs them all, and yours, over a data set; a `Metric` is what it runs.
 """
 
-from fxgrad.metrics import curves, precision, segmentation, shares
+from fxgrad.metrics import curves, imputation, perturbation, precision, segmentation, shares
 from fxgrad.metrics.coalitions import Game, coalitions
 from fxgrad.metrics.curves import (
     FRACTIONS,
@@ -21,8 +21,10 @@ from fxgrad.metrics.curves import (
     faithfulness,
     removal_curve,
 )
+from fxgrad.metrics.imputation import Imputing, imputed
 from fxgrad.metrics.intervals import Interval, bootstrap, holm, paired, two_level
 from fxgrad.metrics.metric import Measured, Metric
+from fxgrad.metrics.perturbation import infidelity, max_sensitivity
 from fxgrad.metrics.precision import float64_agreement
 from fxgrad.metrics.removal import Dropping, Removal, Replacing, blurred
 from fxgrad.metrics.sanity import Alike, Cascade, alike, label_randomisation, parameter_randomisation
@@ -35,14 +37,19 @@ METRICS = {
 }
 """Every metric of `fxgrad.evaluate` by its name, in the order of the page."""
 
+OPTIONAL = {metric.name: metric for metric in (*perturbation.METRICS, *imputation.METRICS)}
+"""Metrics that take many forward passes, or attributions, more: measured where they are named."""
+
 __all__ = [
     "FRACTIONS",
     "METRICS",
+    "OPTIONAL",
     "Alike",
     "Answer",
     "Cascade",
     "Dropping",
     "Game",
+    "Imputing",
     "Interval",
     "Measured",
     "Metric",
@@ -60,8 +67,11 @@ __all__ = [
     "faithfulness",
     "float64_agreement",
     "holm",
+    "imputed",
+    "infidelity",
     "iou",
     "label_randomisation",
+    "max_sensitivity",
     "own_over_other",
     "paired",
     "parameter_randomisation",

@@ -23,7 +23,6 @@ from fxgrad.metrics.removal import Grid, on_pixels
 
 NOISE = 0.01
 """Standard deviation of the noise on imputed pixels."""
-_WEIGHTS = ((1 / 12, 1 / 6, 1 / 12), (1 / 6, 0.0, 1 / 6), (1 / 12, 1 / 6, 1 / 12))
 _TOLERANCE, _STEPS = 1e-6, 2000
 
 
@@ -54,17 +53,13 @@ def imputed(x: Tensor, removed: Tensor) -> Tensor:
     if bool(gone.flatten(1).all(1).any()):
         raise InputError("all pixels of a picture are removed, so that there is nothing to impute them from.")
     values = x.double()
-    mask, weights = gone.double(), values.new_tensor(_WEIGHTS)[None, None]
-
-    def around(picture: Tensor) -> Tensor:
-        return F.conv2d(picture.flatten(0, 1)[:, None], weights, padding=1).reshape(picture.shape)
-
-    whole = around(torch.ones_like(values))  # less than 1 at the border
+    mask = gone.double()
+    whole = _around(torch.ones_like(values))  # less than 1 at the border
 
     def applied(guess: Tensor) -> Tensor:
-        return mask * (whole * guess - around(guess))
+        return mask * (whole * guess - _around(guess))
 
-    wanted = mask * around((1 - mask) * values)
+    wanted = mask * _around((1 - mask) * values)
     guess, left = torch.zeros_like(values), wanted
     direction, size = left, _dot(left, left)
     enough = _TOLERANCE**2 * size.clamp(min=torch.finfo(torch.float64).tiny)
@@ -116,6 +111,14 @@ class Imputing:
         kept = torch.zeros(len(x), math.prod(self.grid), dtype=torch.bool, device=x.device).scatter_(1, keep, True)
         gone = ~on_pixels(kept, self.grid, x)
         return self.model(torch.where(gone, imputed(x, gone) + noise, x))
+
+
+def _around(pictures: Tensor) -> Tensor:
+    """The sum of each pixel's neighbours: a sixth of the direct ones and a twelfth of the diagonal ones; 0 outside."""
+    # The weights 1 2 1 along both axes give the pixel itself 4, which is taken off; a sum is far quicker than conv2d.
+    padded = F.pad(pictures, (1, 1, 1, 1))
+    rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
+    return (rows[..., :-2] + 2 * rows[..., 1:-1] + rows[..., 2:] - 4 * pictures) / 12
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

@@ -72,7 +72,7 @@ def infidelity(
     for square in removed:
         drops.append(whole - _logits(removal, prepared, (~square).nonzero()[:, 0], target, batch))
     drop = torch.stack(drops, 1)  # (pictures, squares)
-    told = scores.double().cpu() @ removed.double().T  # (..., pictures, squares)
+    told: Tensor = scores.double().cpu() @ removed.double().T  # (..., pictures, squares)
     size = told.square().sum(-1, keepdim=True)
     scale = (told * drop).sum(-1, keepdim=True) / size.where(size > 0, 1)
     found: Tensor = (scale * told - drop).square().mean(-1)
@@ -112,7 +112,8 @@ def max_sensitivity(
         noise = radius * (2 * torch.rand(x.shape, generator=generator) - 1)
         changed = explain(x + noise.to(x)).double().flatten(-2)
         largest = torch.maximum(largest, (changed - own).norm(dim=-1).cpu())
-    return largest / own.norm(dim=-1).cpu()
+    found: Tensor = largest / own.norm(dim=-1).cpu()
+    return found
 
 
 def _squares(grid: tuple[int, int], count: int, seed: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import captum.metrics
 import pytest
@@ -81,10 +82,13 @@ def test_squares_lie_in_the_grid_and_leave_a_part() -> None:
 def test_max_sensitivity_is_captums(model: nn.Module) -> None:
     x = pictures()
 
-    def explain(changed: Tensor | tuple[Tensor, ...]) -> Tensor:
-        changed = (changed[0] if isinstance(changed, tuple) else changed).detach().requires_grad_()
-        (g,) = torch.autograd.grad(model(changed).gather(1, TARGET[:, None]).sum(), changed)
-        return (g * changed).detach()
+    def explain(given: Any) -> Any:
+        changed = (given[0] if isinstance(given, tuple) else given).detach()
+        with torch.enable_grad():  # captum switches it off
+            changed = changed.requires_grad_()
+            (g,) = torch.autograd.grad(model(changed).gather(1, TARGET[:, None]).sum(), changed)
+        found = (g * changed).detach()
+        return (found,) if isinstance(given, tuple) else found  # captum asks with a tuple, and wants one
 
     found = metrics.max_sensitivity(lambda c: explain(c)[:, 0], x, radius=0.1, samples=6, seed=4)
     generator = torch.Generator().manual_seed(4)

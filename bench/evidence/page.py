@@ -50,8 +50,9 @@ class Evidence:
 
 def load(folder: Path) -> Evidence:
     """Read bench/measured/evidence/."""
-    parts = [read_values(folder / f"{part}.npz")[0] for part in PARTS]
-    return Evidence(*parts, *(json.loads((folder / f"{name}.json").read_text()) for name in ("trainings", "shortcut")))
+    trained, shapley, shortcut = (read_values(folder / f"{part}.npz")[0] for part in PARTS)
+    accuracy, found = (json.loads((folder / f"{part}.json").read_text()) for part in ("trainings", "shortcut"))
+    return Evidence(trained, shapley, shortcut, accuracy, found)
 
 
 def text(evidence: Evidence) -> str:

@@ -114,7 +114,7 @@ def measure(loaded: LoadedModel, store: Store, name: str, data: str, numbers: Se
                 store.refuse(name, policy, method, first_line(error))
                 continue
             found[method] = correlations(attributed.patches.flatten(1), game, owners(grid_of(plain)))
-        store.add(name, policy, found, list(batch.ids), numbers[0], numbers[-1] + 1)
+        store.add(name, policy, found, list(batch.ids), numbers[0], numbers[-1] + 1, batch.groups)
 
 
 @click.command()

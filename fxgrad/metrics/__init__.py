@@ -25,6 +25,7 @@ from fxgrad.metrics.intervals import Interval, bootstrap, holm, paired, two_leve
 from fxgrad.metrics.metric import Measured, Metric
 from fxgrad.metrics.precision import float64_agreement
 from fxgrad.metrics.removal import Dropping, Removal, Replacing, blurred
+from fxgrad.metrics.sanity import Alike, Cascade, alike, label_randomisation, parameter_randomisation
 from fxgrad.metrics.segmentation import average_precision, iou, own_over_other, pointing_game, relevance_mass
 from fxgrad.metrics.shares import completeness
 from fxgrad.metrics.similarity import spearman, ssim
@@ -37,7 +38,9 @@ METRICS = {
 __all__ = [
     "FRACTIONS",
     "METRICS",
+    "Alike",
     "Answer",
+    "Cascade",
     "Dropping",
     "Game",
     "Interval",
@@ -45,6 +48,7 @@ __all__ = [
     "Metric",
     "Removal",
     "Replacing",
+    "alike",
     "answer",
     "area",
     "average_precision",
@@ -57,8 +61,10 @@ __all__ = [
     "float64_agreement",
     "holm",
     "iou",
+    "label_randomisation",
     "own_over_other",
     "paired",
+    "parameter_randomisation",
     "pointing_game",
     "relevance_mass",
     "removal_curve",

@@ -381,6 +381,7 @@ def test_a_table_compares_the_same_mosaics() -> None:
     assert found.same()[0].endswith("measured once: cp-lrp (as libragrad).")
     assert not found.distinct("cp-lrp") and found.get("attnlrp", "genatt", "focus") is None
     assert found.get("gradient", "attcat", "focus").tolist() == plain.tolist()
+    assert found.missing()[0].endswith("Integrated Gradients, summed by patch.") and "attnlrp" not in found.missing()[0]
 
 
 def test_the_page_says_what_its_table_holds() -> None:

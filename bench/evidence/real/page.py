@@ -61,6 +61,8 @@ class Cells:
 
     def get(self, policy: str, method: str, metric: str) -> Tensor | None:
         """The values of a cell, float64 (rows,); None if it was not measured on all rows."""
+        if metric == "ahead":
+            return self.ahead(policy, method)
         if policy in POLICIES:
             policy = str(self.table.get(f"alike.{self.part}/{policy}", policy))
         for name in (f"{self.part}.{policy}", f"{self.part}.{policy}.alone"):
@@ -69,19 +71,20 @@ class Cells:
                 return torch.from_numpy(values[self.rows]).double()
         return None
 
-    def right(self, policy: str, method: str) -> Tensor | None:
-        """Whether the own side has more, ties counting half.
+    def ahead(self, policy: str, method: str) -> Tensor | None:
+        """Whether the own side has more attribution than the other, signs counted; ties count half.
 
-        Of a mosaic, more than half of the positive attribution; of a document, where the sides differ in length, more
-        attribution for each token.
+        Of a document, whose sides differ in length, more for each token.
         """
-        if self.part == "text":
-            own, others = (self.get(policy, method, key) for key in ("own", "others"))
-            ahead = None if own is None or others is None else own - others
-        else:
-            share = self.get(policy, method, "focus")
-            ahead = None if share is None else share - 0.5
-        return None if ahead is None else (ahead.nan_to_num(0.0).sign() + 1) / 2
+        own, others = (self.get(policy, method, key) for key in ("own", "others"))
+        return None if own is None or others is None else ((own - others).sign() + 1) / 2
+
+    def right(self, policy: str, method: str) -> Tensor | None:
+        """Of a mosaic, whether most of the positive attribution is on the own side; of a document, as `ahead`."""
+        share = self.get(policy, method, "focus")
+        if self.part == "text" or share is None:
+            return self.ahead(policy, method)
+        return ((share - 0.5).nan_to_num(0.0).sign() + 1) / 2
 
     def mean(self, values: Tensor | None) -> str:
         """A mean with its interval; empty for a cell that was not measured."""
@@ -130,6 +133,11 @@ class Cells:
         """Whether a policy was measured, and gives other numbers than libragrad."""
         pairs = [(self.get(policy, m, "focus"), self.get("libragrad", m, "focus")) for m in self.methods("libragrad")]
         return any(a is not None and b is not None and not np.array_equal(a, b, equal_nan=True) for a, b in pairs)
+
+    def counts(self, metric: str) -> list[str]:
+        """How many methods libragrad makes better, against each other policy."""
+        found = [f"{policy} {self.count(metric, policy)}" for policy in OTHERS if self.distinct(policy)]
+        return [f"Methods won / tied / lost against {', '.join(found)}.", ""] if found else []
 
     def same(self) -> list[str]:
         """Which policies were measured in another's place."""
@@ -234,9 +242,9 @@ def _mosaics(table: Table) -> list[str]:
         "than half, plain → libragrad. Intervals: photographs are drawn with replacement, a mosaic counts as often "
         "as both of its photographs together.",
         "",
-        f"libragrad against the plain gradient, methods won / tied / lost: Focus {every.count('focus')}, average "
-        f"precision of the patches {every.count('average_precision')}. Italics take no gradient: pictures' own maps, "
-        "attention, noise.",
+        f"libragrad against the plain gradient, methods won / tied / lost: Focus {every.count('focus')}, own "
+        f"against other {every.count('ahead')}, average precision of the patches {every.count('average_precision')}. "
+        "Italics take no gradient: pictures' own maps, attention, noise.",
         "",
         "### Focus",
         "",
@@ -247,17 +255,21 @@ def _mosaics(table: Table) -> list[str]:
         "",
         *known.against("focus", "Focus"),
         "",
+        "### Own against other",
+        "",
+        "How often all attribution on the target's tiles, signs counted, is more than that on the others.",
+        "",
+        *every.against("ahead", "own ahead"),
+        "",
         "### Average precision, the target's tiles as the truth",
         "",
         *every.against("average_precision", "AP"),
         "",
-        "### Focus: libragrad minus other policies",
-        "",
-        *(f"Methods won / tied / lost against {p}: {every.count('focus', p)}.  " for p in OTHERS if every.distinct(p)),
-        "",
-        *every.others("focus"),
-        "",
     ]
+    for metric, name in (
+        (("focus", "Focus"), ("ahead", "Own against other")) if any(map(every.distinct, OTHERS)) else ()
+    ):
+        lines += [f"### {name}: libragrad minus other policies", "", *every.counts(metric), *every.others(metric), ""]
     return lines + every.same() + every.missing()
 
 
@@ -270,9 +282,9 @@ def _degenerate(cells: Cells) -> list[str]:
             return []
         sizes.append(float((own.abs() + others.abs()).median()))
     return [
-        f"Plain HiResCAM at the last block's input is rounding noise: its median size is {sizes[0] / sizes[1]:.0e} of "
-        "libragrad's. A patch reaches the class token there only through a LayerNorm n, and n(th) = n(h) for every t "
-        "> 0. Differentiated at t = 1 this says Σ h·g = 0.",
+        "Plain HiResCAM at the last block's input is degenerate. A patch reaches the class token there only through a "
+        "LayerNorm n, and n(th) = n(h) for every t > 0; differentiated at t = 1 this says Σ h·g = 0. Left is what "
+        f"comes of the norm's ε and of rounding: {sizes[0] / sizes[1]:.0e} of libragrad's size, in the median.",
         "",
     ]
 
@@ -292,6 +304,8 @@ def _completeness(table: Table) -> list[str]:
             cells = (np.median(relative), relative.max(), np.median(whole), whole.max())
             forward = f"{int(same.sum())} of {len(same)}" if policy == "libragrad" else ""
             rows.append([f"{size} x {size}", dtype, policy, len(same), forward, *(f"{value:.1e}" for value in cells)])
+    if not rows:
+        return []
     head = ["picture", "dtype", "policy", "photographs", "forward identical", "of the logit: median", "worst"]
     return [
         "## Completeness",
@@ -333,6 +347,7 @@ def _text(table: Table) -> list[str]:
         "",
         "### Average precision: libragrad minus other policies",
         "",
+        *cells.counts("average_precision"),
         *cells.others("average_precision"),
         "",
         *cells.same(),

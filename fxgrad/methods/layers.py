@@ -12,7 +12,6 @@ from fxgrad.errors import InputError
 from fxgrad.graph.nodes import descendants
 from fxgrad.graph.places import calls_of
 
-
 Source = tuple[str, fx.Node]
 """The attributed input: its name and its placeholder."""
 

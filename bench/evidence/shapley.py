@@ -114,26 +114,27 @@ def measure(loaded: LoadedModel, store: Store, name: str, data: str, numbers: Se
                 store.refuse(name, policy, method, first_line(error))
                 continue
             found[method] = correlations(attributed.patches.flatten(1), game, owners(grid_of(plain)))
-        store.add(name, policy, found, list(batch.ids), numbers[0], numbers[-1] + 1)
+        store.add(name, policy, found, list(batch.ids), numbers[0], numbers[-1] + 1, batch.groups)
 
 
 @click.command()
 @click.argument("folder", type=click.Path(file_okay=False))
 @click.argument("models", nargs=-1, required=True, metavar="MODEL...")
-@click.option("--data", default="digits", show_default=True)
 @click.option("--count", default=10, show_default=True, help="Pictures of each model.")
-def main(folder: str, models: Sequence[str], data: str, count: int) -> None:
+def main(folder: str, models: Sequence[str], count: int) -> None:
     """Compare attributions of MODELs with exact Shapley and Banzhaf values, into the store FOLDER."""
     torch.set_num_threads(1)
     store = Store(folder)
-    store.note("settings", {"data": data, "count": count, "metrics": METRICS})
+    store.note("settings", {"metrics": METRICS})
     done = {(model, start) for model, _, _, start, _ in read(folder).done}
     units = [(model, i) for model in models for i in range(count)]
     for model, i in track(units, "coalitions"):
         spec, _, checkpoint = model.partition("=")
         name = Path(checkpoint).stem if checkpoint else spec.rpartition(":")[2]
         if (name, i) not in done:
-            measure(load_model(spec, checkpoint=checkpoint or None), store, name, data, [i])
+            loaded = load_model(spec, checkpoint=checkpoint or None)
+            data = "digits:heldout:colours" if loaded.preprocess.size[0] == 3 else "digits"
+            measure(loaded, store, name, data, [i])
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import click
@@ -28,6 +28,8 @@ METRICS = {"srg_aopc": "SRG", "average_precision": "AP", "own_over_other": "own 
 """The registered metrics; of all, higher is better."""
 PLAIN, BALANCED = "gradient", "libragrad"
 COUNT = 200
+RESAMPLES = 20_000
+"""Of the registered tests: their smallest p-value, times their number, has to be small."""
 
 Key = tuple[str, str, str]
 """Architecture, method, metric."""
@@ -107,14 +109,17 @@ def compare(results: Results, other: str = PLAIN) -> dict[Key, Comparison]:
     """
     found: dict[Key, Comparison] = {}
     for architecture, models in trainings(results).items():
-        for method, metric in itertools.product(METHODS, METRICS):
-            ours, theirs = (_columns(results, models, policy, method, metric) for policy in (BALANCED, other))
-            if ours and theirs:
-                found[architecture, method, metric] = _compared(ours, theirs, results.groups)
+        sides = {
+            (method, metric): [_columns(results, models, policy, method, metric) for policy in (BALANCED, other)]
+            for method, metric in itertools.product(METHODS, METRICS)
+        }
+        shared = {key: (ours, theirs) for key, (ours, theirs) in sides.items() if ours and theirs}
+        compared = _compared(shared, results.groups, RESAMPLES if other == PLAIN else 2000)
+        found.update({(architecture, *key): comparison for key, comparison in compared.items()})
     if other != PLAIN:
         return found
     corrected = holm([c.difference.p for c in found.values()])
-    return {key: Comparison(c.ours, c.theirs, c.difference, p) for (key, c), p in zip(found.items(), corrected)}
+    return {key: replace(c, corrected=p) for (key, c), p in zip(found.items(), corrected)}
 
 
 Columns = list[Mapping[str, float]]
@@ -127,11 +132,26 @@ def _columns(results: Results, models: Sequence[str], policy: str, method: str, 
     return found if all(found) else []
 
 
-def _compared(ours: Columns, theirs: Columns, groups: Mapping[str, str]) -> Comparison:
-    images = sorted(set[str].intersection(*map(set, ours + theirs)))
-    a, b = (torch.tensor([[c[i] for i in images] for c in side]).double() for side in (ours, theirs))
-    (difference,) = two_level((a - b)[..., None], groups=[groups.get(i, i) for i in images])
-    return Comparison(tuple(a.nanmean(1).tolist()), tuple(b.nanmean(1).tolist()), difference)
+def _compared(
+    sides: Mapping[tuple[str, str], tuple[Columns, Columns]], groups: Mapping[str, str], resamples: int
+) -> dict[tuple[str, str], Comparison]:
+    """All comparisons of one architecture, by the same resamples."""
+    if not sides:
+        return {}
+    images = sorted({image for side in sides.values() for columns in side for column in columns for image in column})
+    ours, theirs = (
+        torch.tensor([[[c.get(i, torch.nan) for i in images] for c in side[which]] for side in sides.values()])
+        for which in (0, 1)
+    )
+    differences = two_level(
+        (ours.double() - theirs.double()).permute(1, 2, 0),
+        groups=[groups.get(i, i) for i in images],
+        resamples=resamples,
+    )
+    means = [side.double().nanmean(2).tolist() for side in (ours, theirs)]
+    return {
+        key: Comparison(tuple(a), tuple(b), difference) for key, a, b, difference in zip(sides, *means, differences)
+    }
 
 
 def records(results: Results, others: Sequence[str] = POLICIES) -> dict[str, dict[str, tuple[int, int, int]]]:

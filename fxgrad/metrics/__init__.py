@@ -11,7 +11,6 @@
 """
 
 from fxgrad.metrics import curves, imputation, perturbation, precision, segmentation, shares
-from fxgrad.metrics.coalitions import Game, coalitions
 from fxgrad.metrics.curves import (
     FRACTIONS,
     Answer,
@@ -21,6 +20,7 @@ from fxgrad.metrics.curves import (
     faithfulness,
     removal_curve,
 )
+from fxgrad.metrics.games import Game, coalitions
 from fxgrad.metrics.imputation import Imputing, imputed
 from fxgrad.metrics.intervals import Interval, bootstrap, holm, paired, two_level
 from fxgrad.metrics.metric import Measured, Metric

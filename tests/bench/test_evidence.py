@@ -11,7 +11,7 @@ from click.testing import CliRunner
 from safetensors.torch import save_file
 
 import fxgrad
-from bench.evidence import analytic, shapley, shortcut, trainings
+from bench.evidence import analytic, sanity, shapley, shortcut, trainings
 from fxgrad.demo.canvases import canvas
 from fxgrad.demo.independent import INDEPENDENT
 from fxgrad.evaluate import Results, read
@@ -160,3 +160,30 @@ def test_correlations_with_a_game() -> None:
 def test_players_are_neighbouring_patches() -> None:
     assert shapley.owners((8, 8)).bincount().tolist() == [4] * 16
     assert shapley.owners((8, 8)).view(8, 8)[:2, :2].unique().tolist() == [0]
+
+
+def test_sanity_checks_are_measured_once(tmp_path: Path) -> None:
+    args = [str(tmp_path), "fxgrad.demo.models:vit_tiny", "--count", "2"]
+    done = CliRunner().invoke(sanity.main, args)
+    assert done.exit_code == 0, done.output
+    found = read(tmp_path).values
+    # Raw attention does not see the head, so shuffling it changes nothing.
+    assert min(found["vit_tiny", "any", "raw_attention"]["head"].values()) == pytest.approx(1)
+    assert max(found["vit_tiny", "libragrad", "input_x_gradient"]["all"].values()) < 0.9
+    assert CliRunner().invoke(sanity.main, args).output == ""
+
+
+def test_games_are_played_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapley, "SIDE", 2)
+    monkeypatch.setattr(shapley, "METHODS", ["input_x_gradient", "random"])
+    args = [str(tmp_path), "fxgrad.demo.models:vit_tiny", "--count", "2"]
+    done = CliRunner().invoke(shapley.main, args)
+    assert done.exit_code == 0, done.output
+    found = read(tmp_path)
+    assert set(found.values["vit_tiny", "libragrad", "input_x_gradient"]) == set(shapley.METRICS)
+    assert all(-1 <= v <= 1 for v in found.values["vit_tiny", "any", "random"]["shapley"].values())
+    games = sorted((tmp_path / "games").iterdir())
+    assert [game.name for game in games] == ["vit_tiny-digits-0.npy", "vit_tiny-digits-1.npy"]
+    assert np.load(games[0]).shape == (16,)
+    shown = canvas(0)
+    assert found.groups["heldout/0"] == f"scan {shown.scans[0]}"

@@ -24,8 +24,9 @@ from transformers import BertConfig, BertModel, BertTokenizerFast, Dinov2Config,
 
 import fxgrad
 from bench.evidence.real import cells, completeness, encoder, mosaics, photographs, probe, run, texts, weights
+from bench.evidence.real.comparison import Cells
 from bench.evidence.real.intervals import by_photograph
-from bench.evidence.real.page import Cells, render
+from bench.evidence.real.page import render
 from fxgrad.methods import METHODS
 from fxgrad.metrics import bootstrap
 
@@ -296,10 +297,15 @@ def test_the_command_writes_its_page(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(completeness, "DTYPES", (torch.float32,))
     for module in (cells, run):
         monkeypatch.setattr(module, "POLICIES", ("gradient", "libragrad"))
-    monkeypatch.setattr(encoder, "measure", lambda store: None)
+    monkeypatch.setattr(encoder, "measure", lambda store, policies: None)
     known = {"versions": np.array(["x"]), "photographs": np.array(list("abcd")), "witness": np.array(0.0)}
     monkeypatch.setattr(run, "facts", lambda store, pictures: store.put("facts", known))
     monkeypatch.setattr("sys.argv", ["real", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "real.md")])
+    run.main()
+    (tmp_path / "real.md").unlink()
+    monkeypatch.setattr(
+        "sys.argv", ["real", "--store", str(tmp_path / "store"), "--out", str(tmp_path / "real.md"), "--page"]
+    )
     run.main()
     page = (tmp_path / "real.md").read_text("utf-8")
     with np.load(tmp_path / "real.npz", allow_pickle=False) as table:
@@ -354,19 +360,21 @@ def test_a_tiny_encoder_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.Mon
     few = [[f"A {subject} {i} here." for i in range(3)] for subject in "vwxyz"]
     monkeypatch.setattr(encoder, "corpus", lambda: (few, few))
     store = cells.Store(tmp_path / "store")
-    encoder.measure(store, 4)
+    encoder.measure(store, ("libragrad",), 4)
     found = store.get("text.libragrad")
     assert {key.partition(".")[0] for key in found} == set(encoder.METHODS)
     assert all(len(values) == 4 for values in found.values())
     assert store.rows("text.any") == 4 and store.get("text")["logits"].shape == (4, 5)
     monkeypatch.setattr(encoder, "shipped", None)  # all is there
-    encoder.measure(store, 4)
+    encoder.measure(store, ("libragrad",), 4)
 
 
 def test_a_table_compares_the_same_mosaics() -> None:
     plain, ours = np.array([0.2, 0.4, 0.6, 0.4]), np.array([0.6, 0.7, 0.8, np.nan])
     table = {
         "mosaics/target": np.array([0, 1, 2, 3]),
+        "mosaics.any/sobel.own": np.array([2.0, 1.0, -1.0, 3.0]),
+        "mosaics.any/sobel.others": np.array([1.0, 1.0, 1.0, 1.0]),
         "mosaics.gradient/attcat.focus": plain,
         "mosaics.libragrad/attcat.focus": ours,
         "mosaics.attnlrp/attcat.focus": ours,
@@ -381,6 +389,8 @@ def test_a_table_compares_the_same_mosaics() -> None:
     assert found.same()[0].endswith("measured once: cp-lrp (as libragrad).")
     assert not found.distinct("cp-lrp") and found.get("attnlrp", "genatt", "focus") is None
     assert found.get("gradient", "attcat", "focus").tolist() == plain.tolist()
+    assert found.get("any", "sobel", "ahead").tolist() == [1, 0.5, 0, 1]
+    assert found.missing()[0].endswith("Integrated Gradients, summed by patch.") and "attnlrp" not in found.missing()[0]
 
 
 def test_the_page_says_what_its_table_holds() -> None:

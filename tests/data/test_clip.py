@@ -65,6 +65,29 @@ def test_weights_come_from_a_checkpoint_of_open_clip_s_model(tiny: str, tmp_path
         assert torch.equal(loaded.model(x), other.eval().encode_image(x))
 
 
+def test_a_folder_as_the_hub_has_it_brings_weights_and_preprocessing(tiny: str, tmp_path: Path) -> None:
+    """As hf-hub: has BiomedCLIP, here with a timm ViT for the pictures, too."""
+    vision = {"image_size": 224, "timm_model_name": "vit_tiny_patch16_224", "timm_pool": "", "timm_proj": "linear"}
+    model = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": TEXT, "custom_text": True}
+    preprocess = {"mean": [0.1, 0.2, 0.3], "std": [0.5, 0.6, 0.7], "interpolation": "bicubic", "resize_mode": "squash"}
+    folder = tmp_path / "hub"
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model, "preprocess_cfg": preprocess}))
+    (tmp_path / "Timm-16.json").write_text(json.dumps(model))
+    open_clip.add_model_config(tmp_path / "Timm-16.json")
+    stored = open_clip.create_model("Timm-16").eval()
+    safetensors.torch.save_file(stored.state_dict(), folder / "open_clip_model.safetensors")
+    loaded = load_model(f"open_clip:local-dir:{folder}")
+    assert loaded.weights == f"local-dir:{folder}"
+    assert (loaded.preprocess.mean, loaded.preprocess.crop) == ((0.1, 0.2, 0.3), None)
+    x = loaded.preprocess(Image.effect_noise((300, 200), 90))
+    with torch.no_grad():
+        assert torch.equal(loaded.model(x), stored.encode_image(x))
+        words = stored.encode_text(loaded.model.tokenizer(["a", "b"]), normalize=True)  # type: ignore[operator]
+        wanted = stored.logit_scale.exp() * stored.encode_image(x, normalize=True) @ words.T
+        assert torch.allclose(loaded.prompted("a", "b").model(x), wanted, atol=1e-4)
+
+
 def test_the_preprocessing_is_open_clip_s(tiny: str) -> None:
     loaded = load_model(tiny)
     image = Image.effect_noise((50, 40), 90).convert("RGB")

@@ -114,7 +114,8 @@ class Explainer:
             shared = Shared(**known, asked=self.names)
             for name, (function, layer) in self.methods.items():
                 maps[name] = function(replace(shared, layer=layer) if layer else shared)
-            return next(iter(maps.values()))
+            # Without shares, or a cause would be sought, node by node, each time they do not add up.
+            return replace(next(iter(maps.values())), apart=None)
 
         whole = attribute(self.converted, (x,), target=target, method=together)
         return {name: self._found(map, whole) for name, map in maps.items()}

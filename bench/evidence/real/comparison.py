@@ -96,6 +96,10 @@ class Cells:
         found = self.intervals((ours - theirs)[:, None])[0]
         return shown(found, "+.3f") + {1: " ▲", -1: " ▼", 0: ""}[found.sign]
 
+    def name(self, method: str) -> str:
+        """What a method is called; words are not summed by patch."""
+        return NAMES[method].partition(", summed")[0] if self.part == "text" else NAMES[method]
+
     def methods(self, policy: str) -> list[str]:
         """The measured methods of a policy, in the order of the page."""
         return [method for method in NAMES if self.get(policy, method, "focus") is not None]
@@ -106,11 +110,11 @@ class Cells:
         for method in self.methods("libragrad"):
             plain, ours = (self.get(policy, method, metric) for policy in ("gradient", "libragrad"))
             sides = " → ".join(f"{float(v.mean()):.0%}" for v in self.sides(method))
-            rows.append([NAMES[method], self.mean(plain), self.mean(ours), self.difference(ours, plain), sides])
+            rows.append([self.name(method), self.mean(plain), self.mean(ours), self.difference(ours, plain), sides])
         for method in self.methods(ANY):
             values, right = self.get(ANY, method, metric), self.right(ANY, method)
             assert right is not None
-            rows.append([f"*{NAMES[method]}*", self.mean(values), "", "", f"{float(right.mean()):.0%}"])
+            rows.append([f"*{self.name(method)}*", self.mean(values), "", "", f"{float(right.mean()):.0%}"])
         return markdown(["method", f"{head}, plain", "libragrad", "difference", "own side"], rows, "lrrrr")
 
     def sides(self, method: str) -> list[Tensor]:
@@ -125,7 +129,7 @@ class Cells:
             ours = self.get("libragrad", method, metric)
             cells = [self.difference(ours, self.get(policy, method, metric)) for policy in own]
             if any(cells):
-                rows.append([NAMES[method], *cells])
+                rows.append([self.name(method), *cells])
         return markdown(["method", *own], rows, "l" + "r" * len(own)) if own else []
 
     def distinct(self, policy: str) -> bool:

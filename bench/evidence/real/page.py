@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from bench.evidence.real.comparison import OTHERS, Cells, Table
+from bench.evidence.real.comparison import Cells, Table
 from bench.evidence.real.intervals import by_photograph
 from fxgrad.metrics import bootstrap
 from fxgrad.report import markdown
@@ -85,9 +85,9 @@ def _mosaics(table: Table) -> list[str]:
         "than half, plain → libragrad. Intervals: photographs are drawn with replacement, a mosaic counts as often "
         "as both of its photographs together.",
         "",
-        f"libragrad against the plain gradient, rows won / tied / lost: Focus {every.count('focus')}, own "
-        f"against other {every.count('ahead')}, average precision of the patches {every.count('average_precision')}. "
-        "Italics take no gradient: pictures' own maps, attention, noise.",
+        f"libragrad against the plain gradient, rows won / tied / lost: Focus {every.count('focus')}, own against "
+        f"other {every.count('ahead')}, average precision of the patches {every.count('average_precision')}. Italics "
+        "take no gradient: pictures' own maps, attention, noise.",
         "",
         "### Focus",
         "",
@@ -109,11 +109,14 @@ def _mosaics(table: Table) -> list[str]:
         *every.against("average_precision", "AP"),
         "",
     ]
-    for metric, name in (
-        (("focus", "Focus"), ("ahead", "Own against other")) if any(map(every.distinct, OTHERS)) else ()
-    ):
-        lines += [f"### {name}: libragrad minus other policies", "", *every.counts(metric), *every.others(metric), ""]
+    lines += [*_others(every, "focus", "Focus"), *_others(every, "ahead", "Own against other")]
     return lines + every.same() + every.missing()
+
+
+def _others(cells: Cells, metric: str, name: str) -> list[str]:
+    """Section that compares libragrad with the other policies; empty if none was measured."""
+    found = cells.others(metric)
+    return [f"### {name}: libragrad minus other policies", "", *cells.counts(metric), *found, ""] if found else []
 
 
 def _degenerate(cells: Cells) -> list[str]:
@@ -125,8 +128,8 @@ def _degenerate(cells: Cells) -> list[str]:
             return []
         sizes.append(float((own.abs() + others.abs()).median()))
     return [
-        "Plain HiResCAM at the last block's input is degenerate. A patch reaches the class token there only through a "
-        "LayerNorm n, and n(th) = n(h) for every t > 0; differentiated at t = 1 this says Σ h·g = 0. Left is what "
+        "Plain HiResCAM at the last block's input is degenerate. A patch reaches the class token there only through "
+        "a LayerNorm n, and n(th) = n(h) for every t > 0; differentiated at t = 1 this says Σ h·g = 0. Left is what "
         f"comes of the norm's ε and of rounding: {sizes[0] / sizes[1]:.0e} of libragrad's size, in the median.",
         "",
     ]
@@ -176,11 +179,12 @@ def _text(table: Table) -> list[str]:
         f"docstrings' first sentences these are; {counts[0]} to train on, {counts[1]} held out, of which "
         f"{right.mean():.0%} are named right. {len(planted)} documents of four held-out sentences, one of the "
         "target's class at a random place among three of other classes. The truth is the planted sentence, "
-        f"{planted.mean():.0%} of the tokens on average; the model names its class in {named:.0%}. Intervals: "
-        "bootstrap over documents; no sentence is planted twice, but the others may come back.",
+        f"{planted.mean():.0%} of the tokens on average; the model names its class in {named:.0%}, one of the four "
+        "that the document holds. Intervals: bootstrap over documents; no sentence is planted twice, but the others "
+        "may come back.",
         "",
-        "libragrad against the plain gradient, rows won / tied / lost: token AP "
-        f"{cells.count('average_precision')}, Focus {cells.count('focus')}.",
+        f"libragrad against the plain gradient, rows won / tied / lost: token AP {cells.count('average_precision')}, "
+        f"Focus {cells.count('focus')}.",
         "",
         "### Average precision of the tokens",
         "",
@@ -188,11 +192,7 @@ def _text(table: Table) -> list[str]:
         "",
         "*Own side*: how often the planted sentence has more attribution for each token than the others.",
         "",
-        "### Average precision: libragrad minus other policies",
-        "",
-        *cells.counts("average_precision"),
-        *cells.others("average_precision"),
-        "",
+        *_others(cells, "average_precision", "Average precision"),
         *cells.same(),
         *cells.missing(),
     ]

@@ -13,9 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 import torch
 
 from bench.evidence import analytic, trainings
+from bench.evidence.real.comparison import Cells
+from bench.evidence.real.page import of_mosaics
 from bench.evidence.trainings import BALANCED, METRICS, PLAIN, Comparison
 from fxgrad.evaluate import Results, read
 from fxgrad.evaluate.baselines import ALWAYS
@@ -39,6 +42,7 @@ class Evidence:
         trainings, shapley, shortcut, sanity: the values of every picture.
         accuracy: NAME-SEED -> what the training reached.
         read: architecture -> what the shortcut's models read, by intervention.
+        real: the table of `bench.evidence.real`.
     """
 
     trainings: Results
@@ -47,13 +51,16 @@ class Evidence:
     sanity: Results
     accuracy: Mapping[str, Mapping[str, float]]
     read: Mapping[str, Mapping[str, float]]
+    real: Mapping[str, np.ndarray]
 
 
 def load(folder: Path) -> Evidence:
     """Read bench/measured/evidence/."""
     parts = {part: read_values(folder / f"{part}.npz")[0] for part in PARTS}
     accuracy, found = (json.loads((folder / f"{part}.json").read_text()) for part in ("trainings", "shortcut"))
-    return Evidence(**parts, accuracy=accuracy, read=found)
+    with np.load(folder.parent / "real.npz", allow_pickle=False) as table:
+        real = dict(table)
+    return Evidence(**parts, accuracy=accuracy, read=found, real=real)
 
 
 def text(evidence: Evidence) -> str:
@@ -72,6 +79,7 @@ def text(evidence: Evidence) -> str:
         "interventions": _interventions(evidence.read),
         "analytic": analytic.table(),
         "accuracy": _accuracy(evidence),
+        "real": _real(evidence.real),
     }
     page = TEMPLATE.read_text("utf-8")
     for name, found in fields.items():
@@ -180,6 +188,15 @@ def _shapley(results: Results) -> list[str]:
 
 def _shortcut(results: Results) -> list[str]:
     return markdown(["method", *_SHOWN], _means(results, "pointing_game", _SHOWN))
+
+
+def _real(table: Mapping[str, np.ndarray]) -> list[str]:
+    """libragrad against the plain gradient on real weights: methods won / tied / lost."""
+    mosaics, text = of_mosaics(table), Cells(table, "text", bootstrap)
+    titles = {"focus": "Focus", "ahead": "own side over the other", "average_precision": "AP"}
+    rows = [[f"mosaics of photographs, {title}", mosaics.count(metric)] for metric, title in titles.items()]
+    rows += [[f"planted sentences, {titles[m]}", text.count(m)] for m in ("focus", "average_precision")]
+    return markdown(["real weights", "methods won / tied / lost"], rows)
 
 
 def _sanity(results: Results) -> list[str]:

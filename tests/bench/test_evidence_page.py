@@ -1,8 +1,10 @@
 """The page of the evidence: every number of it is computed again from the values of every picture."""
 
 import re
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -28,7 +30,9 @@ def small() -> page.Evidence:
     shortcut = of("vit", {("gradient", "genatt"): {"pointing_game": [1.0, 0.0, 1.0, 0.0]}})
     sanity = of("vit-0", {("libragrad", "attcat"): {"all": [0.125, 0.125, 0.125, 0.125]}})
     facts = {"right": 1.0, "follows": 0.5, "kept": 0.25}
-    return page.Evidence(trained, shapley, shortcut, sanity, {"vit-0": {"heldout_both": 0.875}}, {"vit": facts})
+    with np.load(page.MEASURED.parent / "real.npz", allow_pickle=False) as table:
+        real = dict(table)
+    return page.Evidence(trained, shapley, shortcut, sanity, {"vit-0": {"heldout_both": 0.875}}, {"vit": facts}, real)
 
 
 def test_every_part_of_the_page_comes_from_the_values(small: page.Evidence) -> None:
@@ -41,6 +45,7 @@ def test_every_part_of_the_page_comes_from_the_values(small: page.Evidence) -> N
     assert "| sobel | 0.25 [0.25, 0.25] |" in found
     assert re.search(r"\| fullgrad \|\s+\| 0\.62 \[0\.5\d?, 0\.\d\d\] \|", found)
     assert re.search(r"\| genatt \| 0\.50 \[0\.\d\d, \d\.\d\d\] \|", found)
+    assert re.search(r"\| mosaics of photographs, Focus \| \d+ / \d+ / \d+ \|", found)
     assert "| everything | attcat |  | 0.12 [0.12, 0.12] |" in found
     assert "| vit | 100.0% | 50.0% | 25.0% |" in found and "| vit | 1 | 87.5% | 87.5% | 87.5% |" in found
 
@@ -54,6 +59,7 @@ def test_a_claim_holds_only_where_every_test_is_won(signs: list[int], said: str)
 
 
 def test_values_are_taken_from_stores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, small: page.Evidence) -> None:
+    shutil.copy(page.MEASURED.parent / "real.npz", tmp_path)
     monkeypatch.setattr(page, "MEASURED", tmp_path / "measured")
     monkeypatch.setattr(page, "PAGE", tmp_path / "evidence.md")
     for part, folder in (

@@ -61,19 +61,22 @@ def _probe(table: Table) -> list[str]:
     ]
 
 
+def of_mosaics(table: Table, rows: np.ndarray | None = None) -> Cells:
+    """The cells of the mosaics, or of some of them, with intervals over photographs."""
+    target, other = table["mosaics/target"], table["mosaics/other"]
+    kept = np.ones(len(target), dtype=bool) if rows is None else rows
+    one, two = torch.from_numpy(target[kept]), torch.from_numpy(other[kept])
+    classes = table["mosaics/logits"].shape[1]
+    return Cells(table, "mosaics", lambda values: by_photograph(values, one, two, photographs=classes), rows)
+
+
 def _mosaics(table: Table) -> list[str]:
     target, other, logits = (table[f"mosaics/{key}"] for key in ("target", "other", "logits"))
     order = np.argsort(-logits, axis=1)[:, :2]
     seen = (order == target[:, None]).any(1)
     both = seen & (order == other[:, None]).any(1)
 
-    def cells(rows: np.ndarray | None = None) -> Cells:
-        kept = np.ones(len(target), dtype=bool) if rows is None else rows
-        one, two = torch.from_numpy(target[kept]), torch.from_numpy(other[kept])
-        classes = logits.shape[1]
-        return Cells(table, "mosaics", lambda values: by_photograph(values, one, two, photographs=classes), rows)
-
-    every, known = cells(), cells(both)
+    every, known = of_mosaics(table), of_mosaics(table, both)
     lines = [
         "## Mosaics",
         "",

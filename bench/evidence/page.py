@@ -208,9 +208,10 @@ def _sanity(results: Results) -> list[str]:
 
 
 def _interventions(read: Mapping[str, Mapping[str, float]]) -> list[str]:
-    keys = ("right", "follows", "kept")
+    keys = ("right", "follows", "kept", "unmarked")
     rows = [[name, *(f"{facts[key]:.1%}" for key in keys)] for name, facts in read.items()]
-    return markdown(["architecture", "names the patch", "follows another patch", "keeps it in another picture"], rows)
+    heads = ["names the patch", "follows another patch", "keeps it in another picture", "names one without a patch"]
+    return markdown(["architecture", *heads], rows)
 
 
 def _claims(evidence: Evidence, compared: Mapping[trainings.Key, Comparison]) -> list[str]:

@@ -29,7 +29,7 @@ def small() -> page.Evidence:
     shapley = of("vit-0", {("libragrad", "fullgrad"): {"shapley": [0.5, 0.75, 0.5, 0.75]}})
     shortcut = of("vit", {("gradient", "genatt"): {"pointing_game": [1.0, 0.0, 1.0, 0.0]}})
     sanity = of("vit-0", {("libragrad", "attcat"): {"all": [0.125, 0.125, 0.125, 0.125]}})
-    facts = {"right": 1.0, "follows": 0.5, "kept": 0.25}
+    facts = {"right": 1.0, "follows": 0.5, "kept": 0.25, "unmarked": 0.5}
     with np.load(page.MEASURED.parent / "real.npz", allow_pickle=False) as table:
         real = dict(table)
     return page.Evidence(trained, shapley, shortcut, sanity, {"vit-0": {"heldout_both": 0.875}}, {"vit": facts}, real)
@@ -47,7 +47,7 @@ def test_every_part_of_the_page_comes_from_the_values(small: page.Evidence) -> N
     assert re.search(r"\| genatt \| 0\.50 \[0\.\d\d, \d\.\d\d\] \|", found)
     assert re.search(r"\| mosaics of photographs, Focus \| \d+ / \d+ / \d+ \|", found)
     assert "| everything | attcat |  | 0.12 [0.12, 0.12] |" in found
-    assert "| vit | 100.0% | 50.0% | 25.0% |" in found and "| vit | 1 | 87.5% | 87.5% | 87.5% |" in found
+    assert "| vit | 100.0% | 50.0% | 25.0% | 50.0% |" in found and "| vit | 1 | 87.5% | 87.5% | 87.5% |" in found
 
 
 @pytest.mark.parametrize(
@@ -75,7 +75,9 @@ def test_values_are_taken_from_stores(tmp_path: Path, monkeypatch: pytest.Monkey
                 store.add("vit-0", policy, {method: {metric: list(column.values())}}, list(column), 0, len(column))
         store.close()
     (tmp_path / "trainings" / "trainings.json").write_text('{"vit-0": {"heldout_both": 0.875}}')
-    (tmp_path / "shortcut" / "shortcut.json").write_text('{"vit": {"right": 1, "follows": 0.5, "kept": 0.25}}')
+    (tmp_path / "shortcut" / "shortcut.json").write_text(
+        '{"vit": {"right": 1, "follows": 0.5, "kept": 0.25, "unmarked": 0.5}}'
+    )
     done = CliRunner().invoke(page.main, [f"{part}={tmp_path / part}" for part in page.PARTS])
     assert done.exit_code == 0, done.output
     written = (tmp_path / "evidence.md").read_text()

@@ -7,14 +7,14 @@ trained model. MODEL is module.path:factory, or module.path:factory=CHECKPOINT. 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import click
 import torch
 
+from bench.evidence.trainings import opened
 from fxgrad.data import collate, open_data
-from fxgrad.data.models import LoadedModel, load_model
+from fxgrad.data.models import LoadedModel
 from fxgrad.errors import FxgradError, first_line
 from fxgrad.evaluate.methods import takes_gradient
 from fxgrad.evaluate.plan import ANY
@@ -68,12 +68,9 @@ def main(folder: str, models: Sequence[str], count: int) -> None:
     store.note("settings", {"count": count, "metrics": METRICS})
     done = {model for model, *_ in read(folder).done}
     for model in models:
-        spec, _, checkpoint = model.partition("=")
-        loaded = load_model(spec, checkpoint=checkpoint or None)
-        name = Path(checkpoint).stem if checkpoint else spec.rpartition(":")[2]
+        name, loaded, data = opened(model)
         if name not in done:
-            coloured = loaded.preprocess.size[0] == 3
-            measure(loaded, store, name, "digits:heldout:colours" if coloured else "digits", count)
+            measure(loaded, store, name, data, count)
             click.echo(f"{name} is measured")
 
 

@@ -17,8 +17,9 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
+from bench.evidence.trainings import opened
 from fxgrad.data import collate, open_data
-from fxgrad.data.models import LoadedModel, load_model
+from fxgrad.data.models import LoadedModel
 from fxgrad.errors import FxgradError, first_line
 from fxgrad.evaluate.bench import removal
 from fxgrad.evaluate.methods import attributes, grid_of, takes_gradient
@@ -127,13 +128,9 @@ def main(folder: str, models: Sequence[str], count: int) -> None:
     store = Store(folder)
     store.note("settings", {"metrics": METRICS})
     done = {(model, start) for model, _, _, start, _ in read(folder).done}
-    units = [(model, i) for model in models for i in range(count)]
-    for model, i in track(units, "coalitions"):
-        spec, _, checkpoint = model.partition("=")
-        name = Path(checkpoint).stem if checkpoint else spec.rpartition(":")[2]
+    units = [(*one, i) for one in map(opened, models) for i in range(count)]
+    for name, loaded, data, i in track(units, "coalitions"):
         if (name, i) not in done:
-            loaded = load_model(spec, checkpoint=checkpoint or None)
-            data = "digits:heldout:colours" if loaded.preprocess.size[0] == 3 else "digits"
             measure(loaded, store, name, data, [i])
 
 

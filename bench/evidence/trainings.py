@@ -17,6 +17,7 @@ import click
 import torch
 from safetensors import safe_open
 
+from fxgrad.data.models import LoadedModel, load_model
 from fxgrad.errors import InputError
 from fxgrad.evaluate import POLICIES, Plan, Results, evaluate, read
 from fxgrad.evaluate.compare import labelled
@@ -33,6 +34,19 @@ RESAMPLES = 20_000
 
 Key = tuple[str, str, str]
 """Architecture, method, metric."""
+
+
+def opened(model: str) -> tuple[str, LoadedModel, str]:
+    """Of module.path:factory, or module.path:factory=CHECKPOINT: the model's name, the model, and the canvases it reads."""
+    spec, _, checkpoint = model.partition("=")
+    loaded = load_model(spec, checkpoint=checkpoint or None)
+    name = Path(checkpoint).stem if checkpoint else spec.rpartition(":")[2]
+    return name, loaded, canvases(loaded.preprocess.size[0] == 3)
+
+
+def canvases(coloured: bool) -> str:
+    """The data set of held-out canvases."""
+    return "digits:heldout:colours" if coloured else "digits"
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ def plan(weights: Path) -> Plan:
     return Plan(
         (f"fxgrad.demo.independent:{name}",),
         tuple(METHODS),
-        data="digits:heldout:colours" if name == "clip" else "digits",
+        data=canvases(name == "clip"),
         count=COUNT,
         steps=0,
         options=("input_x_gradient.at='tokens'",),

@@ -5,7 +5,8 @@ BIN := .venv/bin
 MEASURED := bench/measured
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,$(MEASURED))
 
-.PHONY: demo train test lint completeness export-table zoo fuzz bench evaluate evidence evidence-of-trained real gallery web docs clean
+.PHONY: demo train test lint completeness paper-cost export-table zoo fuzz bench evaluate evidence evidence-of-trained real \
+	gallery web docs clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -28,6 +29,9 @@ lint: .venv/ready
 
 completeness: .venv/ready  ## measure every architecture, write bench/measured/completeness.md
 	$(BIN)/python -m bench.tables.architectures --out $(MEASURED)/completeness.md
+
+paper-cost: .venv/ready  ## minutes: count what the paper's protocol costs, write bench/measured/paper-cost.md
+	$(BIN)/python -m bench.tables.paper_cost --out $(MEASURED)/paper-cost.md
 
 export-table: .venv/ready  ## export and run the explainer of every architecture, write bench/measured/export-table.md
 	$(BIN)/python -m bench.tables.export_table --targets saved,pt2,onnx,aoti --out $(MEASURED)/export-table.md

@@ -32,7 +32,8 @@ from fxgrad.evaluate.store import Store
 from fxgrad.report import markdown
 
 SMALL = "vit_tiny_patch16_224"
-PICTURES = 2
+PICTURES = 1
+"""In a chunk."""
 PARTS = ("imagenet", "imagenet-logit", "imagenet-ig", "imagenet-s", "imagenet-s-logit", "completeness")
 TARGETS = 3
 """The parts on ImageNet are run for the label, the first and the second class."""
@@ -81,23 +82,23 @@ def forward_flops(tag: str) -> float:
 
 
 def measured(name: str) -> Cost:
-    """Run a part on a few coloured canvases with the small ViT: once to warm up, once counted, once timed."""
+    """Run a part on coloured canvases with the small ViT, converted before: one chunk counted, the next one timed."""
     settings: dict[str, Any] = dict(protocol("libragrad").parts[name].settings)
     times = TARGETS if name.startswith("imagenet") and not name.startswith("imagenet-s") else 1
     pictures = settings["count"] * times
-    settings |= {"data": "digits:heldout:colours", "value": "logit", "count": 3 * PICTURES, "chunk": PICTURES}
+    settings |= {"data": "digits:heldout:colours", "value": "logit", "count": 2 * PICTURES, "chunk": PICTURES}
     plan = replace(Plan((f"timm:{SMALL}",), **settings), mode=None, least_area=0.0)
     known = attributes(plan.methods, plan.options, maps=plan.maps) | attributes(["random"])
     metrics = chosen_metrics(all_metrics([]), plan.measures)
-    bench = Bench(plan, open_data(plan.data), list(range(3 * PICTURES)), known, metrics, plan.models[0])
+    bench = Bench(plan, open_data(plan.data), list(range(2 * PICTURES)), known, metrics, plan.models[0])
+    assert bench.ruler.tokens.grid and all(bench.under(policy) for policy in plan.policies)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        _chunk(bench, plan, store, 0)
         with FlopCounterMode(display=False) as counter:
-            _chunk(bench, plan, store, 1)
-        start = time.perf_counter()
-        _chunk(bench, plan, store, 2)
-        seconds = time.perf_counter() - start
+            _chunk(bench, plan, store, 0)
+        start = time.process_time()
+        _chunk(bench, plan, store, 1)
+        seconds = time.process_time() - start
         store.close()
     return Cost(name, pictures, counter.get_total_flops() / PICTURES / forward_flops(SMALL), seconds / PICTURES)
 
@@ -128,8 +129,8 @@ def page(costs: Sequence[Cost], tflops: float) -> str:
             "",
             f"Written by `python -m bench.tables.paper_cost`. *Passes*: floating-point operations for one picture, "
             f"over those of one forward pass of it, counted by `torch.utils.flop_counter` with {SMALL} and random "
-            f"weights on {PICTURES} pictures at once. *Seconds*: for one picture of that model on this CPU, "
-            f"{torch.get_num_threads()} thread(s). *Pictures*: for one model, all targets together.",
+            f"weights on one picture at a time. *Seconds*: of the processor, for one picture of that model on this CPU "
+            "in one thread. *Pictures*: for one model, all targets together.",
             "",
             *markdown(["part", "pictures", "passes", "seconds", "GFLOP/s"], parts),
             "",
@@ -152,7 +153,11 @@ def main() -> None:
     parser.add_argument("--tflops", type=float, default=40.0, help="sustained operations per second of a GPU, in 1e12")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    Path(options.out).write_text(page([measured(name) for name in PARTS], options.tflops), "utf-8")
+    costs = []
+    for name in PARTS:
+        costs.append(measured(name))
+        print(costs[-1], flush=True)
+    Path(options.out).write_text(page(costs, options.tflops), "utf-8")
     print(f"wrote {options.out}")
 
 

@@ -37,7 +37,7 @@ Key = tuple[str, str, str]
 
 
 def opened(model: str) -> tuple[str, LoadedModel, str]:
-    """Of module.path:factory, or module.path:factory=CHECKPOINT: the name, the model, and the canvases that it reads."""
+    """Of module.path:factory, or module.path:factory=CHECKPOINT: the name, the model, the canvases that it reads."""
     spec, _, checkpoint = model.partition("=")
     loaded = load_model(spec, checkpoint=checkpoint or None)
     name = Path(checkpoint).stem if checkpoint else spec.rpartition(":")[2]

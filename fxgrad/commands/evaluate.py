@@ -18,14 +18,15 @@ from fxgrad.evaluate.plan import POLICIES, Plan
 from fxgrad.evaluate.protocol import PROTOCOLS, protocol
 from fxgrad.evaluate.run import evaluate as measure
 from fxgrad.evaluate.store import read
+from fxgrad.evaluate.values import read_values, write_values
 from fxgrad.methods import METHODS
-from fxgrad.metrics import FRACTIONS
+from fxgrad.metrics import FRACTIONS, OPTIONAL
 
 _PROTOCOL_HELP = "Settings of a publication, such as libragrad:imagenet; what else is given counts instead of them."
 _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module.path:factory."
 _METHODS_HELP = f"{', '.join(METHODS)}; or module.path:function of your own. Repeatable. Default: all of fxgrad's."
 _MEASURES_HELP = "Measure these metrics only, such as 'srg_*'. Repeatable. Default: all."
-_METRICS_HELP = "module.path:metric of your own, beside fxgrad's: a fxgrad.metrics.Metric. Repeatable."
+_METRICS_HELP = f"{', '.join(OPTIONAL)}; or module.path:metric of your own, a fxgrad.metrics.Metric. Repeatable."
 
 
 def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> tuple[float, ...]:
@@ -91,7 +92,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     "--option", "options", multiple=True, metavar="M.O=V", help="Of a method: smoothgrad.samples=5. Repeatable."
 )
 @click.option("--measure", "measures", multiple=True, metavar="PATTERN", help=_MEASURES_HELP)
-@click.option("--metric", "metrics", multiple=True, metavar="MODULE:METRIC", help=_METRICS_HELP)
+@click.option("--metric", "metrics", multiple=True, metavar="NAME", help=_METRICS_HELP)
 @click.option("--chunk", type=click.IntRange(1), default=25, show_default=True, help="Pictures at once.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32", show_default=True)
@@ -106,7 +107,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     show_default=True,
     multiple=True,
     metavar="FOLDER",
-    help="Results; resumed from there. Several with --summary.",
+    help="Results; resumed from there. Several with --summary, which reads files of --values, too.",
 )
 @click.option(
     "--out",
@@ -114,6 +115,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Write the tables there, and those of each of several models in a folder beside it; instead of to stdout.",
 )
 @click.option("--summary", is_flag=True, help="Measure nothing: print the tables of --store.")
+@click.option("--values", metavar="FILE.npz", help="Write every picture's values there, and make the tables from them.")
 @click.option("--protocol", "named", metavar="NAME:PART", help=_PROTOCOL_HELP)
 @click.option("--show", is_flag=True, help="Measure nothing: say what --protocol runs.")
 def evaluate(
@@ -125,6 +127,7 @@ def evaluate(
     stores: tuple[str, ...],
     out: str | None,
     summary: bool,
+    values: str | None,
     named: str | None,
     show: bool,
     **options: Any,
@@ -145,7 +148,7 @@ def evaluate(
     if len(stores) > 1 and not summary:
         raise InputError("a run has one --store; several are for --summary.")
     if summary:
-        runs = [read(store) for store in stores]
+        runs = [run for store in stores for run in (read_values(store) if store.endswith(".npz") else [read(store)])]
     else:
         chosen = {
             "methods": methods or tuple(METHODS),
@@ -164,6 +167,10 @@ def evaluate(
             runs = [measure(plan, stores[0], watch=watch)]
         if os.environ.get("RANK", "0") != "0":
             return
+    if values is not None:
+        write_values(runs, values)
+        runs = read_values(values)
+        click.echo(f"wrote {values}", err=out is None)
     if out is None:
         click.echo("\n".join(pages(runs).values()), nl=False)
         return

@@ -74,6 +74,11 @@ class Batch:
     others: Tensor
     groups: tuple[str, ...]
 
+    def first(self, count: int, x: Tensor) -> Batch:
+        """The first samples, with other pictures `x`, (count, C, H, W)."""
+        kept = slice(count)
+        return Batch(x, self.labels[kept], self.masks[kept], self.ids[kept], self.others[kept], self.groups[kept])
+
 
 def collate(samples: Sequence[Sample], preprocess: Preprocessing) -> Batch:
     """Samples as one batch; a mask is resized and cropped like its picture.

@@ -3,7 +3,8 @@
 The digits are the 1,797 real 8x8 scans that scikit-learn ships, enlarged and placed at random. Because this
 module places them, it knows the pixels of each digit: a ground truth for attributions without manual labels.
 Held-out canvases use scans that training never sees; the people who wrote them may be the same, since
-scikit-learn does not say who wrote what.
+scikit-learn does not say who wrote what. The train split falls into two parts that share no scan either: "fit" to train
+on and "validation" to choose by, for trainings whose recipe is still to be found.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ SIZES = (14, 22)
 """Smallest and largest side of a placed digit, in pixels; any two fit side by side on a canvas."""
 INK = 0.3
 """An enlarged scan's pixels above this brightness are the digit's own."""
-SPLITS = ("train", "heldout")
+SPLITS = ("train", "heldout", "fit", "validation")
+"""Train and heldout share no scan; fit and validation are the parts of train."""
 COLOURS = {
     "red": (1.0, 0.25, 0.2),
     "green": (0.2, 0.9, 0.3),
@@ -69,11 +71,11 @@ def canvas(seed: int, split: str = "heldout", *, colours: bool = False) -> Canva
 
     Args:
         seed: any integer from 0 on.
-        split: "train" or "heldout"; the two share no scan, not even in the clutter.
+        split: one of `SPLITS`; "train" and "heldout" share no scan, not even in the clutter.
         colours: draw every digit and every piece of clutter in one of `COLOURS`; all else stays as it is.
 
     Raises:
-        ValueError: ``split`` is neither, or ``seed`` is negative.
+        ValueError: there is no such ``split``, or ``seed`` is negative.
 
     Example:
         >>> c = canvas(7)
@@ -98,13 +100,13 @@ def batches(size: int, seed: int = 0, split: str = "train") -> Iterator[tuple[Fl
     Args:
         size: canvases per batch, at least 1.
         seed: where the sequence starts; the same seed gives the same sequence.
-        split: "train" or "heldout".
+        split: one of `SPLITS`.
 
     Yields:
         Images, float32 (size, 1, 48, 48) in [0, 1], and targets, float32 (size, 10).
 
     Raises:
-        ValueError: by the first ``next``, if ``split`` is neither, ``size`` below 1 or ``seed`` negative.
+        ValueError: by the first ``next``, if there is no such ``split``, ``size`` is below 1 or ``seed`` negative.
 
     Example:
         >>> images, targets = next(batches(4))
@@ -123,20 +125,23 @@ def batches(size: int, seed: int = 0, split: str = "train") -> Iterator[tuple[Fl
 
 @cache
 def split_scans(split: str) -> NDArray[np.intp]:
-    """A split's scans as indices into ``load_digits()``: int64 (n,), sorted, read-only; splits share none.
+    """A split's scans as indices into ``load_digits()``: int64 (n,), sorted, read-only.
 
     Raises:
-        ValueError: ``split`` is neither "train" nor "heldout".
+        ValueError: ``split`` is none of `SPLITS`.
 
     Example:
-        >>> len(split_scans("train")), len(split_scans("heldout"))
-        (1438, 359)
+        >>> [len(split_scans(split)) for split in SPLITS]
+        [1438, 359, 1151, 287]
     """
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}: use one of {', '.join(map(repr, SPLITS))}")
     order = np.random.default_rng(_SPLIT_SEED).permutation(len(_classes()))
     heldout = int(len(order) * _HELDOUT_SHARE)
-    indices = np.sort(order[:heldout] if split == "heldout" else order[heldout:])
+    train = order[heldout:]
+    validation = int(len(train) * _HELDOUT_SHARE)
+    parts = {"train": train, "heldout": order[:heldout], "fit": train[validation:], "validation": train[:validation]}
+    indices = np.sort(parts[split])
     indices.flags.writeable = False
     return indices
 

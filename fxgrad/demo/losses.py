@@ -57,7 +57,8 @@ class Batch:
 
 def multilabel(model: torch.nn.Module, batch: Batch) -> Tensor:
     """Binary cross-entropy of each class."""
-    return F.binary_cross_entropy_with_logits(model(batch.images), batch.targets)
+    images, targets = _beside(model, batch.images, batch.targets)
+    return F.binary_cross_entropy_with_logits(model(images), targets)
 
 
 def flexible(model: VisionTransformer, batch: Batch) -> Tensor:
@@ -66,7 +67,8 @@ def flexible(model: VisionTransformer, batch: Batch) -> Tensor:
     Source: FlexiViT (Beyer et al., arXiv:2212.08013), section 3.
     """
     side = PATCHES[int(torch.randint(len(PATCHES), ()))]
-    return F.binary_cross_entropy_with_logits(at_patch_size(model, batch.images, side), batch.targets)
+    images, targets = _beside(model, batch.images, batch.targets)
+    return F.binary_cross_entropy_with_logits(at_patch_size(model, images, side), targets)
 
 
 def at_patch_size(model: VisionTransformer, images: Tensor, side: int) -> Tensor:
@@ -105,9 +107,15 @@ def contrastive(model: DigitsClip, batch: Batch) -> Tensor:
     coloured = torch.zeros(len(batch), len(colours), len(digits))
     coloured[torch.arange(len(batch))[:, None], batch.colours, batch.labels] = 1.0
     truth = torch.cat([truth, batch.targets, coloured.flatten(1)], 1)
-    return F.binary_cross_entropy_with_logits(
-        model(batch.images, torch.cat([model.tokenize(text) for text in [*texts, *single]])), truth
-    )
+    ids = torch.cat([model.tokenize(text) for text in [*texts, *single]])
+    images, ids, truth = _beside(model, batch.images, ids, truth)
+    return F.binary_cross_entropy_with_logits(model(images, ids), truth)
+
+
+def _beside(model: torch.nn.Module, *tensors: Tensor) -> list[Tensor]:
+    """The tensors on the model's device. What is drawn at random is drawn on the CPU, so it is the same everywhere."""
+    device = next(model.parameters()).device
+    return [tensor.to(device) for tensor in tensors]
 
 
 def captions(batch: Batch) -> tuple[list[str], Tensor]:

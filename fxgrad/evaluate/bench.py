@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import hashlib
 import os
@@ -62,6 +63,7 @@ class Bench:
         model_there = _with_classes(self.loaded.model.to(**self.place), example)
         self.plain = convert(model_there, (example,), rules="gradient").requires_grad_(False)
         self.under = functools.cache(self._under)
+        self.exact_under = functools.cache(self._exact_under)
         self.first_alike = functools.cache(self._first_alike)
         self.batch = functools.lru_cache(1)(self._batch)
         self.measured = functools.lru_cache(len(plan.policies) + 1)(self._measured)
@@ -77,6 +79,7 @@ class Bench:
             self.plan.fractions,
             self.plan.steps,
             self.data.multilabel,
+            self.plain,
         )
 
     def run(self, unit: Unit, store: Store) -> None:
@@ -86,7 +89,7 @@ class Bench:
         measured, refused = self.measured(unit.start, unit.stop, self.first_alike(unit.policy), unit.methods)
         for method, reason in refused.items():
             store.refuse(unit.model, unit.policy, method, reason)
-        store.add(unit.model, unit.policy, measured, list(pictures.ids), unit.start, unit.stop)
+        store.add(unit.model, unit.policy, measured, list(pictures.ids), unit.start, unit.stop, pictures.groups)
 
     def _measured(self, start: int, stop: int, policy: str, methods: tuple[str, ...]) -> Found:
         pictures, x, target, logits = self.batch(start, stop)
@@ -95,19 +98,48 @@ class Bench:
         refused: dict[str, str] = {}
         for method in methods:
             try:
-                attributions[method] = self._attribution(method, converted, start, stop)
+                attributions[method] = self._attribution(method, converted, pictures, x, target, start)
             except FxgradError as error:
                 refused[method] = first_line(error)
-        measured = self.ruler.measure(pictures, x, target, logits, attributions) if attributions else {}
-        return measured, refused
+        if not attributions:
+            return {}, refused
+        explain = functools.partial(self._explained, list(attributions), policy, start, stop)
+        return self.ruler.measure(pictures, x, target, logits, attributions, explain), refused
 
-    def _attribution(self, method: str, converted: ConvertedModule, start: int, stop: int) -> Attribution:
-        pictures, x, target, logits = self.batch(start, stop)
+    def _attribution(
+        self, method: str, converted: ConvertedModule, pictures: Batch, x: Tensor, target: Tensor, start: int
+    ) -> Attribution:
         grid = self.ruler.tokens.grid
         if method in BASELINES:
-            output = logits.gather(1, target[:, None])[:, 0]
+            with torch.no_grad():
+                output = converted(x).gather(1, target[:, None])[:, 0]
             return drawn(method, pictures, self.loaded.preprocess, grid, output)
         return self.methods[method](converted, x, target, grid, self.plan.seed + start)
+
+    def _explained(self, methods: Sequence[str], policy: str, start: int, stop: int, x: Tensor) -> Tensor | None:
+        """Maps of the first pictures after a change, float64 (methods, rows, H, W); None without a float64 twin."""
+        twin = x.dtype is torch.float64 and x.dtype is not self.place["dtype"]
+        if twin and self.exact is None:
+            return None
+        converted = self.exact_under(policy) if twin else self.under(policy)
+        pictures, _, target, _ = self.batch(start, stop)
+        seen = pictures.first(len(x), x.float().cpu())
+        found = [self._attribution(m, converted, seen, x, target[: len(x)], start) for m in methods]
+        return torch.stack([a.pixels.cpu().double() for a in found])
+
+    @functools.cached_property
+    def exact(self) -> ConvertedModule | None:
+        """The model in float64; None if its own code computes in another dtype and cannot run so."""
+        twin = copy.deepcopy(self.plain).double()
+        try:
+            twin(self.loaded.example().to(self.place["device"], torch.float64))
+        except (RuntimeError, FxgradError):
+            return None
+        return twin
+
+    def _exact_under(self, policy: str) -> ConvertedModule:
+        assert self.exact is not None
+        return self.exact.under(policy)
 
     def _first_alike(self, policy: str) -> str:
         """The first of the plan's policies that gives every node of this model the same rule."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ from fxgrad.data.factory import load_object
 from fxgrad.errors import InputError, one_line
 from fxgrad.evaluate.baselines import Drawn
 from fxgrad.evaluate.methods import Attribution
-from fxgrad.metrics import METRICS, Measured, Metric, Removal
+from fxgrad.metrics import METRICS, OPTIONAL, Measured, Metric, Removal
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,7 @@ class Ruler:
         pixels: the removal of pixels; None leaves deletion and insertion out.
         fractions, steps: as in `Plan`.
         multilabel: as in `Data`.
+        model: the model, from pictures to logits.
     """
 
     metrics: Sequence[Metric]
@@ -34,9 +35,16 @@ class Ruler:
     fractions: Sequence[float]
     steps: int
     multilabel: bool
+    model: Callable[[Tensor], Tensor] | None = None
 
     def measure(
-        self, pictures: Batch, x: Tensor, target: Tensor, logits: Tensor, attributions: Mapping[str, Attribution]
+        self,
+        pictures: Batch,
+        x: Tensor,
+        target: Tensor,
+        logits: Tensor,
+        attributions: Mapping[str, Attribution],
+        explain: Callable[[Tensor], Tensor | None] | None = None,
     ) -> dict[str, dict[str, list[float]]]:
         """Measure several attributions at once, so that their masked pictures share forward passes.
 
@@ -46,6 +54,7 @@ class Ruler:
             target: class indices, int64 (batch,).
             logits: the model's output for x, (batch, classes).
             attributions: method -> its attribution.
+            explain: makes them again for changed pictures, as in `Measured`.
 
         Returns:
             Method -> metric -> one value per picture. A metric without a value for any picture is left out.
@@ -53,7 +62,7 @@ class Ruler:
         Raises:
             InputError: a metric returned another shape than (attributions, pictures).
         """
-        measured = self._measured(pictures, x, target, logits, list(attributions.values()))
+        measured = replace(self._measured(pictures, x, target, logits, list(attributions.values())), explain=explain)
         found: dict[str, dict[str, list[float]]] = {name: {} for name in attributions}
         unknown = [~a.known if isinstance(a, Drawn) else slice(0) for a in attributions.values()]
         for metric in self.metrics:
@@ -85,14 +94,16 @@ class Ruler:
             pixels=self.pixels,
             fractions=self.fractions,
             steps=self.steps,
+            model=self.model,
         )
 
 
 def named_metric(spec: str) -> Metric:
-    """The user's own metric.
+    """A metric that is measured where it is named only: one of fxgrad's, or the user's own.
 
     Args:
-        spec: `module.path:metric`, looked for in the current directory and on sys.path.
+        spec: one of `fxgrad.metrics.OPTIONAL`, or `module.path:metric`, looked for in the current directory and on
+            sys.path.
 
     Raises:
         InputError: there is no such metric.
@@ -102,10 +113,15 @@ def named_metric(spec: str) -> Metric:
         Traceback (most recent call last):
         fxgrad.errors.InputError: fxgrad.metrics:iou is a function, and no fxgrad.metrics.Metric...
     """
+    if spec in OPTIONAL:
+        return OPTIONAL[spec]
     try:
         _, found = load_object(spec)
     except Exception as error:
-        raise InputError(f"a metric of your own is module.path:metric; {spec!r} is not: {one_line(error)}") from error
+        raise InputError(
+            f"a metric of your own is module.path:metric; {spec!r} is not: {one_line(error)}. fxgrad has "
+            f"{', '.join(OPTIONAL)} beside those that it always measures."
+        ) from error
     if not isinstance(found, Metric):
         raise InputError(f"{spec} is a {type(found).__name__}, and no fxgrad.metrics.Metric(name, better, function).")
     return found

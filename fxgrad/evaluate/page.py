@@ -7,96 +7,45 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
-from fxgrad.evaluate.plan import ANY, METRICS, POLICIES
+from fxgrad.evaluate.baselines import BASELINES
+from fxgrad.evaluate.compare import (
+    BALANCED,
+    MEDIANS,
+    PLAIN,
+    Compared,
+    Key,
+    compare,
+    degenerate,
+    differences,
+    labelled,
+    mark,
+    record,
+    shown,
+    way,
+    ways,
+)
+from fxgrad.evaluate.plan import ANY, POLICIES
 from fxgrad.evaluate.store import Results
 from fxgrad.methods import METHODS
-from fxgrad.metrics import Interval, bootstrap, paired
+from fxgrad.metrics import Interval
 from fxgrad.report import markdown
 
-PLAIN = "gradient"
-BALANCED = "libragrad"
-SHOWN = ("srg_aopc", "average_precision", "completeness_relative")
+SHOWN = ("srg_aopc", "average_precision", "own_over_other", "completeness_of_shares")
 """One metric of each family is shown; the others can be unfolded."""
 
-_LEGEND = f"""Means over pictures with 95 % bootstrap intervals. ▲ better and ▼ worse than the plain gradient's on the
-same pictures, where the interval of the paired difference leaves out 0. Methods of policy *{ANY}* take no gradient.
+_MEDIANS, _BASELINES = (", ".join(f"`{name}`" for name in names) for names in (MEDIANS, [*BASELINES, "random"]))
+_LEGEND = f"""Means over pictures (of {_MEDIANS}: medians) with 95 % bootstrap intervals, which resample whole groups
+of pictures where the data has them, such as all of one scan. ▲ better and ▼ worse than the plain gradient's on the same
+pictures, where the interval of the paired difference leaves out 0. Methods of policy *{ANY}* take no gradient; the
+baselines among them are {_BASELINES}.
+⌀ marks maps that are rounding noise: in float64 they are others. They are compared with nothing.
 Of the metrics, `srg` is the least influential removed first minus the most influential removed first (`lif` - `mif`);
 `accuracy` is how often the target is still named, `aopc` the drop of its probability, `lodds` that of its logarithm,
 each averaged over the shares removed. docs/evaluate.md defines all of them.
 """
 
-
-@dataclass(frozen=True)
-class Compared:
-    """One metric of one method under one policy.
-
-    Attributes:
-        value: mean and interval.
-        outcome: 1 better, -1 worse than the plain gradient, 0 neither; None without a plain gradient to compare with.
-    """
-
-    value: Interval
-    outcome: int | None
-
-    def __str__(self) -> str:
-        mark = {1: " ▲", -1: " ▼"}.get(self.outcome or 0, "")
-        return f"{_number(self.value.mean)} [{_number(self.value.low)}, {_number(self.value.high)}]{mark}"
-
-
-def compare(results: Results, model: str, metric: str) -> dict[tuple[str, str], Compared]:
-    """Compare every method under every policy with the plain gradient, by one metric.
-
-    Args:
-        results: the result of `evaluate`.
-        model: the model's name.
-        metric: one of `METRICS`, or the name of the user's own metric.
-
-    Returns:
-        (policy, method) -> value and outcome; pairs without a value for any picture are left out.
-
-    Example:
-        >>> values = {("m", p, "saliency"): {"iou": {"a": v, "b": v + 0.1}} for p, v in (("gradient", 0), ("mine", 1))}
-        >>> found = compare(Results(values, {}, {}, frozenset()), "m", "iou")
-        >>> found["mine", "saliency"].outcome, found["gradient", "saliency"].outcome
-        (1, None)
-    """
-    columns = {
-        (policy, method): metrics[metric]
-        for (of, policy, method), metrics in results.values.items()
-        if of == model and metric in metrics
-    }
-    images = sorted({image for column in columns.values() for image in column})
-    table = {key: torch.tensor([c.get(i, torch.nan) for i in images]).double() for key, c in columns.items()}
-    table = {key: column for key, column in table.items() if not column.isnan().all()}
-    if not table:
-        return {}
-    means = dict(zip(table, bootstrap(torch.stack(list(table.values()), 1))))
-    better = 1 if ways(results)[metric] == "higher" else -1
-    plain = {key: table[PLAIN, key[1]] for key in table if key[0] != PLAIN and (PLAIN, key[1]) in table}
-    outcomes: dict[tuple[str, str], int] = {}
-    if plain:
-        differences = paired(_columns(table, plain), torch.stack(list(plain.values()), 1))
-        outcomes = {key: better * difference.sign for key, difference in zip(plain, differences)}
-    return {key: Compared(means[key], outcomes.get(key)) for key in table}
-
-
-def ways(*runs: Results) -> dict[str, str]:
-    """Metric -> "higher" or "lower", whichever is better: fxgrad's metrics, and the user's own in the results.
-
-    Example:
-        >>> ways(Results({}, {}, {"settings": {"metrics": {"mine": "lower"}}}, frozenset()))["mine"]
-        'lower'
-    """
-    own = [run.facts.get("settings", {}).get("metrics", {}) for run in runs]
-    return METRICS | {name: way for metrics in own for name, way in metrics.items()}
-
-
-Found = Mapping[tuple[str, str], Mapping[tuple[str, str], Compared]]
+Found = Mapping[tuple[str, str], Mapping[Key, Compared]]
 """(model, metric) -> (policy, method) -> value and outcome."""
 
 
@@ -116,6 +65,7 @@ def pages(runs: Sequence[Results], stem: str = "results") -> dict[str, str]:
         >>> [line for line in found["results.md"].splitlines() if "saliency" in line]
         ['| saliency | 0.5 [0.5, 0.5] |']
     """
+    runs = [labelled(run) for run in runs]
     of = {model: run for run in runs for model in sorted({model for model, *_ in run.values})}
     found: Found = {(model, metric): compare(run, model, metric) for model, run in of.items() for metric in ways(run)}
     head = ["# Evaluation", "", *(_settings(run) + "\n" for run in runs), _LEGEND]
@@ -142,7 +92,7 @@ def _short(model: str) -> str:
 def _overview(files: Mapping[str, str], found: Found, better: Mapping[str, str]) -> list[str]:
     """Markdown lines for all models side by side: counts of wins, and one metric of each family."""
     linked = [f"[{_short(model)}]({file})" for model, file in files.items()]
-    rows = [[metric, *(_record(found.get((model, metric), {}), BALANCED) for model in files)] for metric in better]
+    rows = [[metric, *(_record(found[model, metric], BALANCED) for model in files)] for metric in better]
     rows = [row for row in rows if any(row[1:])]
     lines = [f"## {BALANCED} against the plain gradient: methods won / tied / lost", ""]
     lines += markdown(["metric", *linked], rows) if rows else [", ".join(linked)]
@@ -155,11 +105,11 @@ def _overview(files: Mapping[str, str], found: Found, better: Mapping[str, str])
     return lines
 
 
-def _change(cells: Mapping[tuple[str, str], Compared], method: str) -> str:
+def _change(cells: Mapping[Key, Compared], method: str) -> str:
     """A method's mean under the plain gradient and under the balanced one, as text."""
-    policies = [policy for policy in (PLAIN, BALANCED, ANY) if (policy, method) in cells]
-    mark = str(cells[BALANCED, method]).partition("]")[2] if BALANCED in policies else ""
-    return " → ".join(_number(cells[policy, method].value.mean) for policy in policies) + mark
+    there = [cells[policy, method] for policy in (PLAIN, BALANCED, ANY) if (policy, method) in cells]
+    means = " → ".join(f"{cell.value.mean:.3g}{' ⌀' if cell.degenerate else ''}" for cell in there)
+    return means + (mark(cells[BALANCED, method].outcome) if (BALANCED, method) in cells else "")
 
 
 def _model(results: Results, model: str, found: Found) -> list[str]:
@@ -171,14 +121,49 @@ def _model(results: Results, model: str, found: Found) -> list[str]:
     lines = [f"## {model}", "", *_facts(results, model)]
     for first, *others in alike:
         lines.append(f"The same numbers as {first}, and so no column: {', '.join(others)}.\n")
+    lines += _noise(results, model)
     lines += _wins([(metric, found[model, metric]) for metric in better])
-    for metric, way in better.items():
+    apart = {metric: differences(results, model, metric, dropped) for metric in better}
+    lines += _others(results, apart)
+    for metric, wanted in better.items():
         if found[model, metric]:
-            lines += _metric(f"{metric} ({way} is better)", metric in SHOWN, found[model, metric])
+            lines += _metric(f"{metric} ({wanted} is better)", metric in SHOWN, found[model, metric])
+        if metric in SHOWN and apart[metric]:
+            lines += _differences(f"{metric}: {BALANCED} minus each other policy", apart[metric], way(results, metric))
     return lines + _refused(results, model)
 
 
-def _alike(cells: Sequence[Mapping[tuple[str, str], Compared]]) -> list[list[str]]:
+def _noise(results: Results, model: str) -> list[str]:
+    """Which maps are rounding noise, and by how much."""
+    found = [f"{method} under {policy} ({mean:.2g})" for (policy, method), mean in degenerate(results, model).items()]
+    why = "Rounding noise, by the rank correlation of the maps with those in float64: "
+    return [f"{why}{', '.join(found)}.", ""] if found else []
+
+
+def _others(results: Results, apart: Mapping[str, Mapping[Key, Interval]]) -> list[str]:
+    """The balanced gradient's record against each other policy."""
+    policies = _policies(apart.values())
+    rows = [
+        [metric, *(record(way(results, metric) * i.sign for (of, _), i in cells.items() if of == p) for p in policies)]
+        for metric, cells in apart.items()
+        if cells
+    ]
+    heading = f"{BALANCED} against each other policy, methods won / tied / lost:"
+    return [heading, "", *markdown(["metric", *policies], rows), ""] if len(policies) > 1 else []
+
+
+def _differences(title: str, cells: Mapping[Key, Interval], better: int) -> list[str]:
+    text = {key: shown(i, signed=True) + mark(better * i.sign) for key, i in cells.items()}
+    policies, methods = _policies([cells]), _methods(method for _, method in cells)
+    rows = [[m, *(text.get((policy, m), "") for policy in policies)] for m in methods]
+    return _folded(title, ["", *markdown(["method", *policies], rows), ""])
+
+
+def _folded(title: str, body: list[str]) -> list[str]:
+    return [f"<details><summary>{title}</summary>", *body, "</details>", ""]
+
+
+def _alike(cells: Sequence[Mapping[Key, Compared]]) -> list[list[str]]:
     """Groups of two or more policies with the same numbers everywhere: they give every node the same backward."""
     numbers = {
         policy: [{method: cell.value for (of, method), cell in metric.items() if of == policy} for metric in cells]
@@ -190,12 +175,13 @@ def _alike(cells: Sequence[Mapping[tuple[str, str], Compared]]) -> list[list[str
 
 
 def _methods(there: Iterable[str]) -> list[str]:
-    """Names of methods in the order of `METHODS`, the user's own last."""
+    """Names of methods in the order of `METHODS`, then the user's own, then the baselines."""
     there = set(there)
-    return [m for m in METHODS if m in there] + sorted(there - set(METHODS))
+    known = [m for m in METHODS if m in there]
+    return known + sorted(there - {*METHODS, *BASELINES}) + [m for m in BASELINES if m in there]
 
 
-def _wins(metrics: Sequence[tuple[str, Mapping[tuple[str, str], Compared]]]) -> list[str]:
+def _wins(metrics: Sequence[tuple[str, Mapping[Key, Compared]]]) -> list[str]:
     policies = [p for p in _policies(cells for _, cells in metrics) if p not in (PLAIN, ANY)]
     rows = [[metric, *(_record(cells, policy) for policy in policies)] for metric, cells in metrics]
     rows = [row for row in rows if any(row[1:])]
@@ -203,22 +189,19 @@ def _wins(metrics: Sequence[tuple[str, Mapping[tuple[str, str], Compared]]]) -> 
     return [heading, "", *markdown(["metric", *policies], rows), ""] if rows else []
 
 
-def _record(cells: Mapping[tuple[str, str], Compared], policy: str) -> str:
-    outcomes = [cell.outcome for (of, _), cell in cells.items() if of == policy and cell.outcome is not None]
-    return " / ".join(str(outcomes.count(outcome)) for outcome in (1, 0, -1)) if outcomes else ""
+def _record(cells: Mapping[Key, Compared], policy: str) -> str:
+    return record(cell.outcome for (of, _), cell in cells.items() if of == policy)
 
 
-def _metric(title: str, open: bool, cells: Mapping[tuple[str, str], Compared]) -> list[str]:
+def _metric(title: str, open: bool, cells: Mapping[Key, Compared]) -> list[str]:
     policies = _policies([cells])
     methods = _methods(method for _, method in cells)
     rows = [[m, *(str(cells.get((policy, m), "")) for policy in policies)] for m in methods]
     body = ["", *markdown(["method", *policies], rows), ""]
-    if open:
-        return [f"### {title}", *body]
-    return [f"<details><summary>{title}</summary>", *body, "</details>", ""]
+    return [f"### {title}", *body] if open else _folded(title, body)
 
 
-def _policies(cells: Iterable[Mapping[tuple[str, str], Compared]]) -> list[str]:
+def _policies(cells: Iterable[Mapping[Key, object]]) -> list[str]:
     there = {policy for metric in cells for policy, _ in metric}
     known = [policy for policy in POLICIES if policy in there]
     return known + sorted(there - set(known) - {ANY}) + [ANY] * (ANY in there)
@@ -245,15 +228,7 @@ def _refused(results: Results, model: str) -> list[str]:
     return ["Not measured:", "", *lines, ""] if lines else []
 
 
-def _columns(table: Mapping[tuple[str, str], Tensor], keys: Iterable[tuple[str, str]]) -> Tensor:
-    return torch.stack([table[key] for key in keys], 1)
-
-
 def _plain(value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} ({way} is better)" for name, way in value.items())
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _number(value: float) -> str:
-    return f"{value:.3g}"

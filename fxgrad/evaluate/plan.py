@@ -70,7 +70,8 @@ class Plan:
         steps: steps of deletion and insertion; 0 leaves both out.
         options: options of methods, such as "integrated_gradients.n_steps=20".
         measures: patterns of names of metrics to measure, such as "srg_*"; () for all.
-        metrics: your own metrics in addition to fxgrad's, as module.path:metric.
+        metrics: metrics in addition to those that are always measured: of `fxgrad.metrics.OPTIONAL`, or
+            module.path:metric for your own.
         chunk: pictures that are measured together, the unit of work.
         dtype: dtype of the model and of its input.
         device: "cpu", or "cuda", where each process takes the GPU of its local rank.

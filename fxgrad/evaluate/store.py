@@ -12,7 +12,7 @@ import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ CREATE TABLE IF NOT EXISTS done (
 CREATE TABLE IF NOT EXISTS refused (
     model TEXT, policy TEXT, method TEXT, reason TEXT, PRIMARY KEY (model, policy, method)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS groups (image TEXT PRIMARY KEY, name TEXT) WITHOUT ROWID;
 """
 
 Key = tuple[str, str, str]
@@ -45,12 +46,14 @@ class Results:
         refused: (model, policy, method) -> why the method cannot be used.
         facts: the settings, and facts about models.
         done: the stored units of work.
+        groups: image -> its group, for images that are no group of their own.
     """
 
     values: Mapping[Key, Mapping[str, Mapping[str, float]]]
     refused: Mapping[Key, str]
     facts: Mapping[str, Any]
     done: frozenset[Done]
+    groups: Mapping[str, str] = field(default_factory=dict)
 
 
 class Store:
@@ -91,6 +94,7 @@ class Store:
         images: list[str],
         start: int,
         stop: int,
+        groups: Iterable[str] = (),
     ) -> None:
         """Write one unit of work, all of it or nothing.
 
@@ -99,8 +103,11 @@ class Store:
             measured: method -> metric -> one value per image; NaN is stored as no value.
             images: ids of the pictures.
             start, stop: indices of the pictures in the plan.
+            groups: group of each picture; by default each is one of its own.
         """
         with self._file:
+            apart = [(image, group) for image, group in zip(images, groups) if image != group]
+            self._file.executemany("INSERT OR REPLACE INTO groups VALUES (?, ?)", apart)
             for method, metrics in measured.items():
                 for metric, values in metrics.items():
                     rows = [(model, policy, method, i, metric, v) for i, v in zip(images, values)]
@@ -165,23 +172,27 @@ def read(folder: str | Path, *, facts_only: bool = False) -> Results:
     refused: dict[Key, str] = {}
     facts: dict[str, Any] = {}
     done: set[Done] = set()
+    groups: dict[str, str] = {}
     for path in sorted(Path(folder).glob("*.sqlite")):
         for row in _rows(path, "facts"):
             facts.setdefault(row[0], json.loads(row[1]))
         if facts_only:
             continue
         done.update(_rows(path, "done"))
+        groups.update(_rows(path, "groups"))
         for *key, reason in _rows(path, "refused"):
             refused.setdefault((key[0], key[1], key[2]), reason)
         for model, policy, method, image, metric, value in _rows(path, "results"):
             column = values.setdefault((model, policy, method), {}).setdefault(metric, {})
             column.setdefault(image, float("nan") if value is None else value)
-    return Results(values, refused, facts, frozenset(done))
+    return Results(values, refused, facts, frozenset(done), groups)
 
 
 def _rows(path: Path, table: str) -> Iterator[tuple[Any, ...]]:
     try:
         with closing(sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro", uri=True, timeout=60)) as file:
-            yield from file.execute(f"SELECT * FROM {table}")
+            # Files of older versions have no groups.
+            if file.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone() or table != "groups":
+                yield from file.execute(f"SELECT * FROM {table}")
     except sqlite3.Error as error:
         raise InputError(f"{path} is not a file of results: {error}. Move it away.") from error

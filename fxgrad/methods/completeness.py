@@ -16,7 +16,6 @@ from fxgrad.kinds import Kind
 from fxgrad.methods.attribution import Attribution
 from fxgrad.methods.definition import Method
 from fxgrad.methods.problem import Problem
-from fxgrad.ops.weights import NATIVE
 from fxgrad.proof.ledger import TOLERANCE, Ledger
 
 _LINEAR = (Kind.LINEAR, Kind.PIECEWISE_LINEAR, Kind.CONSTANT)
@@ -94,7 +93,7 @@ def _coarsest(output: Tensor, problem: Problem) -> torch.dtype:
 def _own_gradients(problem: Problem) -> str:
     """The ops whose own gradient is kept though it is not balanced, with their numbers."""
     decisions = problem.converted.classified.decisions.values()
-    kept = Counter(d.op for d in decisions if d.live and d.backward is NATIVE and d.kind not in _LINEAR)
+    kept = Counter(d.op for d in decisions if d.live and not d.backward.balanced and d.kind not in _LINEAR)
     shown = ", ".join(f"{op} ({count} x)" for op, count in kept.most_common(3))
     return f"{shown} and {len(kept) - 3} more" if len(kept) > 3 else shown
 

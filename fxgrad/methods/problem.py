@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,12 +15,11 @@ from fxgrad.classify.decision import Classified
 from fxgrad.classify.liveness import handed_on, passed_by
 from fxgrad.errors import FxgradError, InputError
 from fxgrad.graph.axes import Atom
-from fxgrad.graph.nodes import descendants
-from fxgrad.graph.places import calls_of
 from fxgrad.graph.sizes import known, sizes_of
 from fxgrad.graph.sums import sums_of
 from fxgrad.methods.aim import Aim
 from fxgrad.methods.alone import cut, ways
+from fxgrad.methods.layers import output_of
 from fxgrad.methods.maps import is_map, spatial_axes
 from fxgrad.methods.outputs import differentiable
 from fxgrad.methods.parts import TOKENS, Anatomy, Block
@@ -365,44 +363,13 @@ class Problem:
     def layer_node(self, default: str) -> str:
         """Name of the node of the layer's output; `default` if no layer is asked for.
 
-        The calls of a layer are named `f`, `f@1`, ...; plain `f` means the call that depends on the attributed input.
-
         Raises:
-            InputError: no node of the program belongs to that layer, or it is called several times on the same input.
+            InputError: as for `output_of`.
         """
         if self.layer is None:
             return default
-        decisions = self.converted.classified.decisions
-        inside = self._call(self.layer)
-        exits = [n for n in decisions if n in inside and any(u.name not in inside for u in self.nodes[n].users)]
-        if not exits:
-            paths = sorted({d.place.module_path for d in decisions.values()})
-            close = ", ".join(difflib.get_close_matches(self.layer, paths, 3)) or ", ".join(paths[:3])
-            raise InputError(f"no layer {self.layer!r} that depends on the input. Close to it: {close}.")
-        return exits[-1]
-
-    def _call(self, layer: str) -> set[str]:
-        """Names of the data nodes in a call of a layer; for a path that is no call, in everything below it."""
-        decisions = self.converted.classified.decisions
-        calls: dict[str, set[str]] = {}
-        for node, names in calls_of(self.nodes.values()):
-            for name in names if node.name in decisions else ():
-                calls.setdefault(name, set()).add(node.name)
-        path, at, number = layer.partition("@")
-        if at:
-            return calls.get(path if number == "0" else layer, set())
-        own = {name: nodes for name, nodes in calls.items() if name.partition("@")[0] == path}
-        if not own:
-            return {n for n, d in decisions.items() if f"{d.place.module_path}.".startswith(f"{path}.")}
-        reached = {n.name for n in descendants(self.inputs[self.anatomy.input])}
-        fitting = {name: nodes for name, nodes in own.items() if nodes & reached} if len(own) > 1 else own
-        if len(fitting) > 1:
-            choices = ", ".join(repr(name if "@" in name else f"{name}@0") for name in fitting)
-            raise InputError(
-                f"layer {layer!r} is called {len(fitting)} times on what depends on {self.anatomy.input!r}. Pick a "
-                f"call: {choices}."
-            )
-        return next(iter(fitting.values()), set())
+        source = self.anatomy.input, self.inputs[self.anatomy.input]
+        return output_of(self.layer, self.nodes, self.converted.classified.decisions, source)
 
     @cached_property
     def counted(self) -> Tensor | None:

@@ -35,6 +35,10 @@ class Measured:
         fractions: shares of the tokens to remove.
         steps: steps of deletion and insertion.
         batch: pictures per forward pass.
+        model: from pictures to logits; None where only the removals have it.
+        explain: makes the attributions of changed pictures: from the first few rows of x after a change to their maps,
+            float64 (attributions, rows, H, W). Rows in float64 are explained by the model in float64, and the result is
+            None if it has no such twin. None where attributions cannot be made again.
     """
 
     maps: Tensor
@@ -53,6 +57,8 @@ class Measured:
     fractions: Sequence[float]
     steps: int
     batch: int = 128
+    model: Callable[[Tensor], Tensor] | None = None
+    explain: Callable[[Tensor], Tensor | None] | None = None
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
     def once(self, function: Callable[[Measured], Result]) -> Result:

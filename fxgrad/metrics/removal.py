@@ -92,7 +92,7 @@ class Replacing:
     def __call__(self, prepared: tuple[Tensor, ...], keep: Tensor) -> Tensor:
         x, baseline = prepared
         kept = x.new_zeros(len(x), math.prod(self.grid), dtype=torch.bool).scatter_(1, keep, True)
-        return self.model(torch.where(_on_pixels(kept, self.grid, x), x, baseline))
+        return self.model(torch.where(on_pixels(kept, self.grid, x), x, baseline))
 
 
 class Dropping:
@@ -168,7 +168,7 @@ class Dropping:
             raise InputError("the model without any token dropped does not compute what it computed before.")
         keep = order[:, : max(1, order.shape[1] // 2)]
         kept = torch.zeros_like(order, dtype=torch.bool).scatter_(1, keep, True)
-        other = torch.where(_on_pixels(kept, self.grid, x), x, torch.randn(x.shape, generator=generator).to(x))
+        other = torch.where(on_pixels(kept, self.grid, x), x, torch.randn(x.shape, generator=generator).to(x))
         if differ(self(self.prepare(x), keep), self(self.prepare(other), keep)):
             raise InputError(
                 "the pixels under dropped tokens still matter: tokens overlap, or are not numbered row by row."
@@ -197,7 +197,7 @@ def blurred(x: Tensor, sigma: float | None = None) -> Tensor:
     return F.conv2d(F.conv2d(padded, taps, groups=x.shape[1]), taps.transpose(2, 3), groups=x.shape[1])
 
 
-def _on_pixels(kept: Tensor, grid: Grid, x: Tensor) -> Tensor:
+def on_pixels(kept: Tensor, grid: Grid, x: Tensor) -> Tensor:
     """From a mask of parts (batch, parts) to a mask of the pixels of x, (batch, 1, H, W)."""
     mask = kept.view(len(kept), 1, *grid)
     return mask.repeat_interleave(x.shape[-2] // grid[0], 2).repeat_interleave(x.shape[-1] // grid[1], 3)

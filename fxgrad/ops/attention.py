@@ -253,5 +253,6 @@ class HoldWeights(Weighted):
 
 BACKWARDS = (
     HoldWeights("hold_weights", frozenset({Kind.ATTENTION}), hold_weights),
-    Weighted("split", frozenset({Kind.ATTENTION}), split),
+    # Softmax keeps its own gradient, which is not homogeneous.
+    Weighted("split", frozenset({Kind.ATTENTION}), split, balanced=False),
 )

@@ -10,7 +10,7 @@ Source: LibraGrad, arXiv:2411.16760, section 3.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Protocol
 
 import torch
@@ -82,12 +82,14 @@ class Backward:
     Attributes:
         name: its name in a policy.
         kinds: the kinds that it can serve.
+        balanced: whether its shares add up; one that is not balanced may still be where the op is linear.
         sums_the_batch: whether a constant's contribution comes from its gradient, and so is summed over the examples.
         parameters: names of the fields that a policy may set.
     """
 
     name: str
     kinds: frozenset[Kind] = frozenset()
+    balanced: bool = field(default=True, kw_only=True)
     sums_the_batch: ClassVar[bool] = False
     parameters: ClassVar[tuple[str, ...]] = ()
 

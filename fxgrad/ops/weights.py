@@ -377,7 +377,7 @@ def _pack(node: fx.Node, decided: Decided) -> None:
     replace_call(node, packed, tuple(o.name for o in decided.operands if o.part == "source"))
 
 
-NATIVE = Weighted("native", frozenset(Kind) - {Kind.CONSTANT})
+NATIVE = Weighted("native", frozenset(Kind) - {Kind.CONSTANT}, balanced=False)
 HELD = Held("held")
 """The backward of held nodes. `classify` chooses it, no policy does."""
 BACKWARDS = (

@@ -1,0 +1,60 @@
+"""A layer by its module path: which nodes belong to it, and which holds its output."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+
+from torch import fx
+
+from fxgrad.classify.decision import Decision
+from fxgrad.errors import InputError
+from fxgrad.graph.nodes import descendants
+from fxgrad.graph.places import calls_of
+
+Source = tuple[str, fx.Node]
+"""The attributed input: its name and its placeholder."""
+
+
+def output_of(layer: str, nodes: Mapping[str, fx.Node], decisions: Mapping[str, Decision], source: Source) -> str:
+    """Name of the node of a layer's output.
+
+    Args:
+        layer: a module path. The calls of a layer are named `f`, `f@1`, ...; plain `f` means the call that depends on
+            the attributed input.
+        nodes: name of each node -> the node.
+        decisions: name of each data node -> its decision.
+        source: the attributed input.
+
+    Raises:
+        InputError: no node of the program belongs to that layer, or it is called several times on the same input.
+    """
+    inside = _call(layer, nodes, decisions, source)
+    exits = [n for n in decisions if n in inside and any(u.name not in inside for u in nodes[n].users)]
+    if not exits:
+        paths = sorted({d.place.module_path for d in decisions.values()})
+        close = ", ".join(difflib.get_close_matches(layer, paths, 3)) or ", ".join(paths[:3])
+        raise InputError(f"no layer {layer!r} that depends on the input. Close to it: {close}.")
+    return exits[-1]
+
+
+def _call(layer: str, nodes: Mapping[str, fx.Node], decisions: Mapping[str, Decision], source: Source) -> set[str]:
+    """Names of the data nodes in a call of a layer; for a path that is no call, in everything below it."""
+    calls: dict[str, set[str]] = {}
+    for node, names in calls_of(nodes.values()):
+        for name in names if node.name in decisions else ():
+            calls.setdefault(name, set()).add(node.name)
+    path, at, number = layer.partition("@")
+    if at:
+        return calls.get(path if number == "0" else layer, set())
+    own = {name: inside for name, inside in calls.items() if name.partition("@")[0] == path}
+    if not own:
+        return {n for n, d in decisions.items() if f"{d.place.module_path}.".startswith(f"{path}.")}
+    reached = {n.name for n in descendants(source[1])}
+    fitting = {name: inside for name, inside in own.items() if inside & reached} if len(own) > 1 else own
+    if len(fitting) > 1:
+        choices = ", ".join(repr(name if "@" in name else f"{name}@0") for name in fitting)
+        raise InputError(
+            f"layer {layer!r} is called {len(fitting)} times on what depends on {source[0]!r}. Pick a call: {choices}."
+        )
+    return next(iter(fitting.values()), set())

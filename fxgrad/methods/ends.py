@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
-from fxgrad.methods.placing import per_token
+from fxgrad.methods.placing import per_token, span
 from fxgrad.methods.problem import Map, Problem
 
 PLACES = ("input", "tokens")
@@ -33,6 +33,12 @@ class Ends:
     def moved(self, values: Mapping[str, Tensor]) -> Problem:
         """The problem at other values of the ends."""
         return self.problem.at(values) if self.node is None else self.problem.at({}, values)
+
+    def spans(self) -> dict[str, Tensor]:
+        """Largest less smallest element of each example's values, in the values' shapes."""
+        nodes = self.problem.inputs if self.node is None else self.problem.nodes
+        problem = self.problem
+        return {name: span(x, nodes[name], problem.anatomy, problem.batch) for name, x in self.values.items()}
 
     def gradients(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The target's gradient at other values of the ends, shaped as they are."""

@@ -117,8 +117,8 @@ RULES: dict[str, Callable[[int], list[tuple[float, float]]]] = {
 def smoothgrad(problem: Problem, samples: int = 25, noise: float = 0.15, seed: int = 0, at: str = "input") -> Map:
     """Mean of dy/dx over noisy copies of x, summed over channels.
 
-    noise is the standard deviation, as a share of the range of x. at="tokens" takes x to be what enters the first
-    block.
+    noise is the standard deviation, as a share of the range of each example's x. at="tokens" takes x to be what enters
+    the first block.
 
     Source: Smilkov et al., SmoothGrad: removing noise by adding noise, arXiv:1706.03825.
     """
@@ -126,8 +126,9 @@ def smoothgrad(problem: Problem, samples: int = 25, noise: float = 0.15, seed: i
     chosen = ends(problem, "smoothgrad", at)
     generator = torch.Generator().manual_seed(seed)
     total = {name: torch.zeros_like(x) for name, x in chosen.values.items()}
+    spans = chosen.spans()
     for _ in range(samples):
-        noisy = {n: x + noise * (x.max() - x.min()) * _normal(x, generator) for n, x in chosen.values.items()}
+        noisy = {n: x + noise * spans[n] * _normal(x, generator) for n, x in chosen.values.items()}
         for name, g in chosen.gradients(noisy).items():
             total[name] = total[name] + g / samples
     return chosen.map(total)

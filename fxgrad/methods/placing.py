@@ -184,6 +184,17 @@ def within(node: fx.Node, anatomy: Anatomy) -> Within | None:
     return None if ahead < 0 and behind < 0 else Within(found.axis, ahead, behind)
 
 
+def span(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Tensor:
+    """Largest less smallest element of each example, in the value's shape; of the whole value if examples share it."""
+    place = within(node, anatomy)
+    if batch == 1 or place is None:
+        return (value.max() - value.min()).expand(value.shape)
+    rows = value.movedim(place.axis, 0)
+    examples = rows.reshape(place.ahead, batch, place.behind, -1)
+    spans = examples.amax((0, 2, 3), keepdim=True) - examples.amin((0, 2, 3), keepdim=True)
+    return spans.expand_as(examples).reshape(rows.shape).movedim(0, place.axis)
+
+
 def resample(maps: Tensor, grid: Grid) -> Tensor:
     """Maps on another grid: a new cell gets from each old cell the share that it overlaps; the total stays the same.
 

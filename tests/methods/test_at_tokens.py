@@ -104,9 +104,9 @@ def test_integrated_gradients_are_a_mean_along_the_line(policy: str, along: bool
 def test_smoothgrad_is_the_mean_over_noisy_tokens(policy: str, model: Model) -> None:
     h, gradient = gradient_at(model, policy)
     generator = torch.Generator().manual_seed(4)
-    total = torch.zeros_like(h)
+    total, spans = torch.zeros_like(h), h.amax((1, 2), keepdim=True) - h.amin((1, 2), keepdim=True)
     for _ in range(3):
-        total += gradient(h + 0.2 * (h.max() - h.min()) * torch.randn(h.shape, generator=generator)) / 3
+        total += gradient(h + 0.2 * spans * torch.randn(h.shape, generator=generator)) / 3
     found = attributed(model, policy, "smoothgrad", samples=3, noise=0.2, seed=4)
     assert torch.allclose(found.map, total.sum(2), rtol=1e-5, atol=1e-7)
 
@@ -118,6 +118,17 @@ def test_a_batch_is_its_examples(method: str, model: Model) -> None:
     for i in range(2):
         one = fxgrad.attribute(libra, (x[i : i + 1],), target=int(CLASSES[i]), method=method, at="tokens")
         assert torch.allclose(one.map[0], both.map[i], rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("at", ["input", "tokens"])
+def test_noise_is_measured_by_each_example_alone(at: str, model: Model) -> None:
+    _, x, libra = model
+    wide = torch.cat([x[:1], 100 * x[1:2]])
+    options = {"method": "smoothgrad", "samples": 1, "at": at}
+    both = fxgrad.attribute(libra, (wide,), target=CLASSES, **options)
+    # One draw for both examples starts with the numbers that the first gets alone.
+    alone = fxgrad.attribute(libra, (wide[:1],), target=int(CLASSES[0]), **options)
+    assert torch.allclose(both.map[0], alone.map[0], rtol=1e-8, atol=1e-12)
 
 
 @pytest.mark.parametrize("name", ["test_vit", "test_vit2"])

@@ -60,7 +60,7 @@ evaluate: .venv/ready  ## under ten minutes a model on two cores: every method a
 		$(patsubst %,fxgrad.demo.models:%,$(filter-out clip,$(EVALUATED))))
 	$(if $(filter clip,$(EVALUATED)),$(EVALUATE) --store build/evaluation-colours --out build/evaluation-colours.md \
 		--data digits:heldout:colours fxgrad.demo.models:clip)
-	$(BIN)/fxgrad evaluate --summary --out $(MEASURED)/results.md $$(ls -d build/evaluation*/ | sed 's/^/--store /')
+	$(BIN)/fxgrad evaluate --summary --values $(MEASURED)/results.npz --out $(MEASURED)/results.md $$(ls -d build/evaluation*/ | sed 's/^/--store /')
 
 WEIGHTS ?= build/trainings
 STORES := build/evidence

@@ -43,7 +43,7 @@ class Drawn:
         pixels: (batch, H, W).
         patches: (batch, rows, columns).
         known: which pictures have a map, bool (batch,): a picture without a mask has no oracle.
-        output: the target's value, (batch,).
+        output: zeros, (batch,): a baseline has no shares to compare with the target's value.
     """
 
     pixels: Tensor
@@ -104,7 +104,7 @@ ALWAYS = ("random", *BASELINES)
 """What `evaluate` measures in addition to the methods asked for."""
 
 
-def drawn(name: str, pictures: Batch, preprocess: Preprocessing, grid: Grid, output: Tensor) -> Drawn:
+def drawn(name: str, pictures: Batch, preprocess: Preprocessing, grid: Grid) -> Drawn:
     """A baseline's map of each picture.
 
     Args:
@@ -112,7 +112,6 @@ def drawn(name: str, pictures: Batch, preprocess: Preprocessing, grid: Grid, out
         pictures: the batch, preprocessed.
         preprocess: how.
         grid: rows and columns of the model's patches.
-        output: the target's value, (batch,).
 
     Returns:
         The maps, float32 on the CPU.
@@ -122,7 +121,7 @@ def drawn(name: str, pictures: Batch, preprocess: Preprocessing, grid: Grid, out
         >>> from fxgrad.data.models import load_model
         >>> preprocess, digits = load_model("fxgrad.demo:digits_vit").preprocess, open_data("digits")
         >>> pictures = collate([digits[0], digits[1]], preprocess)
-        >>> found = drawn("oracle", pictures, preprocess, (8, 8), torch.zeros(2))
+        >>> found = drawn("oracle", pictures, preprocess, (8, 8))
         >>> found.pixels.shape, found.patches.amax().item() <= 1, found.known.tolist()
         (torch.Size([2, 48, 48]), True, [True, True])
     """
@@ -130,7 +129,7 @@ def drawn(name: str, pictures: Batch, preprocess: Preprocessing, grid: Grid, out
     own, other = (masks.flatten(1).any(1) for masks in (pictures.masks, pictures.others))
     known = {"oracle": own, "oracle_minus_other": own & other}.get(name, torch.ones_like(own))
     made = BASELINES[name](Seen(pixels, pictures.masks, pictures.others, grid))
-    return Drawn(*made, known, output)
+    return Drawn(*made, known, torch.zeros(len(pixels)))
 
 
 def _of_pixels(seen: Seen, pixels: Tensor) -> Made:

@@ -62,6 +62,7 @@ class Bench:
         example = self.loaded.example().to(**self.place)
         model_there = _with_classes(self.loaded.model.to(**self.place), example)
         self.plain = convert(model_there, (example,), rules="gradient").requires_grad_(False)
+        self.without_twin = ""
         self.under = functools.cache(self._under)
         self.exact_under = functools.cache(self._exact_under)
         self.first_alike = functools.cache(self._first_alike)
@@ -87,6 +88,8 @@ class Bench:
         store.note(f"removal of {unit.model}", self.ruler.tokens.name)
         pictures, *_ = self.batch(unit.start, unit.stop)
         measured, refused = self.measured(unit.start, unit.stop, self.first_alike(unit.policy), unit.methods)
+        if self.without_twin:
+            store.note(f"no float64 of {unit.model}", self.without_twin)
         for method, reason in refused.items():
             store.refuse(unit.model, unit.policy, method, reason)
         store.add(unit.model, unit.policy, measured, list(pictures.ids), unit.start, unit.stop, pictures.groups)
@@ -111,9 +114,7 @@ class Bench:
     ) -> Attribution:
         grid = self.ruler.tokens.grid
         if method in BASELINES:
-            with torch.no_grad():
-                output = converted(x).gather(1, target[:, None])[:, 0]
-            return drawn(method, pictures, self.loaded.preprocess, grid, output)
+            return drawn(method, pictures, self.loaded.preprocess, grid)
         return self.methods[method](converted, x, target, grid, self.plan.seed + start)
 
     def _explained(self, methods: Sequence[str], policy: str, start: int, stop: int, x: Tensor) -> Tensor | None:
@@ -132,8 +133,10 @@ class Bench:
         """The model in float64; None if its own code computes in another dtype and cannot run so."""
         twin = copy.deepcopy(self.plain).double()
         try:
-            twin(self.loaded.example().to(self.place["device"], torch.float64))
-        except (RuntimeError, FxgradError):
+            with torch.no_grad():
+                twin(self.loaded.example().to(self.place["device"], torch.float64))
+        except (RuntimeError, FxgradError) as error:
+            self.without_twin = first_line(error)
             return None
         return twin
 

@@ -166,10 +166,10 @@ def labelled(results: Results) -> Results:
     if not checkpoint:
         return results
     name = Path(checkpoint).stem
-    removed = {f"removal of {name}": text for fact, text in results.facts.items() if fact.startswith("removal of ")}
+    of = {f"{fact.rpartition(' of ')[0]} of {name}": text for fact, text in results.facts.items() if " of " in fact}
     values = {(name, *key[1:]): found for key, found in results.values.items()}
     refused = {(name, *key[1:]): reason for key, reason in results.refused.items()}
-    return replace(results, values=values, refused=refused, facts={**results.facts, **removed})
+    return replace(results, values=values, refused=refused, facts={**results.facts, **of})
 
 
 def mark(outcome: int | None) -> str:

@@ -215,8 +215,11 @@ def _settings(results: Results) -> str:
 
 def _facts(results: Results, model: str) -> list[str]:
     images = {i for (of, *_), metrics in results.values.items() if of == model for c in metrics.values() for i in c}
-    removal = results.facts.get(f"removal of {model}")
-    return [f"{len(images)} pictures{f'; tokens {removal}' if removal else ''}.", ""]
+    removal, inexact = (results.facts.get(f"{fact} of {model}") for fact in ("removal", "no float64"))
+    more = [f"; tokens {removal}"] * bool(removal) + [f"; no maps in float64 to compare with: {inexact}"] * bool(
+        inexact
+    )
+    return [f"{len(images)} pictures{''.join(more).rstrip('.')}.", ""]
 
 
 def _refused(results: Results, model: str) -> list[str]:

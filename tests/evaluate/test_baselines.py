@@ -25,7 +25,7 @@ BRIGHT = np.stack([np.asarray(DIGITS[i].image, np.float32) / 255 for i in range(
 
 
 def made(name: str, pictures: Batch = PICTURES) -> Drawn:
-    return drawn(name, pictures, PREPROCESS, (8, 8), torch.zeros(len(pictures.x)))
+    return drawn(name, pictures, PREPROCESS, (8, 8))
 
 
 def test_pictures_are_filtered_as_scipy_does() -> None:

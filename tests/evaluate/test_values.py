@@ -185,3 +185,19 @@ def test_hirescam_with_the_plain_gradient_is_rounding_noise(tmp_path: Path, monk
     agreement = {key[1:]: list(c["float64_agreement"].values()) for key, c in results.values.items()}
     assert min(v for key, found in agreement.items() if key != ("gradient", "hirescam") for v in found) > 0.99
     assert {method for policy, method in agreement if policy == "any"} == set(ALWAYS) - {"oracle_minus_other"}
+
+
+class Single(evaluated.Tiny):
+    """Computes in float32, whatever it is given."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.double().float())
+
+
+def test_a_model_without_a_float64_twin_is_said_to_have_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluated, "single", Single, raising=False)
+    name = f"{evaluated.MODULE}:single"
+    plan = replace(evaluated.plan(count=2), models=(name,), methods=("gradient",), policies=("gradient",), steps=0)
+    results = evaluate(plan, str(tmp_path))
+    assert all("float64_agreement" not in columns for columns in results.values.values())
+    assert "2 pictures; tokens dropped; no maps in float64 to compare with: " in pages([results])["results.md"]

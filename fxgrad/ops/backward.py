@@ -15,7 +15,9 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import fx
+from torch.utils import _pytree as pytree
 
+from fxgrad.graph.nodes import arguments_of
 from fxgrad.graph.places import Place
 from fxgrad.graph.replay import Replay
 from fxgrad.kinds import Kind, Operand
@@ -149,8 +151,14 @@ class Backward:
             native = original.vjp(decided.node, carrying, g)
             handed = [(-j, original.values[name]) for j, name in zip(native, carrying) if j is not None]
             return [(g, original.values[decided.node]), *handed]
-        zeros = {name: torch.zeros_like(original.values[name]) for name in carrying}
         with torch.no_grad():
+            if decided.kind is Kind.NORMALIZATION and _without_eps(decided, original.nodes[decided.node]):
+                # At 0 it is 0/0. Its scale is the same at x and at -x, so the mean of both is what the shift adds.
+                x = arguments_of(original.nodes[decided.node])[decided.parts["carrier"][0]].name
+                minus = {x: -original.values[x]}
+                both = original.call(decided.node, {}), original.call(decided.node, minus)
+                return [(g, pytree.tree_map(lambda one, other: (one + other) / 2, *both))]
+            zeros = {name: torch.zeros_like(original.values[name]) for name in carrying}
             return [(g, original.call(decided.node, zeros))]
 
     def limit_error(self, decided: Decided, ours: Replay, original: Replay) -> float:
@@ -160,6 +168,12 @@ class Backward:
     def __str__(self) -> str:
         given = [f"{name} = {getattr(self, name):g}" for name in self.parameters if getattr(self, name)]
         return f"{self.name} ({', '.join(given)})" if given else self.name
+
+
+def _without_eps(decided: Decided, node: fx.Node) -> bool:
+    """Whether nothing is added to a normalization's variance."""
+    eps = decided.options.get("eps")
+    return eps is not None and arguments_of(node)[eps] == 0
 
 
 def replace_call(node: fx.Node, function: Callable[..., Any], *details: Any) -> None:

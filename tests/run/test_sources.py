@@ -118,3 +118,21 @@ def test_it_can_be_traced() -> None:
     traced = make_fx(attribute)(torch.randn_like(x))
     for ours, theirs in zip(traced(x), attribute(x)):
         assert torch.allclose(ours, theirs, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("policy", ["libragrad", "gradient"])
+@pytest.mark.parametrize("norm", [nn.LayerNorm(6, eps=0), nn.GroupNorm(2, 6, eps=0), nn.LayerNorm(6, eps=1e-300)])
+def test_the_shift_of_a_norm_without_epsilon_is_a_source(norm: nn.Module, policy: str) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(5, 6), norm, nn.Linear(6, 3)).double().eval()
+    nn.init.normal_(model[1].bias)  # type: ignore[arg-type]
+    x = torch.randn(4, 5, dtype=torch.float64)
+    libra = fxgrad.convert(model, (x,), rules=policy)
+    found = fxgrad.attribute(libra, (x,), target=1, method="input_x_gradient")
+    assert found.apart is not None and found.apart.isfinite().all()
+    report = fxgrad.check(libra, (x,), original=model, cotangent=torch.ones(4, 3, dtype=torch.float64))
+    assert report.passed == (policy == "libragrad")
+    # By hand: the last weights times the shift.
+    shares = {row.source: row.contribution for row in report.sources}
+    weights = torch.ones(4, 3, dtype=torch.float64) @ model[2].weight  # type: ignore[operator]
+    assert shares["1.bias"] == pytest.approx(float((weights * model[1].bias).sum().detach()), rel=1e-9)

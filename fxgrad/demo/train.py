@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -49,6 +49,8 @@ class Recipe:
         hints: share of the steps that use the teacher's hints. CLIP's last steps go without, since the teacher knows no
             colours.
         split: the canvases' split.
+        classes: share of the steps that learn the classes only, before a model's own loss. CLIP from scratch begins so:
+            captions alone do not get it started.
     """
 
     steps: int
@@ -57,6 +59,7 @@ class Recipe:
     lr: float = 6e-3
     hints: float = 1.0
     split: str = "train"
+    classes: float = 0.0
 
 
 RECIPES = {
@@ -119,7 +122,7 @@ def train(
     known = list(INDEPENDENT if from_scratch else MODELS)
     if name not in known:
         raise ValueError(f"unknown model {name!r}: use one of {', '.join(known)}")
-    recipe = SCRATCH if from_scratch else RECIPES[name]
+    recipe = scratch(name) if from_scratch else RECIPES[name]
     steps = recipe.steps if steps is None else steps
     if steps < 1:
         raise ValueError(f"steps must be 1 or more, got {steps}")
@@ -148,7 +151,7 @@ def _run(model: nn.Module, name: str, recipe: Recipe, steps: int, state: Path | 
     with Progress(console=Console(stderr=True), transient=True) as progress, Tokens(model) as tokens:
 
         def loss(step: int, canvases: losses.Batch) -> tuple[Tensor, Tensor]:
-            task = loss_of(model, canvases)
+            task = (losses.multilabel if step <= recipe.classes * steps else loss_of)(model, canvases)
             if step <= recipe.hints * steps:
                 return task + taught["adapters"](tokens.found, canvases.hints), task
             return task, task

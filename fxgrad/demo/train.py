@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -137,6 +137,16 @@ def train(
     for tensor in model.state_dict().values():
         tensor.copy_(tensor.half())
     return model.eval().cpu()
+
+
+def scratch(name: str) -> Recipe:
+    """The recipe of a model that is trained without the teacher.
+
+    Example:
+        >>> scratch("vit") == SCRATCH, scratch("clip").classes
+        (True, 0.5)
+    """
+    return replace(SCRATCH, classes=0.5) if name == "clip" else SCRATCH
 
 
 def _run(model: nn.Module, name: str, recipe: Recipe, steps: int, state: Path | None, facts: dict[str, object]) -> None:

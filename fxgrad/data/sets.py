@@ -43,7 +43,7 @@ class Digits:
     def __init__(self, split: str = "heldout", ink: str = "grey") -> None:
         demo = needed("fxgrad.demo", "demo")
         if split not in demo.SPLITS:
-            raise InputError(f"the digits have the splits {' and '.join(demo.SPLITS)}, not {split!r}.")
+            raise InputError(f"the digits have the splits {', '.join(demo.SPLITS)}, not {split!r}.")
         if ink not in ("grey", "colours"):
             raise InputError(f"the digits are drawn in grey or in colours, not in {ink!r}.")
         self.class_names: Sequence[str] = demo.CLASS_NAMES

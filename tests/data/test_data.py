@@ -191,7 +191,7 @@ def test_masks_go_through_the_pictures_own_preprocessing() -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("digits:valid", "the digits have the splits train and heldout, not 'valid'"),
+        ("digits:valid", "the digits have the splits train, heldout, fit, validation, not 'valid'"),
         ("digits:train:gold", "the digits are drawn in grey or in colours, not in 'gold'"),
         ("mura", "'mura' should be mura:ROOT"),
         ("mura:nowhere:test", "MURA has the splits valid and train, not 'test'"),

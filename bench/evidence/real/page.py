@@ -58,6 +58,11 @@ def _probe(table: Table) -> list[str]:
         "photograph (upper left, lower right), and on mosaics of these. On crops of the other two quarters it names "
         f"the photograph in {right.mean():.1%} of {len(right)} ({1 / len(names):.1%} by chance).{below}",
         "",
+        "What was chosen while looking: the quarters, after halves had named some photographs hardly ever; and the "
+        "probe, of nine (class token or mean of the tokens, with or without mosaics in training, two strengths), by "
+        "how often it names both photographs of these very mosaics. So that share is no independent test of the probe. "
+        "No map had been looked at then.",
+        "",
     ]
 
 
@@ -90,7 +95,8 @@ def _mosaics(table: Table) -> list[str]:
         "",
         f"libragrad against the plain gradient, rows won / tied / lost: Focus {every.count('focus')}, own against "
         f"other {every.count('ahead')}, average precision of the patches {every.count('average_precision')}. Italics "
-        "take no gradient: pictures' own maps, attention, noise.",
+        "take no gradient: pictures' own maps, attention, noise. Grad-CAM+ and XGrad-CAM+ average over the patches "
+        'here (`mean="patches"`), not over the class token, too.',
         "",
         "### Focus",
         "",
@@ -103,7 +109,8 @@ def _mosaics(table: Table) -> list[str]:
         "",
         "### Own against other",
         "",
-        "How often all attribution on the target's tiles, signs counted, is more than that on the others.",
+        "How often all attribution on the target's tiles, signs counted, is more than that on the others. Added after "
+        "the first results for Focus had been seen.",
         "",
         *every.against("ahead", "own ahead"),
         "",

@@ -70,7 +70,7 @@ def text(evidence: Evidence) -> str:
         "scope": _scope(evidence),
         "claims": _claims(evidence, compared),
         "registered": _registered(compared),
-        "outcome": _outcome(compared.values()),
+        "outcome": counted(compared.values()),
         "baselines": _baselines(evidence.trainings),
         "policies": _policies(evidence.trainings),
         "shapley": _shapley(evidence.shapley),
@@ -128,12 +128,6 @@ def _spread(values: Sequence[float]) -> str:
     found = torch.tensor(values, dtype=torch.float64)
     deviation = f" ± {float(found.std()):.2f}" if len(values) > 1 else ""
     return f"{float(found.mean()):.2f}{deviation}"
-
-
-def _outcome(compared: Iterable[Comparison]) -> str:
-    """Won / tied / lost."""
-    outcomes = [cell.outcome for cell in compared]
-    return " / ".join(str(outcomes.count(outcome)) for outcome in (1, 0, -1))
 
 
 def _baselines(results: Results) -> list[str]:
@@ -221,22 +215,30 @@ def _claims(evidence: Evidence, compared: Mapping[trainings.Key, Comparison]) ->
 
     others = [p for p in POLICIES if p in ("attnlrp", "cp-lrp")]
     against = [c for other in others for c in trainings.compare(evidence.trainings, other).values()]
+    mosaics = of_mosaics(evidence.real)
     rows = [
-        verdict("Every gradient-based method gets better, on every architecture", some()),
-        verdict("Better than other white-box policies (AttnLRP, CP-LRP)", against),
-        verdict("Tells classes apart (own digit over the other)", some(metric="own_over_other")),
-        verdict("Finds what a text names (CLIP)", some(["clip"])),
-        verdict("MLP-Mixer, too", some(["mixer", "gmixer"])),
+        verdict("Gradient-based methods get better, on every architecture", "the registered ones", counted(some())),
+        verdict("", "all methods, real weights, Focus", mosaics.count("focus")),
+        verdict("Better than other white-box policies", "AttnLRP and CP-LRP", counted(against)),
+        verdict("Tells classes apart", "own digit over the other", counted(some(metric="own_over_other"))),
+        verdict("", "all methods, real weights, own side", mosaics.count("ahead")),
+        verdict("Finds what a text names", "CLIP", counted(some(["clip"]))),
+        verdict("MLP-Mixer, too", "MLP-Mixer and gMixer", counted(some(["mixer", "gmixer"]))),
     ]
-    return markdown(["the paper's claim", "here", "won / tied / lost"], rows)
+    return markdown(["the paper's claim", "by", "it", "won / tied / lost"], rows)
 
 
-def verdict(claim: str, cells: Iterable[Comparison]) -> list[str]:
-    """The claim, whether it holds, and won / tied / lost."""
+def counted(cells: Iterable[Comparison]) -> str:
+    """Won / tied / lost."""
     outcomes = [cell.outcome for cell in cells]
-    won, tied, lost = (outcomes.count(outcome) for outcome in (1, 0, -1))
+    return " / ".join(str(outcomes.count(outcome)) for outcome in (1, 0, -1))
+
+
+def verdict(claim: str, by: str, record: str) -> list[str]:
+    """The claim, what it is judged by, whether it holds, and won / tied / lost."""
+    won, tied, lost = map(int, record.split(" / "))
     said = "holds" if won and not tied + lost else "partly" if won > lost else "not shown"
-    return [claim, said, f"{won} / {tied} / {lost}"]
+    return [claim, by, said, record]
 
 
 @click.command()

@@ -22,6 +22,7 @@ from bench.evidence.real.page import of_mosaics
 from bench.evidence.trainings import BALANCED, METRICS, PLAIN, Comparison
 from fxgrad.evaluate import Results, read
 from fxgrad.evaluate.baselines import ALWAYS
+from fxgrad.evaluate.compare import record
 from fxgrad.evaluate.plan import ANY, POLICIES
 from fxgrad.evaluate.values import read_values, write_values
 from fxgrad.methods import METHODS
@@ -230,15 +231,14 @@ def _claims(evidence: Evidence, compared: Mapping[trainings.Key, Comparison]) ->
 
 def counted(cells: Iterable[Comparison]) -> str:
     """Won / tied / lost."""
-    outcomes = [cell.outcome for cell in cells]
-    return " / ".join(str(outcomes.count(outcome)) for outcome in (1, 0, -1))
+    return record(cell.outcome for cell in cells) or "0 / 0 / 0"
 
 
-def verdict(claim: str, by: str, record: str) -> list[str]:
+def verdict(claim: str, by: str, counts: str) -> list[str]:
     """The claim, what it is judged by, whether it holds, and won / tied / lost."""
-    won, tied, lost = map(int, record.split(" / "))
+    won, tied, lost = map(int, counts.split(" / "))
     said = "holds" if won and not tied + lost else "partly" if won > lost else "not shown"
-    return [claim, by, said, record]
+    return [claim, by, said, counts]
 
 
 @click.command()

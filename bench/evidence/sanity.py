@@ -7,19 +7,18 @@ trained model. MODEL is module.path:factory, or module.path:factory=CHECKPOINT. 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import click
 import torch
 
-from bench.evidence.trainings import opened
+from bench.evidence.trainings import by_policy, opened
 from fxgrad.data import collate, open_data
 from fxgrad.data.models import LoadedModel
-from fxgrad.errors import FxgradError, first_line
-from fxgrad.evaluate.methods import takes_gradient
-from fxgrad.evaluate.plan import ANY
 from fxgrad.evaluate.store import Store, read
 from fxgrad.metrics.sanity import parameter_randomisation
+from fxgrad.module.converted import ConvertedModule
 from fxgrad.pipeline import convert
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -40,21 +39,15 @@ def measure(loaded: LoadedModel, store: Store, name: str, data: str, count: int)
     pictures = open_data(data)
     batch = collate([pictures[i] for i in range(count)], loaded.preprocess)
     plain = convert(loaded.model, (batch.x,), rules="gradient").requires_grad_(False)
-    for policy in (ANY, *POLICIES):
-        converted = plain if policy == ANY else plain.under(policy)
-        found = {}
-        for method, options in METHODS.items():
-            if takes_gradient(method) is (policy == ANY):
-                continue
-            try:
-                cascade = parameter_randomisation(converted, (batch.x,), target=batch.labels, method=method, **options)
-            except FxgradError as error:
-                store.refuse(name, policy, method, first_line(error))
-                continue
-            last = len(cascade.stages) - 1
-            stages = {"head": 0, "half": last // 2, "all": last}
-            found[method] = {metric: cascade.spearman[stage].tolist() for metric, stage in stages.items()}
-        store.add(name, policy, found, list(batch.ids), 0, count, batch.groups)
+
+    def likeness(method: str, options: dict[str, Any], converted: ConvertedModule) -> dict[str, list[float]]:
+        cascade = parameter_randomisation(converted, (batch.x,), target=batch.labels, method=method, **options)
+        last = len(cascade.stages) - 1
+        stages = {"head": 0, "half": last // 2, "all": last}
+        return {metric: cascade.spearman[stage].tolist() for metric, stage in stages.items()}
+
+    methods = {method: partial(likeness, method, options) for method, options in METHODS.items()}
+    by_policy(store, name, plain, batch, 0, POLICIES, methods)
 
 
 @click.command()

@@ -8,7 +8,8 @@ What is computed is kept in STORE, so a run that was stopped goes on.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import click
@@ -17,16 +18,15 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from bench.evidence.trainings import opened
+from bench.evidence.trainings import by_policy, opened
 from fxgrad.data import collate, open_data
 from fxgrad.data.models import LoadedModel
-from fxgrad.errors import FxgradError, first_line
 from fxgrad.evaluate.bench import removal
-from fxgrad.evaluate.methods import attributes, grid_of, takes_gradient
-from fxgrad.evaluate.plan import ANY, POLICIES
+from fxgrad.evaluate.methods import Attribute, attributes, grid_of
+from fxgrad.evaluate.plan import POLICIES
 from fxgrad.evaluate.store import Store, read
 from fxgrad.methods import METHODS
-from fxgrad.metrics import Game, coalitions
+from fxgrad.metrics import Game, coalitions, spearman
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.pipeline import convert
 
@@ -63,15 +63,8 @@ def correlations(scores: Tensor, game: Game, players: Tensor) -> dict[str, list[
     found = {}
     for name, values in (("shapley", game.shapley()), ("banzhaf", game.banzhaf())):
         found[name] = _correlation(sums, values)
-        found[f"{name}_rank"] = _correlation(_ranks(sums), _ranks(values))
+        found[f"{name}_rank"] = spearman(sums, values).tolist()
     return found
-
-
-def _ranks(values: Tensor) -> Tensor:
-    """Ranks along the last axis; equal values share the mean of theirs."""
-    below = (values[:, None] < values[:, :, None]).sum(2).double()
-    equal = (values[:, None] == values[:, :, None]).sum(2).double()
-    return below + (equal - 1) / 2
 
 
 def _correlation(a: Tensor, b: Tensor) -> list[float]:
@@ -101,21 +94,14 @@ def measure(loaded: LoadedModel, store: Store, name: str, data: str, numbers: Se
     (Path(store.folder) / "games").mkdir(exist_ok=True)
     files = [Path(store.folder) / "games" / f"{name}-{data.replace(':', '-')}-{i}.npy" for i in numbers]
     game = game_of(plain, batch.x, batch.labels, files)
-    options = ["integrated_gradients.n_steps=20", "smoothgrad.samples=10"]
-    for policy in (ANY, *POLICIES):
-        found: dict[str, Mapping[str, list[float]]] = {}
-        for method, attribute in attributes(list(METHODS), options).items():
-            if takes_gradient(method) is (policy == ANY):
-                continue
-            try:
-                attributed = attribute(
-                    plain.under("gradient" if policy == ANY else policy), batch.x, batch.labels, grid_of(plain), 0
-                )
-            except FxgradError as error:
-                store.refuse(name, policy, method, first_line(error))
-                continue
-            found[method] = correlations(attributed.patches.flatten(1), game, owners(grid_of(plain)))
-        store.add(name, policy, found, list(batch.ids), numbers[0], numbers[-1] + 1, batch.groups)
+    grid, options = grid_of(plain), ["integrated_gradients.n_steps=20", "smoothgrad.samples=10"]
+
+    def compared(attribute: Attribute, converted: ConvertedModule) -> dict[str, list[float]]:
+        attributed = attribute(converted, batch.x, batch.labels, grid, 0)
+        return correlations(attributed.patches.flatten(1), game, owners(grid))
+
+    methods = {name: partial(compared, attribute) for name, attribute in attributes(list(METHODS), options).items()}
+    by_policy(store, name, plain, batch, numbers[0], POLICIES, methods)
 
 
 @click.command()

@@ -24,7 +24,7 @@ from fxgrad.data.sample import mask_of
 from fxgrad.demo import losses
 from fxgrad.demo.canvases import SIDE, canvas
 from fxgrad.demo.independent import INDEPENDENT
-from fxgrad.demo.loop import Training
+from fxgrad.demo.loop import Training, order
 from fxgrad.demo.model import CLASS_NAMES
 from fxgrad.evaluate import Plan, evaluate
 from fxgrad.evaluate.baselines import ALWAYS
@@ -101,15 +101,14 @@ def train(name: str, steps: int = STEPS, seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
     model = INDEPENDENT[name]().train()
     pool = _batch(range(min(CANVASES, steps * BATCH)), "fit")
-    epochs = -(-steps * BATCH // len(pool))
-    order = torch.cat([torch.randperm(len(pool)) for _ in range(epochs)])[: steps * BATCH]
+    picked = order(len(pool), steps * BATCH)
     loss_of = losses.flexible if name == "flexivit" else losses.multilabel
 
     def loss(step: int, batch: losses.Batch) -> tuple[torch.Tensor, torch.Tensor]:
         found = loss_of(model, batch)  # type: ignore[arg-type]
         return found, found
 
-    for _ in Training(nn.ModuleDict({"model": model}), pool, order, BATCH, 3e-3, loss):
+    for _ in Training(nn.ModuleDict({"model": model}), pool, picked, BATCH, 3e-3, loss):
         pass
     return model.eval()
 

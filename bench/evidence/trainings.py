@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,11 +17,15 @@ import click
 import torch
 from safetensors import safe_open
 
+from fxgrad.data import Batch
 from fxgrad.data.models import LoadedModel, load_model
-from fxgrad.errors import InputError
-from fxgrad.evaluate import POLICIES, Plan, Results, evaluate, read
+from fxgrad.errors import FxgradError, InputError, first_line
+from fxgrad.evaluate import POLICIES, Plan, Results, Store, evaluate, read
 from fxgrad.evaluate.compare import labelled
+from fxgrad.evaluate.methods import takes_gradient
+from fxgrad.evaluate.plan import ANY
 from fxgrad.metrics import Interval, holm, two_level
+from fxgrad.module.converted import ConvertedModule
 
 METHODS = {"input_x_gradient": "Input x Gradient", "fullgrad_plus": "FullGrad+", "attcat": "AttCAT"}
 """The registered methods, the first at the tokens."""
@@ -47,6 +51,41 @@ def opened(model: str) -> tuple[str, LoadedModel, str]:
 def canvases(coloured: bool) -> str:
     """The data set of held-out canvases."""
     return "digits:heldout:colours" if coloured else "digits"
+
+
+Measure = Callable[[ConvertedModule], Mapping[str, list[float]]]
+"""A converted model -> metric -> one value per picture."""
+
+
+def by_policy(
+    store: Store,
+    name: str,
+    plain: ConvertedModule,
+    batch: Batch,
+    start: int,
+    policies: Sequence[str],
+    methods: Mapping[str, Measure],
+) -> None:
+    """Measure methods under every policy on one batch, and those that take no gradient once; store what is found.
+
+    Args:
+        store: where to; a method that the model does not have is noted with the reason.
+        name: of the model.
+        plain: the model under the plain gradient.
+        batch: the pictures; the first is number `start` of its data set.
+        policies: to measure under.
+        methods: name of a method -> how it is measured.
+    """
+    for policy in (ANY, *policies):
+        converted, found = plain if policy == ANY else plain.under(policy), {}
+        for method, measure in methods.items():
+            if takes_gradient(method) is (policy == ANY):
+                continue
+            try:
+                found[method] = measure(converted)
+            except FxgradError as error:
+                store.refuse(name, policy, method, first_line(error))
+        store.add(name, policy, found, list(batch.ids), start, start + len(batch.ids), batch.groups)
 
 
 @dataclass(frozen=True)

@@ -112,6 +112,11 @@ class Training:
         torch.set_rng_state(found["random"])
 
 
+def order(canvases: int, length: int) -> Tensor:
+    """Indices of canvases, int64 (length,): all in a drawn order, then all in another, until there are enough."""
+    return torch.cat([torch.randperm(canvases) for _ in range(math.ceil(length / canvases))])[:length]
+
+
 def _optimizers(model: nn.Module, lr: float) -> list[torch.optim.Optimizer]:
     """Muon for the blocks' matrices, AdamW for all else: AdamW alone needs more than twice the steps."""
     matrices: list[nn.Parameter] = []

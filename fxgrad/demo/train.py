@@ -25,7 +25,7 @@ from fxgrad.demo import losses
 from fxgrad.demo.canvases import COLOURS, canvas
 from fxgrad.demo.hints import Adapters, Tokens, hints, inherit, width
 from fxgrad.demo.independent import INDEPENDENT
-from fxgrad.demo.loop import Training
+from fxgrad.demo.loop import Training, order
 from fxgrad.demo.model import checkpoint
 from fxgrad.demo.models import MODELS
 from fxgrad.demo.results import measure, record
@@ -156,7 +156,7 @@ def _run(model: nn.Module, name: str, recipe: Recipe, steps: int, state: Path | 
     taught = nn.ModuleDict({"model": model})
     if recipe.hints:
         taught["adapters"] = Adapters(width(model), pool.hints.shape[-1])
-    order = torch.cat([torch.randperm(len(pool)) for _ in range(math.ceil(steps * recipe.batch / len(pool)))])
+    picked = order(len(pool), steps * recipe.batch)
 
     with Progress(console=Console(stderr=True), transient=True) as progress, Tokens(model) as tokens:
 
@@ -166,7 +166,7 @@ def _run(model: nn.Module, name: str, recipe: Recipe, steps: int, state: Path | 
                 return task + taught["adapters"](tokens.found, canvases.hints), task
             return task, task
 
-        training = Training(taught, pool, order[: steps * recipe.batch], recipe.batch, recipe.lr, loss, state, facts)
+        training = Training(taught, pool, picked, recipe.batch, recipe.lr, loss, state, facts)
         task, seen = progress.add_task(name, total=steps, completed=training.done), 0.0
         for step, found in training:
             seen += found

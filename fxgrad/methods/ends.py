@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -23,12 +24,19 @@ class Ends:
     Attributes:
         problem: where they were read.
         node: name of the node that holds the tokens; None: the inputs are varied.
-        values: name of an input, or of that node -> its value.
     """
 
     problem: Problem
     node: str | None
-    values: dict[str, Tensor]
+
+    @cached_property
+    def values(self) -> dict[str, Tensor]:
+        """Name of an input, or of the node -> its value. The node's takes a forward pass, so it is read once."""
+        problem = self.problem
+        if self.node is None:
+            entries = zip(problem.inputs, problem.entries)
+            return {name: value for name, value in entries if name in problem.attributed}
+        return problem.values([self.node])
 
     def moved(self, values: Mapping[str, Tensor]) -> Problem:
         """The problem at other values of the ends."""
@@ -76,8 +84,6 @@ def ends(problem: Problem, method: str, at: str) -> Ends:
     if at not in PLACES:
         raise InputError(f"at is {' or '.join(map(repr, PLACES))}, not {at!r}: where {method} is taken.")
     if at == "input":
-        entries = zip(problem.inputs, problem.entries)
-        return Ends(problem, None, {name: value for name, value in entries if name in problem.attributed})
+        return Ends(problem, None)
     problem.refuse_several(method)
-    node = problem.blocks(f"{method} at the tokens", complete=True)[0].entry
-    return Ends(problem, node, {node: problem.values([node])[node]})
+    return Ends(problem, problem.blocks(f"{method} at the tokens", complete=True)[0].entry)

@@ -237,14 +237,20 @@ def deletion_insertion(
     return {"deletion": curve(True), "insertion": curve(False)}
 
 
-def _faithful(measured: Measured) -> dict[str, Tensor]:
-    """Metric -> values, from dropping tokens."""
+def measured_faithfulness(measured: Measured, removal: Removal, scores: Tensor) -> dict[str, Tensor]:
+    """Metric -> values, by one removal of parts that have these scores; see `faithfulness`.
+
+    Args:
+        measured: the attributions; how they are measured otherwise.
+        removal: of the parts.
+        scores: the influence of each part, (attributions, pictures, parts).
+    """
     m = measured
     most, least = (
         removal_curve(
-            m.tokens,
+            removal,
             m.x,
-            m.scores,
+            scores,
             m.target,
             most_first=first,
             fractions=m.fractions,
@@ -264,6 +270,11 @@ def _replaced(measured: Measured) -> dict[str, Tensor]:
         return {}
     scores = m.maps.flatten(2)
     return deletion_insertion(m.pixels, m.x, scores, m.target, steps=m.steps, multilabel=m.multilabel, batch=m.batch)
+
+
+def _faithful(measured: Measured) -> dict[str, Tensor]:
+    """Metric -> values, from dropping tokens."""
+    return measured_faithfulness(measured, measured.tokens, measured.scores)
 
 
 def _dropping(name: str, measured: Measured) -> Tensor:

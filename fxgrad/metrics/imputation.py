@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxgrad.errors import InputError
-from fxgrad.metrics.curves import answer, faithfulness, removal_curve
+from fxgrad.metrics.curves import measured_faithfulness
 from fxgrad.metrics.metric import Measured, Metric
 from fxgrad.metrics.removal import Grid, on_pixels
 
@@ -130,21 +130,7 @@ def _road(measured: Measured) -> dict[str, Tensor]:
     m = measured
     if m.model is None:
         return {}
-    removal = Imputing(m.model, (m.maps.shape[2], m.maps.shape[3]))
-    most, least = (
-        removal_curve(
-            removal,
-            m.x,
-            m.maps.flatten(2),
-            m.target,
-            most_first=first,
-            fractions=m.fractions,
-            multilabel=m.multilabel,
-            batch=m.batch,
-        )
-        for first in (True, False)
-    )
-    return faithfulness(answer(m.logits.cpu(), m.target.cpu(), multilabel=m.multilabel), most, least, m.fractions)
+    return measured_faithfulness(m, Imputing(m.model, (m.maps.shape[2], m.maps.shape[3])), m.maps.flatten(2))
 
 
 def _measured(name: str, measured: Measured) -> Tensor | None:

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from fxgrad.methods import METHODS, Map, Problem, attribute, method
 from fxgrad.methods.attribution import Attribution
-from fxgrad.methods.placing import per_token
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.recording import Contributions
 
@@ -27,10 +26,7 @@ def tokens_input_x_gradient(problem: Problem) -> Map:
 
     Source: Mehri et al., LibraGrad, arXiv:2411.16760, which takes the inputs to be the embedded patches.
     """
-    entry = problem.blocks("tokens_input_x_gradient", complete=True)[0].entry
-    found = problem.run([entry])
-    product = found.values[entry] * found.cotangents[entry]
-    return Map(tokens=per_token(product, problem.nodes[entry], problem.anatomy, problem.batch, problem.example)[0])
+    return replace(METHODS["input_x_gradient"](problem, at="tokens"), apart=None)
 
 
 PENULTIMATE = "hirescam_penultimate"

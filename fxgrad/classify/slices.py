@@ -18,7 +18,7 @@ import torch
 from torch import fx
 
 from fxgrad.classify.decision import Decision
-from fxgrad.classify.moves import word_of
+from fxgrad.classify.moves import values_word_of
 from fxgrad.graph.axes import Atom, Axes, fresh, move_of, moved, source_of
 from fxgrad.graph.sizes import quotient, sizes_of
 from fxgrad.ops import Rows
@@ -137,7 +137,7 @@ def _moved(
     user: fx.Node, node: fx.Node, piece: _Piece, decisions: Mapping[str, Decision]
 ) -> list[tuple[fx.Node, _Piece | None, tuple[str, ...]]]:
     """For each output of `user`: which features of the layer it contains, or None if it mixes them."""
-    word = word_of(user, decisions)
+    word = values_word_of(user, decisions)
     if word not in ("permute", "reshape", "cut", "same") or source_of(user) is not node:
         return [(user, None, ())]
     if not isinstance(user.meta["val"], (list, tuple)):

@@ -136,6 +136,46 @@ def test_tokens_that_join_features_are_left_alone() -> None:
     assert fxgrad.check(libra, (x,), original=model).completeness_error < 1e-14
 
 
+NORMS: dict[str, nn.Module] = {
+    "layer norm": nn.LayerNorm(3 * D),
+    "rms norm": nn.RMSNorm(3 * D),
+    "softmax": nn.Softmax(-1),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "policy"),
+    [("layer norm", "libragrad"), ("rms norm", "libragrad"), ("layer norm", "attnlrp"), ("softmax", "attnlrp")],
+)
+def test_what_changes_the_values_is_no_move(name: str, policy: str) -> None:
+    """A norm of a fused projection keeps its axes, but the pieces behind it are no rows of the projection."""
+
+    class Normed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.qkv, self.norm = nn.Linear(D, 3 * D), NORMS[name]
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x + self.norm(self.qkv(x))[..., 2 * D :]
+
+    torch.manual_seed(0)
+    model = Normed().double().eval()
+    x = torch.randn(3, 5, D).double().requires_grad_()
+    libra = fxgrad.convert(model, (x,), rules=policy)
+    assert not pieces(libra)
+    g = torch.randn(3, 5, D).double()
+    (found,) = torch.autograd.grad(libra(x), x, g)
+    z = model.qkv(x)
+    if name == "softmax":
+        wanted = torch.autograd.grad(x + z.softmax(-1)[..., 2 * D :], x, g)[0]
+    else:
+        centred = z - z.mean(-1, keepdim=True) if name == "layer norm" else z
+        eps = model.norm.eps if model.norm.eps is not None else torch.finfo(torch.float64).eps
+        scale = (centred.square().mean(-1, keepdim=True) + eps).rsqrt().detach()
+        wanted = torch.autograd.grad(x + (centred * scale * model.norm.weight)[..., 2 * D :], x, g)[0]
+    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-12)
+
+
 def test_held_rows_are_said_to_be_held() -> None:
     libra = fxgrad.convert(Attention(CUTS["chunk"]).eval(), (torch.randn(3, 5, D),))
     rules = {row.node: row.rule for row in libra.report}

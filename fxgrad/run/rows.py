@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from fxgrad.classify.decision import Classified
 from fxgrad.classify.moves import word_of
 from fxgrad.graph.axes import MOVES, PICK
-from fxgrad.graph.follow import ATTENTION, PRODUCT, named_axes
+from fxgrad.graph.einsum import letters_of
 from fxgrad.graph.mixing import mixes
 from fxgrad.graph.nodes import arguments_of, descendants, tensors_of
 from fxgrad.graph.sizes import known, size_of, sizes_of
@@ -27,11 +27,15 @@ from fxgrad.run.examples import tensors_among
 
 
 class _MixedError(Exception):
-    """Examples meet in an element, or it is unknown whether they do."""
+    """Examples meet in an element."""
 
 
-def rows_apart(classified: Classified, values: Sequence[Any], free: Mapping[Any, int]) -> tuple[int, list[str]]:
-    """(the number of examples, the placeholders that have a row for each); (1, []) where they are not apart.
+class _UnknownError(Exception):
+    """It cannot be told whether examples meet."""
+
+
+def rows_apart(classified: Classified, values: Sequence[Any], free: Mapping[Any, int]) -> tuple[int, list[str]] | None:
+    """(the number of examples, the placeholders that have a row for each); (1, []) where they meet; None if unknown.
 
     Args:
         classified: what `fxgrad.classify.classify` returned.
@@ -64,7 +68,11 @@ def rows_apart(classified: Classified, values: Sequence[Any], free: Mapping[Any,
         found = _Rows(classified, given, seeds, free).run()
     except _MixedError:
         return 1, []
+    except _UnknownError:
+        return None
     wanted = torch.arange(1, count + 1)
+    if any(isinstance(found.get(n), Tensor) and found[n].shape[:1] != (count,) for n in outputs):
+        return None
     apart = all(
         bool(((ids == 0) | (ids == wanted.reshape(-1, *[1] * (ids.dim() - 1)))).all())
         for ids in (found[n] for n in outputs if n in found)
@@ -96,7 +104,7 @@ class _Rows:
                 try:
                     self.ids[node] = self.after(node)
                 except (RuntimeError, TypeError, LookupError, AttributeError) as error:  # an op that takes no numbers
-                    raise _MixedError from error
+                    raise _UnknownError from error
         return self.ids
 
     def after(self, node: fx.Node) -> Any:
@@ -116,7 +124,12 @@ class _Rows:
         parts = [self.ids[n] for n in node.all_input_nodes if n in self.ids]
         if not (pointwise or word == "same"):
             parts = [self.summed(node, n, word, len(shape)) for n in node.all_input_nodes if n in self.ids]
-        return _met(parts, shape)
+        met = _met(parts, shape)
+        items = node.meta["val"]
+        if not isinstance(items, (list, tuple)):
+            return met
+        sizes = [tuple(map(size_of, t.shape)) if isinstance(t, Tensor) else None for t in items]
+        return [met if own == sizes_of(node) else None for own in sizes]
 
     def moved(self, node: fx.Node) -> Any:
         """The numbers after an op that only moves elements: the op itself moves them."""
@@ -161,7 +174,7 @@ class _Rows:
             return torch.zeros([known(size, self.free) for size in sizes_of(leaf)], dtype=torch.int64)
         index = self.plain(leaf).cpu()
         if index.dim() != 1 or not torch.equal(index.sort().values, torch.arange(len(index))):
-            raise _MixedError  # an index that gathers, such as a graph's edges
+            raise _UnknownError  # an index that gathers, such as a graph's edges
         return index
 
     def plain(self, node: fx.Node) -> Any:
@@ -171,7 +184,7 @@ class _Rows:
         if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
             return known(size_of(node.meta["val"]), self.free)
         if node.op != "call_function" or node in self.reached:
-            raise _MixedError
+            raise _UnknownError
         leaves, spec = pytree.tree_flatten([*node.args, dict(node.kwargs)])
         *args, kwargs = pytree.tree_unflatten([self.plain(n) if isinstance(n, fx.Node) else n for n in leaves], spec)
         return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -179,28 +192,20 @@ class _Rows:
     def summed(self, node: fx.Node, operand: fx.Node, word: str | None, rank: int) -> Tensor:
         """The numbers of an operand where an op may mix the elements along some axes: these must be of one example."""
         ids = self.ids[operand]
-        if not isinstance(ids, Tensor):
-            raise _MixedError
-        mixed = [axis for axis in range(ids.dim()) if self.mixes(node, operand, axis, word)]
+        if not isinstance(ids, Tensor) or letters_of(node) is not None:
+            raise _UnknownError
+        mixed = [axis for axis in range(ids.dim()) if mixes(node, operand, axis, word, self.reached)]
         for axis in range(ids.dim()):
             most = ids.amax(axis, keepdim=True)
             if axis not in mixed and not bool((ids == most).all()):
                 continue
             if not bool(((ids == 0) | (ids == most)).all()):
-                raise _MixedError
+                raise _UnknownError
             ids = most
         fewer = ids.dim() - rank  # axes that it sums over
         if fewer > 0 and len(mixed) != fewer:
-            raise _MixedError
+            raise _UnknownError
         return ids.squeeze(mixed) if fewer > 0 else ids
-
-    def mixes(self, node: fx.Node, operand: fx.Node, axis: int, word: str | None) -> bool:
-        """Whether an op may mix the elements along an axis; of a convolution, say, only the first one is sure."""
-        arguments = arguments_of(node)
-        weight = arguments.get("weight")
-        linear = isinstance(weight, fx.Node) and len(sizes_of(weight)) == 2
-        sure = axis == 0 or linear or word in (PRODUCT, ATTENTION) or named_axes(arguments, len(sizes_of(operand)))
-        return not sure or mixes(node, operand, axis, word, self.reached)
 
 
 def _met(parts: Sequence[Any], shape: Sequence[int]) -> Tensor:

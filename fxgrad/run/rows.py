@@ -21,7 +21,7 @@ from fxgrad.graph.axes import MOVES, PICK
 from fxgrad.graph.einsum import letters_of
 from fxgrad.graph.mixing import mixes
 from fxgrad.graph.nodes import arguments_of, descendants, tensors_of
-from fxgrad.graph.sizes import known, size_of, sizes_of
+from fxgrad.graph.sizes import Size, known, size_of, sizes_of
 from fxgrad.ops.pieces import piece
 from fxgrad.run.examples import tensors_among
 
@@ -62,22 +62,32 @@ def rows_apart(classified: Classified, values: Sequence[Any], free: Mapping[Any,
     seeds = [n for n in attributed if given[n].dim() and len(given[n]) == count]
     if len(rows) != 1 or not seeds:
         return 1, []
-    if count == 1 and not all(isinstance(sizes_of(n)[0], int) for n in seeds):
-        return 1, []  # one example is apart from the others in any model
+    alone = next((sizes_of(n)[0] for n in seeds if not isinstance(sizes_of(n)[0], int)), None)
+    if count == 1 and alone is not None:  # one example meets no other in any model: two may
+        (symbol,) = alone.free_symbols
+        twice = [_twice(value, sizes_of(node), symbol) for node, value in given.items()]
+        found = rows_apart(classified, twice, {**free, symbol: 2 * free[symbol]})
+        return None if found is None else (1, found[1])
     try:
-        found = _Rows(classified, given, seeds, free).run()
+        ids = _Rows(classified, given, seeds, free).run()
     except _MixedError:
         return 1, []
     except _UnknownError:
         return None
     wanted = torch.arange(1, count + 1)
-    if any(isinstance(found.get(n), Tensor) and found[n].shape[:1] != (count,) for n in outputs):
+    reached = [ids[n] for n in outputs if n in ids]
+    if any(own.shape[:1] != (count,) for own in reached):
         return None
-    apart = all(
-        bool(((ids == 0) | (ids == wanted.reshape(-1, *[1] * (ids.dim() - 1)))).all())
-        for ids in (found[n] for n in outputs if n in found)
-    )
+    apart = all(bool(((own == 0) | (own == wanted.reshape(-1, *[1] * (own.dim() - 1)))).all()) for own in reached)
     return (count, [n.name for n in seeds]) if apart else (1, [])
+
+
+def _twice(value: Any, sizes: Sequence[Size], symbol: Any) -> Any:
+    """An input with two examples for each: repeated along the axes whose sizes follow the number of examples."""
+    for axis, size in enumerate(sizes):
+        if not isinstance(size, int) and symbol in size.free_symbols:
+            value = torch.cat([value, value], axis)
+    return value
 
 
 class _Rows:

@@ -121,3 +121,36 @@ def test_a_recurrence_whose_state_comes_from_the_input_keeps_the_examples_apart(
     found = fxgrad.attribute(converted, (x,), target=torch.tensor([0, 1, 2]))
     alone = [fxgrad.attribute(converted, (x[i : i + 1],), target=i).map for i in range(ROWS)]
     assert torch.allclose(found.map, torch.cat(alone), rtol=1e-10) and found.completeness_error < 1e-10
+
+
+class Modulated(nn.Module):
+    """A convolution whose weights each example makes for itself, the batch folded into groups of channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight, self.style = nn.Parameter(torch.randn(4, 3, 3, 3)), nn.Linear(3, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch = x.shape[0]
+        weights = self.weight[None] * self.style(x.mean((2, 3)))[:, None, :, None, None]
+        y = F.conv2d(x.reshape(1, -1, 6, 6), weights.reshape(-1, 3, 3, 3), groups=batch)
+        return y.reshape(batch, 4, 4, 4).relu().mean((2, 3))
+
+
+def test_one_example_is_mapped_as_one_of_several() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(2, 3, 6, 6).double()
+    converted = fxgrad.convert(Modulated().double().eval(), (x,))
+    found = fxgrad.attribute(converted, (x,), target=1)
+    alone = torch.cat([fxgrad.attribute(converted, (x[i : i + 1],), target=1).map for i in range(2)])
+    assert found.map.shape == (2, 6, 6) and torch.allclose(found.map, alone, rtol=1e-10)
+    assert found.completeness_error < 1e-10
+
+
+def test_one_example_that_would_meet_others_keeps_its_axis() -> None:
+    converted = fxgrad.convert(Called(OPS["cdist"]).double().eval(), (torch.randn(3, 4).double(),))
+    shapes = [
+        fxgrad.attribute(converted, (torch.randn(n, 4).double(),), target=lambda y: y.sum()[None]).map.shape
+        for n in (1, 3)
+    ]
+    assert shapes == [(1, 1), (1, 3)]

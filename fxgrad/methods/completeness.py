@@ -69,8 +69,7 @@ def explained(found: Attribution, method: Method, problem: Problem) -> str:
 
 def _of_steps(found: Attribution, method: Method, problem: Problem) -> str:
     """Why an integral along a path does not give the target's value: it needs the derivative of a function."""
-    decisions = problem.converted.classified.decisions.values()
-    if not any(d.live and d.backward.balanced and d.kind not in _LINEAR for d in decisions):
+    if not problem.converted.classified.balances:
         return f"{method.name} is a sum over points. Pass a larger {method.steps}."
     return (
         f"under {found.rules} the gradient is the derivative of no function, so {method.name} is not complete with any "

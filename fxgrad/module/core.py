@@ -18,6 +18,7 @@ from fxgrad.graph.replay import failure
 from fxgrad.module.checkpoint import checkpointed
 from fxgrad.module.rewrite import rewrite
 from fxgrad.module.unflatten import Root, unflatten
+from fxgrad.ops.once import once
 
 Self = TypeVar("Self", bound="Core")
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
@@ -37,6 +38,7 @@ class Core(nn.Module):
     runner: nn.Module
     lookup: fx.GraphModule | None
     _slots: list[tuple[nn.Module | None, str]]
+    _attributed: set[int]
 
     def __init__(self, classified: Classified, graph: fx.Graph | None = None) -> None:
         super().__init__()
@@ -68,6 +70,8 @@ class Core(nn.Module):
         """Make the programs that run; no submodules, since they have no state and the module tree is the original's."""
         self.classified = classified
         program = fx.GraphModule(nn.Module(), graph or rewrite(classified), class_name="FxgradProgram")
+        entries = classified.captured.entries if classified.balances else ()
+        self._attributed = {i for i, entry in enumerate(entries) if entry.attributed}
         lookup = classified.captured.lookup
         object.__setattr__(self, "program", program)
         object.__setattr__(self, "lookup", lookup and fx.GraphModule(nn.Module(), lookup))
@@ -192,6 +196,8 @@ class Core(nn.Module):
         Raises:
             InputError: an op fails on these inputs, or they have another dtype than the weights.
         """
+        if self._attributed:
+            entries = [once(entry) if i in self._attributed else entry for i, entry in enumerate(entries)]
         outputs = self.called(self.runner, entries)
         return pytree.tree_unflatten(list(outputs), self.classified.captured.out_spec)
 

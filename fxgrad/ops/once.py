@@ -25,8 +25,8 @@ class _Again(Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> NoReturn:
         raise InputError(
-            "a balanced gradient cannot be differentiated again: what it holds constant, such as gates and scales, would "
-            'be missing. For second derivatives, use converted.under("gradient"), which is PyTorch\'s own gradient.'
+            "a balanced gradient cannot be differentiated again: what it holds constant, such as gates and scales, "
+            'would be missing. For second derivatives, use converted.under("gradient"), which is PyTorch\'s own gradient.'
         )
 
 

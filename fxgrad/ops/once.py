@@ -26,7 +26,7 @@ class _Again(Function):
     def backward(ctx: Any, cotangent: Tensor) -> NoReturn:
         raise InputError(
             "a balanced gradient cannot be differentiated again: what it holds constant, such as gates and scales, "
-            'would be missing. For second derivatives, use converted.under("gradient"), which is PyTorch\'s own gradient.'
+            'would be missing. For second derivatives, use converted.under("gradient"), the gradient of PyTorch itself.'
         )
 
 

@@ -14,7 +14,7 @@ from fxgrad.ops.once import once
 
 SAID = (
     "a balanced gradient cannot be differentiated again: what it holds constant, such as gates and scales, would be "
-    'missing. For second derivatives, use converted.under("gradient"), which is PyTorch\'s own gradient.'
+    'missing. For second derivatives, use converted.under("gradient"), the gradient of PyTorch itself.'
 )
 
 

@@ -21,6 +21,7 @@ from fxgrad.module.unflatten import Root, unflatten
 from fxgrad.ops.once import once
 
 Self = TypeVar("Self", bound="Core")
+_FORWARD_MODE = "balanced ops have no forward-mode derivative: use reverse mode, such as torch.func.jacrev."
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -196,8 +197,6 @@ class Core(nn.Module):
         Raises:
             InputError: an op fails on these inputs, or they have another dtype than the weights.
         """
-        if self._attributed:
-            entries = [once(entry) if i in self._attributed else entry for i, entry in enumerate(entries)]
         outputs = self.called(self.runner, entries)
         return pytree.tree_unflatten(list(outputs), self.classified.captured.out_spec)
 
@@ -213,11 +212,14 @@ class Core(nn.Module):
             return runner(*self.state, *entries)
         # As a function: a failed call of a GraphModule prints its code to stderr.
         function = runner.forward if isinstance(runner, fx.GraphModule) else runner
+        guarded = self._attributed if runner is self.runner else ()
         try:
-            return function(*self.state, *entries)
+            return function(*self.state, *(once(e) if i in guarded else e for i, e in enumerate(entries)))
         except (FxgradError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            if isinstance(error, NotImplementedError) and "jvp" in str(error):
+                raise InputError(_FORWARD_MODE) from error
             part = self.lookup if runner is self.lookup else self.program
             if part is self.program:
                 self.refuse_other_dtype(entries, error)

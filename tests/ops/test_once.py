@@ -78,3 +78,21 @@ def test_what_needs_no_gradient_is_the_same_object() -> None:
     with torch.no_grad():
         assert once(x) is x
     assert once(X) is X and once(3) == 3
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")  # torch's own, when it first meets a jvp
+def test_forward_mode_is_an_error_that_says_what_to_use(model: Gated) -> None:
+    libra = fxgrad.convert(model, (X,))
+    with pytest.raises(
+        InputError,
+        match=r"^balanced ops have no forward-mode derivative: use reverse mode, such as torch\.func\.jacrev\.$",
+    ):
+        torch.func.jvp(libra, (X,), (X,))
+    assert torch.func.jacrev(libra)(X).shape == (2, 4, 2, 4)
+
+
+def test_vmap_runs_a_program_that_asks_for_sizes() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Flatten(0), nn.Unflatten(0, (-1, 2)), nn.GELU()).eval()
+    libra = fxgrad.convert(model, (torch.randn(3, 4),))
+    x = torch.randn(5, 3, 4)
+    assert torch.allclose(torch.func.vmap(libra)(x), torch.stack([libra(one) for one in x]))

@@ -6,7 +6,7 @@ MEASURED := bench/measured
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,$(MEASURED))
 
 .PHONY: demo train test lint completeness paper-cost export-table zoo fuzz bench evaluate evidence evidence-of-trained real \
-	gallery web docs clean
+	gallery web docs notebooks site clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -87,8 +87,15 @@ gallery: .venv/ready  ## pictures of every method; write bench/measured/gallery.
 web: .venv/ready  ## the demo's explainer as a static page, in build/web; needs npm
 	$(BIN)/python docs/examples/web/build.py build/web
 
-docs: .venv/ready  ## regenerate docs/rules.md from rules/
+docs: .venv/ready  ## regenerate docs/rules.md from rules/, and docs/which-method.md from what was measured
 	$(BIN)/python -m bench.tables.rules
+	$(BIN)/python -m bench.tables.choosing
+
+notebooks: .venv/ready  ## run the notebooks of docs/examples, and keep what they show
+	$(BIN)/python -m bench.tables.notebooks
+
+site: .venv/ready  ## the documentation as a site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 clean:
 	rm -rf .venv build dist demo-out

@@ -23,7 +23,7 @@ from fxgrad.methods import METHODS
 from fxgrad.zoo.rows import Row, read
 
 ROOT = Path(__file__).parents[2]
-PAGES = ["*.md", "docs/*.md", "rules/*.md", "bench/measured/*.md", "bench/measured/results/*.md"]
+PAGES = ["*.md", "docs/*.md", "docs/examples/*.md", "rules/*.md", "bench/measured/*.md", "bench/measured/results/*.md"]
 STATIC = ["docs/site/*.css", "docs/site/*.js", "docs/site/*.svg"]
 NOTEBOOKS = ["docs/examples/*.ipynb"]
 SOURCES = {"": "text", ".py": "python", ".toml": "toml", ".js": "js", ".mjs": "js", ".html": "html", ".css": "css"}

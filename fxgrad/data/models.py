@@ -23,17 +23,21 @@ from fxgrad.data.factory import load_object
 from fxgrad.data.pictures import Preprocessing, Size, import_timm, preprocessing_of
 from fxgrad.errors import CaptureError, one_line
 
+CPU = torch.device("cpu")
+
 
 @dataclass(frozen=True)
 class LoadedModel:
     """A model with its preprocessing and class names.
 
     Attributes:
-        model: in eval mode, on the CPU.
+        model: in eval mode, on `device`, in `dtype`.
         name: its spec.
-        preprocess: preprocessing of pictures to the model's input size.
+        preprocess: preprocessing of pictures to the model's input size, on its device, in its dtype.
         class_names: one per output; None if unknown.
         weights: where the weights come from, in words: "random", "pretrained", a checkpoint's path, ...
+        device, dtype: of the model, of its examples and of its preprocessed pictures.
+        seed: of random weights and of examples.
     """
 
     model: nn.Module
@@ -41,6 +45,14 @@ class LoadedModel:
     preprocess: Preprocessing
     class_names: tuple[str, ...] | None
     weights: str
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+    @property
+    def described_weights(self) -> str:
+        """Where the weights come from, in words; the seed of random ones included."""
+        return f"{self.weights} weights{f' (seed {self.seed})' if self.weights == 'random' else ''}"
 
     @property
     def patch_size(self) -> int:
@@ -60,11 +72,15 @@ class LoadedModel:
                 f"{self.name} knows no prompts: a model does that has a method prompted(*texts), which returns an "
                 "nn.Module from pictures to one similarity per text, (N, C, H, W) to (N, number of texts)."
             )
-        return replace(self, model=prompted(*texts).eval(), class_names=texts)
+        return replace(self, model=_placed(prompted(*texts).eval(), self.device, self.dtype), class_names=texts)
 
-    def example(self, batch: int = 2, *, seed: int = 0, scale: float = 1.0) -> Tensor:
-        """Normal noise with standard deviation `scale`, float32 (batch, C, H, W)."""
-        return scale * torch.randn(batch, *self.preprocess.size, generator=torch.Generator().manual_seed(seed))
+    def example(self, batch: int = 2, *, seed: int | None = None, scale: float = 1.0) -> Tensor:
+        """Normal noise with standard deviation `scale`, (batch, C, H, W): drawn in float32 on the CPU, then placed.
+
+        The seed is the loaded model's by default.
+        """
+        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        return (scale * torch.randn(batch, *self.preprocess.size, generator=generator)).to(self.device, self.dtype)
 
 
 def load_model(
@@ -75,6 +91,9 @@ def load_model(
     strip_prefix: str = "",
     num_classes: int | None = None,
     input_size: Size | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> LoadedModel:
     """Find, build and describe a model.
 
@@ -87,6 +106,8 @@ def load_model(
         num_classes: size of the head of timm's model, whose weights are then random or a checkpoint's.
         input_size: (channels, height, width). Needed unless the model has a `pretrained_cfg` or `default_cfg` with it;
             timm's models are built for this size.
+        device, dtype: where the model goes, and in which floating-point dtype; its examples and pictures follow.
+        seed: of random weights, and of what a factory draws when it is called. The process's own random state stays.
 
     Raises:
         CaptureError: there is no such model, or it cannot be built; its weights cannot be loaded or do not fit.
@@ -96,6 +117,34 @@ def load_model(
         >>> load_model("timm:test_vit").preprocess.size
         (3, 160, 160)
     """
+    device = torch.device(device)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        loaded = _loaded(spec, pretrained, checkpoint, strip_prefix, num_classes, input_size)
+    transform = loaded.preprocess.transform
+    placed = replace(loaded.preprocess, transform=lambda image: transform(image).to(device, dtype))
+    model = _placed(loaded.model, device, dtype)
+    return replace(loaded, model=model, preprocess=placed, device=device, dtype=dtype, seed=seed)
+
+
+def _placed(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The model on a device, its floating-point tensors in a dtype; `nn.Module.to` would make complex ones real."""
+    model.to(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return model
+
+
+def _loaded(
+    spec: str,
+    pretrained: bool,
+    checkpoint: str | Path | None,
+    strip_prefix: str,
+    num_classes: int | None,
+    input_size: Size | None,
+) -> LoadedModel:
+    """The model on the CPU, in the dtype that it is built in."""
     source, _, name = spec.partition(":")
     if not source or not name:
         raise CaptureError(

@@ -140,7 +140,9 @@ def test_check_that_fails_exits_with_1() -> None:
 
 
 def test_check_of_a_timm_model() -> None:
-    assert "timm:test_vit: random weights, input 3 x 160 x 160" in succeed("check", "timm:test_vit", "--batch", "1")
+    assert "timm:test_vit: random weights (seed 0), input 3 x 160 x 160" in succeed(
+        "check", "timm:test_vit", "--batch", "1"
+    )
 
 
 def test_rules_of_ones_own(here: Path) -> None:

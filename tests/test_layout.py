@@ -16,6 +16,7 @@ ORDER = [
     *(
         "errors",
         "installed",
+        "reading",
         "kinds",
         "graph",
         "ops",
@@ -28,7 +29,7 @@ ORDER = [
         "pipeline",
         "run",
     ),
-    *("proof", "methods", "metrics", "data", "explainer", "__init__", "evaluate", "zoo", "demo", "commands"),
+    *("proof", "methods", "metrics", "explainer", "__init__", "data", "evaluate", "zoo", "demo", "commands"),
 ]
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

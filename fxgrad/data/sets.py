@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from fxgrad.data.importing import needed
-from fxgrad.data.pictures import open_image, read_image
 from fxgrad.data.sample import Sample, mask_of
 from fxgrad.errors import InputError
+from fxgrad.reading import open_image, read_image
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 

@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from fxgrad.data.pictures import fitted, with_channels
 from fxgrad.errors import ExportError, one_line
+from fxgrad.reading import fitted, with_channels
 
 Array = NDArray[Any]
 

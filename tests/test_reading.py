@@ -16,16 +16,9 @@ from PIL import Image, ImageCms
 
 from fxgrad.data.clip import open_clip_preprocessing
 from fxgrad.data.models import load_model
-from fxgrad.data.pictures import (
-    Preprocessing,
-    in_8_bits,
-    open_image,
-    pictures_in,
-    preprocessing_of,
-    read_image,
-    with_channels,
-)
+from fxgrad.data.pictures import Preprocessing, preprocessing_of
 from fxgrad.errors import InputError
+from fxgrad.reading import in_8_bits, open_image, pictures_in, read_image, with_channels
 
 RAMP = np.arange(0, 256, 17, dtype=np.uint8).reshape(4, 4)  # 0, 17, ..., 255: exact in 16 bits and as sixteenths
 COLOURS = np.stack([RAMP, RAMP.T, 255 - RAMP], -1)

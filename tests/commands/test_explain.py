@@ -15,13 +15,13 @@ from torch import nn
 
 import fxgrad
 from fxgrad.commands.explanation import Explanation, Side, draw, explain, page
-from fxgrad.data.pictures import read_image
 from fxgrad.demo import __main__ as demo
 from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import digits_vit, preprocess
 from fxgrad.errors import InputError
 from fxgrad.methods.drawing import pool_sum
 from fxgrad.methods.targets import class_of
+from fxgrad.reading import read_image
 
 NAMES = ["tench, Tinca tinca", "crane", "snow leopard, ounce", "crane"]
 

@@ -75,15 +75,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def run(*arguments: str) -> Result:
     """The command line, as it is called; nothing but an exit may come out of it."""
-    result = CliRunner().invoke(cli.main, list(arguments))
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(cli.main, list(arguments))
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
 
 def succeed(*arguments: str) -> str:
+    """What a command prints; it always fits 80 columns."""
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    assert result.stderr == ""
+    assert result.stderr == "" and max(map(len, result.stdout.splitlines())) <= 80
     return result.stdout
 
 

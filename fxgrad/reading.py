@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,27 @@ def open_image(path: str | Path) -> Image.Image:
     Raises:
         InputError: there is no such file, or it is not a picture.
     """
+    with _opened(path) as image:
+        return ImageOps.exif_transpose(image)
+
+
+def readable(path: str | Path) -> None:
+    """Look at a picture's first bytes only, before work that would be lost if there is no picture.
+
+    Raises:
+        InputError: there is no such file, or it does not begin like a picture.
+    """
+    with _opened(path):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """A picture's file; whatever Pillow raises meanwhile is an `InputError`."""
     try:
         # Not by its path: Pillow would map an uncompressed TIFF into memory by the size of the turned picture.
         with open(path, "rb") as file, Image.open(file) as image:
-            return ImageOps.exif_transpose(image)
+            yield image
     except (OSError, ValueError, SyntaxError, TypeError, struct.error, Image.DecompressionBombError) as error:
         raise InputError(f"Pillow cannot read the image {path}: {error}") from error
 

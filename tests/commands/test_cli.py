@@ -160,7 +160,7 @@ def test_explain(here: Path) -> None:
     assert "wrote bee.png" in text and "wrote bee.html" in text
     assert (here / "bee.png").read_bytes().startswith(b"\x89PNG")
     page = (here / "bee.html").read_text("utf-8")
-    assert "data:image/png;base64," in page and "Check of libragrad" in page and "hold_scale" in page
+    assert "data:image/jpeg;base64," in page and "Check of libragrad" in page and "hold_scale" in page
 
 
 def test_explain_the_largest_logit_by_default(here: Path) -> None:

@@ -9,6 +9,7 @@ import click
 
 from fxgrad.commands.options import heading, loaded_model, model_options
 from fxgrad.commands.parsing import command, output_file
+from fxgrad.commands.printing import say
 from fxgrad.commands.terminal import stage
 from fxgrad.explainer import METHODS, export_explainer
 from fxgrad.explainer.formats import FORMATS
@@ -65,6 +66,6 @@ def export(
             completeness=not no_completeness,
             metadata=described,
         )
-    click.echo(heading(loaded))
-    click.echo(f"inputs {', '.join(found['inputs'])}; outputs {', '.join(found['outputs'])}")
-    click.echo(f"wrote {output}, {Path(output).stat().st_size / 1e6:.1f} MB")
+    say(heading(loaded))
+    say(f"inputs {', '.join(found['inputs'])}; outputs {', '.join(found['outputs'])}")
+    say(f"wrote {output}, {Path(output).stat().st_size / 1e6:.1f} MB")

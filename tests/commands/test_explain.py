@@ -209,7 +209,7 @@ def test_demo_writes_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "MODEL", "untrained:build")
     monkeypatch.setattr(demo, "LARGE", "timm:test_vit")
-    monkeypatch.setattr("fxgrad.data.models.hub_reachable", lambda: False)
+    monkeypatch.setattr("fxgrad.data.reach.hub_reachable", lambda: False)
     monkeypatch.setattr(demo, "MEASURED", 2)
     result = CliRunner().invoke(demo.main, ["--out", "a/b"])
     assert result.exit_code == 0, result.output

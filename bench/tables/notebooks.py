@@ -1,4 +1,7 @@
-"""Run the notebooks of docs/examples and keep what they show: `make notebooks`, or `python -m bench.tables.notebooks FILE...`"""
+"""Run the notebooks of docs/examples and keep what they show: `make notebooks`.
+
+`python -m bench.tables.notebooks FILE...` runs some of them.
+"""
 
 from __future__ import annotations
 

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fxgrad.errors import ExportError, one_line
+from fxgrad.explainer.files import refuse_other
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 Array = NDArray[Any]
+_DTYPES: dict[str, Any] = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +70,7 @@ class OnnxExplainer:
             import onnxruntime
         except ImportError as error:
             raise ExportError(f'this needs onnxruntime ({error}): pip install "fxgrad[onnx]"') from error
+        refuse_other(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads:
@@ -75,11 +78,21 @@ class OnnxExplainer:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise ExportError(f"{path} is no ONNX file that onnxruntime can load: {one_line(error)}") from error
+            raise ExportError(
+                f"{path} is no ONNX file that onnxruntime can load: it is damaged, ends too early, or has ops that "
+                f"this onnxruntime lacks. Copy or export it again. ({one_line(error)})"
+            ) from error
         found = self.session.get_modelmeta().custom_metadata_map
         self.metadata = {key: _parsed(value) for key, value in found.items()}
         if "method" not in found or "inputs" not in found:
-            raise ExportError(f"{path} is an ONNX file, but no explainer: write one with fxgrad export.")
+            takes, gives = (
+                ", ".join(value.name for value in values)
+                for values in (self.session.get_inputs(), self.session.get_outputs())
+            )
+            raise ExportError(
+                f"{path} is an ordinary ONNX model, from {takes} to {gives}, without an attribution. Explainers are "
+                "made from the PyTorch model: fxgrad export MODEL -o explainer.onnx."
+            )
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
 
@@ -105,11 +118,16 @@ class OnnxExplainer:
         try:
             values = self.session.run(None, given)
         except Exception as error:
+            if "GatherElements" in str(error):
+                raise ExportError(
+                    f"there is no such target: {_listed(given.get('target'))}. It holds indices into the logits, from "
+                    "0 on."
+                ) from error
             raise ExportError(f"onnxruntime cannot run the explainer: {one_line(error)}") from error
         return dict(zip(self.outputs, values))
 
     def preprocess(self, image: Image.Image) -> Array:
-        """A picture as the model's input, float32 (1, channels, height, width).
+        """A picture as the model's input, (1, channels, height, width), in the model's dtype.
 
         Raises:
             ExportError: the file has no preprocessing.
@@ -121,14 +139,20 @@ class OnnxExplainer:
         pixels = np.asarray(_fitted(image.convert(_MODES[channels]), how), np.float32) / 255
         mean, std = (np.asarray(how[key], np.float32)[:, None, None] for key in ("mean", "std"))
         x: Array = (pixels.reshape(height, width, channels).transpose(2, 0, 1) - mean) / std
-        return x[None]
+        return x[None].astype(_DTYPES.get(self.session.get_inputs()[0].type, np.float32))
 
-    def explain(self, image: Image.Image, target: int | None = None) -> HeatMap:
+    @property
+    def policies(self) -> list[str]:
+        """The names of the policies in the file, as in the names of its outputs; one if it says no more."""
+        return list(self.metadata.get("policies", [self.metadata["policy"]]))
+
+    def explain(self, image: Image.Image, target: int | None = None, policy: str | None = None) -> HeatMap:
         """The heat map of a picture.
 
         Args:
             image: any picture.
             target: index of the class; by default the one with the largest logit.
+            policy: one of `policies`; by default the first.
 
         Raises:
             ExportError: the explainer does not take pictures and single targets, or there is no such class.
@@ -144,11 +168,19 @@ class OnnxExplainer:
             target, found = top, self(x, np.array([top]))
         how = self.metadata["preprocessing"]
         picture = (x[0].transpose(1, 2, 0) * np.asarray(how["std"]) + np.asarray(how["mean"])).clip(0, 1)
-        error = found.get("completeness_error")
-        attribution = found["attribution"][0]
+        policy = policy or self.policies[0]
+        if policy not in self.policies:
+            raise ExportError(f"the file has no policy {policy!r}; it has {', '.join(self.policies)}.")
+        end = f"_{policy}" if "policies" in self.metadata else ""
+        error = found.get(f"completeness_error{end}")
+        attribution = found[f"attribution{end}"][0]
         return HeatMap(
             found["logits"][0], target or 0, attribution, None if error is None else float(error[0]), picture
         )
+
+
+def _listed(target: Array | None) -> str:
+    return "the target is missing" if target is None else f"target is {target.tolist()!s:.100}"
 
 
 def _parsed(value: str) -> Any:

@@ -45,8 +45,8 @@ def test_the_example_is_built_and_explains(tmp_path: Path) -> None:
         assert float(said[2]) == pytest.approx(float(wanted.output), rel=1e-4)
         header, pixels = ran.stdout[:11], np.frombuffer(ran.stdout[11:], np.uint8).reshape(8, 8)
         assert header == b"P5\n8 8\n255\n"
-        map = wanted.map[0].numpy()
-        np.testing.assert_allclose(pixels, np.rint(map / np.abs(map).max() * 127 + 128), atol=1)
+        shares = wanted.map[0].numpy()
+        np.testing.assert_allclose(pixels, np.rint(shares / np.abs(shares).max() * 127 + 128), atol=1)
     for arguments, message in (
         ((3, 8, 8, 3), b"explain: index out of bounds"),
         ((3, 8, 8, -1), b"explain: index out of bounds"),

@@ -7,14 +7,17 @@ from typing import Any
 import click
 
 from fxgrad.commands.options import heading, loaded_model, model_options
+from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.terminal import stage, write
 from fxgrad.pipeline import convert as convert_model
 
 
-@click.command()
+@command()
 @model_options
 @click.option("--details", is_flag=True, help="Every node, not only a summary.")
-@click.option("--json", "json_file", metavar="FILE", help="Also write every node to a JSON file.")
+@click.option(
+    "--json", "json_file", metavar="FILE", callback=output_file(), help="Also write every node to a JSON file."
+)
 def convert(json_file: str | None, details: bool, rules: tuple[str, ...], **which: Any) -> None:
     """Convert MODEL, report what got which rule.
 

@@ -10,6 +10,7 @@ import click
 from click.core import ParameterSource
 
 from fxgrad.commands.options import weight_options
+from fxgrad.commands.parsing import command
 from fxgrad.commands.terminal import progress, write
 from fxgrad.data import DATA
 from fxgrad.errors import InputError
@@ -37,7 +38,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
         raise click.BadParameter(f"{value!r} is no list of numbers, such as 0.1,0.5,0.9.") from None
 
 
-@click.command("evaluate")
+@command("evaluate")
 @click.argument("models", nargs=-1)
 @click.option("--data", default="digits", show_default=True, metavar="NAME[:PATH]", help=_DATA_HELP)
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="How many pictures.")

@@ -10,9 +10,9 @@ import click
 from fxgrad.commands import explanation as explaining
 from fxgrad.commands.options import heading, loaded_model, model_options
 from fxgrad.commands.terminal import stage, write
-from fxgrad.data.pictures import read_image
 from fxgrad.errors import InputError
 from fxgrad.pipeline import convert
+from fxgrad.reading import read_image
 
 
 @click.command()

@@ -8,14 +8,23 @@ from typing import Any
 import click
 
 from fxgrad.commands.options import heading, loaded_model, model_options
+from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.terminal import stage
 from fxgrad.explainer import METHODS, export_explainer
+from fxgrad.explainer.formats import FORMATS
 from fxgrad.pipeline import convert
 
 
-@click.command()
+@command()
 @model_options
-@click.option("-o", "--output", required=True, metavar="FILE", help="Ends in .onnx, .pt2 or .aoti.")
+@click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="FILE",
+    callback=output_file(*FORMATS),
+    help="Ends in .onnx, .pt2 or .aoti.",
+)
 @click.option("--method", type=click.Choice(list(METHODS)), default="input_x_gradient", show_default=True)
 @click.option("--targets", type=click.IntRange(1), help="So many targets an item, from one forward. Default: one.")
 @click.option("--pool", type=click.IntRange(1), default=1, show_default=True, help="Sum over blocks of so many pixels.")

@@ -1,4 +1,8 @@
-"""The options of all commands that choose a model, and the first line of their output."""
+"""The options of all commands that choose a model, and the first line of their output.
+
+`model_options` are MODEL, its weights, rules, device, dtype and seed; `method_option` is for commands that attribute.
+`loaded_model` gives the model in its place.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +10,41 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 import click
+import torch
 
 from fxgrad.commands.terminal import stage
 from fxgrad.data.models import LoadedModel, load_model
+from fxgrad.errors import InputError
+from fxgrad.table.loading import load
 
-Command = TypeVar("Command", bound=Callable[..., Any])
+Decorated = TypeVar("Decorated", bound=Callable[..., Any])
+DTYPES = ("float32", "float64", "bfloat16", "float16")
 _RULES_HELP = "A policy's name, or a TOML file of rows or of a policy. Repeatable. Default: libragrad."
+_OPTION_HELP = "Of the method, such as n_steps=20; or layer=blocks.9, ... Repeatable."
 
 
-def weight_options(command: Command) -> Command:
+def _device(context: click.Context, option: click.Parameter, value: str) -> torch.device:
+    """A device that is there."""
+    try:
+        found = torch.device(value)
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError, ImportError) as error:
+        there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        there += ["mps"] if torch.backends.mps.is_available() else []
+        raise InputError(f"--device {value} is not here; there is {', '.join(there)}.") from error
+    return found
+
+
+def _checked_rules(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """The rules as they were given, but read once: a wrong name or file ends the command before it loads a model."""
+    load(value)
+    return value
+
+
+def weight_options(function: Decorated) -> Decorated:
     """Add the options for a model's weights and input size."""
     return _all(
-        command,
+        function,
         click.option("--pretrained", is_flag=True, help="timm's weights, from the hub or its cache; random otherwise."),
         click.option("--checkpoint", metavar="FILE", help="Weights that fit exactly: .safetensors, .ckpt, .pth, .pt."),
         click.option("--strip-prefix", default="", metavar="TEXT", help="Cut it off the checkpoint's keys: backbone."),
@@ -26,30 +53,52 @@ def weight_options(command: Command) -> Command:
     )
 
 
-def model_options(command: Command) -> Command:
-    """Add the argument MODEL and the options for its weights, input size and rules."""
+def place_options(function: Decorated) -> Decorated:
+    """Add the options --device, --dtype and --seed."""
     return _all(
-        command,
-        click.argument("model"),
-        weight_options,
-        click.option("--rules", multiple=True, default=["libragrad"], metavar="NAME|FILE", help=_RULES_HELP),
+        function,
+        click.option("--device", default="cpu", show_default=True, callback=_device, help="cpu, cuda, cuda:1, mps."),
+        click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the model."),
+        click.option("--seed", type=int, default=0, show_default=True, help="Of all that is random, weights included."),
     )
 
 
-def _all(command: Command, *options: Callable[[Command], Command]) -> Command:
+def model_options(function: Decorated) -> Decorated:
+    """Add the argument MODEL and the options for its weights, input size, rules, device, dtype and seed."""
+    return _all(
+        function,
+        click.argument("model"),
+        weight_options,
+        click.option(
+            "--rules",
+            multiple=True,
+            default=["libragrad"],
+            metavar="NAME|FILE",
+            callback=_checked_rules,
+            help=_RULES_HELP,
+        ),
+        place_options,
+    )
+
+
+method_option = click.option("--option", "options", multiple=True, metavar="NAME=VALUE", help=_OPTION_HELP)
+"""Adds `options`, a tuple of texts; `fxgrad.evaluate.methods.method_options` reads them."""
+
+
+def _all(function: Decorated, *options: Callable[[Decorated], Decorated]) -> Decorated:
     """Add options to a command, in the order in which its help shows them."""
     for option in reversed(options):
-        command = option(command)
-    return command
+        function = option(function)
+    return function
 
 
-def loaded_model(model: str, **options: Any) -> LoadedModel:
-    """Load the model that `model_options` describe."""
+def loaded_model(model: str, *, dtype: str = "float32", **options: Any) -> LoadedModel:
+    """Load the model that `model_options` describe, in its place: its dtype and device."""
     with stage(f"loading {model}"):
-        return load_model(model, **options)
+        return load_model(model, dtype=getattr(torch, dtype), **options)
 
 
 def heading(loaded: LoadedModel, more: str = "") -> str:
     """The first line of a command's output."""
     size = " x ".join(map(str, loaded.preprocess.size))
-    return f"{loaded.name}: {loaded.weights} weights, input {size}{', ' if more else ''}{more}"
+    return f"{loaded.name}: {loaded.described_weights}, input {size}{', ' if more else ''}{more}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import click
 
+from fxgrad.commands.parsing import command
 from fxgrad.errors import InputError
 from fxgrad.kinds import Kind
 from fxgrad.report import Table
@@ -34,7 +35,7 @@ class PolicyRow:
     ops: int
 
 
-@click.command()
+@command()
 @click.argument("query", required=False)
 @click.option("--policy", metavar="NAME|FILE", help="Show which backward each kind gets under this policy.")
 def rules(query: str | None, policy: str | None) -> None:

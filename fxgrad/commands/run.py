@@ -5,9 +5,9 @@ from __future__ import annotations
 import click
 
 from fxgrad.commands.terminal import stage
-from fxgrad.data.pictures import read_image
 from fxgrad.explainer.run import OnnxExplainer, draw
 from fxgrad.methods.names import resolve
+from fxgrad.reading import read_image
 
 
 @click.command("run")

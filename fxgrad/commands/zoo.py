@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from fxgrad.commands.parsing import command
 from fxgrad.commands.terminal import progress
 from fxgrad.errors import InputError
 from fxgrad.zoo.case import Limits
@@ -21,7 +22,7 @@ _PIXELS = "Larger images are made smaller where the model allows it. Default: 25
 _PAGE = "Run nothing: print bench/measured/architectures.md as it follows from such a table. Repeatable."
 
 
-@click.command()
+@command()
 @click.argument("models", nargs=-1)
 @click.option("--suite", "suites", multiple=True, type=click.Choice(list(SUITES)), help="A whole suite. Repeatable.")
 @click.option("--csv", metavar="FILE", help="Table to append to and to resume. Default: SUITE.csv, or zoo.csv.")

@@ -33,7 +33,22 @@ def load_checkpoint(model: nn.Module, path: str | Path, strip_prefix: str = "") 
         Traceback (most recent call last):
         fxgrad.errors.CaptureError: checkpoint absent.safetensors cannot be read as safetensors: ...
     """
-    state = {key.removeprefix(strip_prefix): value for key, value in _state(Path(path)).items()}
+    fit_checkpoint(model, read_checkpoint(path), path, strip_prefix)
+
+
+def fit_checkpoint(model: nn.Module, found: Mapping[str, Tensor], path: str | Path, strip_prefix: str = "") -> None:
+    """Load tensors, read from a file by `read_checkpoint`, into a model; as `load_checkpoint`."""
+    state = {key.removeprefix(strip_prefix): value for key, value in found.items()}
+    if len(state) < len(found):
+        double = next(key for key in found if key.startswith(strip_prefix) and key.removeprefix(strip_prefix) in found)
+        raise CaptureError(
+            f"checkpoint {path} has {double} and, without {strip_prefix!r}, the same again: save the model's tensors "
+            "alone, as model.state_dict()."
+        )
+    if strip_prefix and not any(key.startswith(strip_prefix) for key in found):
+        raise CaptureError(
+            f"checkpoint {path} has no keys behind {strip_prefix!r}: they begin like {min(found, default='nothing')}."
+        )
     wanted = model.state_dict()
     missing, unexpected = wanted.keys() - state.keys(), state.keys() - wanted.keys()
     shapes = {k: (tuple(state[k].shape), tuple(v.shape)) for k, v in wanted.items() if k in state}
@@ -45,8 +60,13 @@ def load_checkpoint(model: nn.Module, path: str | Path, strip_prefix: str = "") 
     model.load_state_dict(state)
 
 
-def _state(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file, by key."""
+def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
+    """The tensors of a file, by key.
+
+    Raises:
+        CaptureError: the file cannot be read, or holds no tensors by name.
+    """
+    path = Path(path)
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)

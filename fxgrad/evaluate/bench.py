@@ -223,6 +223,7 @@ def _loaded(plan: Plan, model: str) -> LoadedModel:
         strip_prefix=plan.strip_prefix,
         num_classes=plan.num_classes,
         input_size=plan.input_size,
+        seed=plan.seed,
     )
     return loaded.prompted(*plan.prompts) if plan.prompts else loaded
 

@@ -6,7 +6,6 @@ Preprocessing and class names come from the file's own metadata, as `fxgrad expo
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +17,8 @@ from PIL import Image
 
 from fxgrad.errors import ExportError, one_line
 from fxgrad.explainer.files import refuse_other
+from fxgrad.reading import fitted, with_channels
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 Array = NDArray[Any]
 _DTYPES: dict[str, Any] = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 
@@ -127,16 +126,22 @@ class OnnxExplainer:
         return dict(zip(self.outputs, values))
 
     def preprocess(self, image: Image.Image) -> Array:
-        """A picture as the model's input, (1, channels, height, width), in the model's dtype.
+        """A picture of any mode as the model's input, (1, channels, height, width), in the model's dtype.
 
         Raises:
             ExportError: the file has no preprocessing.
+            InputError: the picture's pixels have no known white.
         """
         how = self.metadata.get("preprocessing")
         if not isinstance(how, dict):
             raise ExportError("this explainer does not say how to preprocess a picture: write it with fxgrad export.")
+        if how.get("letterbox"):
+            raise ExportError("this explainer's model pads its pictures, which is not done here: pass a tensor.")
         channels, height, width = how["size"]
-        pixels = np.asarray(_fitted(image.convert(_MODES[channels]), how), np.float32) / 255
+        plain = with_channels(image, channels)
+        resized, (left, top) = fitted(*plain.size, how["size"], how["crop"])
+        plain = plain.resize(resized, Image.Resampling[how["interpolation"].upper()])
+        pixels = np.asarray(plain.crop((left, top, left + width, top + height)), np.float32) / 255
         mean, std = (np.asarray(how[key], np.float32)[:, None, None] for key in ("mean", "std"))
         x: Array = (pixels.reshape(height, width, channels).transpose(2, 0, 1) - mean) / std
         return x[None].astype(_DTYPES.get(self.session.get_inputs()[0].type, np.float32))
@@ -189,21 +194,6 @@ def _parsed(value: str) -> Any:
         return json.loads(value)
     except ValueError:
         return value
-
-
-def _fitted(image: Image.Image, how: dict[str, Any]) -> Image.Image:
-    """The picture, resized and center-cropped to the model's size."""
-    _, height, width = how["size"]
-    method = Image.Resampling[how["interpolation"].upper()]
-    if how["crop"] is None:  # resized without keeping the aspect ratio
-        return image.resize((width, height), method)
-    wide, high = (math.floor(side / how["crop"]) for side in (width, height))
-    if wide * image.height >= high * image.width:
-        resized = image.resize((wide, int(wide * image.height / image.width)), method)
-    else:
-        resized = image.resize((int(high * image.width / image.height), high), method)
-    left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
-    return resized.crop((left, top, left + width, top + height))
 
 
 def draw(found: HeatMap, path: str | Path, title: str = "") -> None:

@@ -22,7 +22,7 @@ from PIL import Image
 import fxgrad
 from fxgrad import installed
 from fxgrad.commands import cli, terminal
-from fxgrad.data import models
+from fxgrad.data import models, reach
 from fxgrad.explainer.run import OnnxExplainer
 
 ROOT = Path(__file__).parents[2]
@@ -140,7 +140,9 @@ def test_check_that_fails_exits_with_1() -> None:
 
 
 def test_check_of_a_timm_model() -> None:
-    assert "timm:test_vit: random weights, input 3 x 160 x 160" in succeed("check", "timm:test_vit", "--batch", "1")
+    assert "timm:test_vit: random weights (seed 0), input 3 x 160 x 160" in succeed(
+        "check", "timm:test_vit", "--batch", "1"
+    )
 
 
 def test_rules_of_ones_own(here: Path) -> None:
@@ -216,7 +218,7 @@ def test_export_refuses_what_it_cannot() -> None:
 
 
 def test_a_model_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "'resnet18' is neither" in refuse("convert", "resnet18")
+    assert "'resnet18' is none of these" in refuse("convert", "resnet18")
     assert "timm has no model 'resnet19'" in refuse("check", "timm:resnet19")
     assert "--input-size C H W" in refuse("convert", "my_nets:Odd")
 
@@ -224,7 +226,7 @@ def test_a_model_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("name or service not known")
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    monkeypatch.setattr(models, "hub_reachable", lambda: False)
+    monkeypatch.setattr(reach, "hub_reachable", lambda: False)
     message = refuse("convert", "timm:test_vit", "--pretrained")
     assert "out of reach" in message and "leave out --pretrained for random weights" in message
 

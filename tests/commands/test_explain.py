@@ -15,13 +15,13 @@ from torch import nn
 
 import fxgrad
 from fxgrad.commands.explanation import Explanation, Side, draw, explain, page
-from fxgrad.data.pictures import read_image
 from fxgrad.demo import __main__ as demo
 from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import digits_vit, preprocess
 from fxgrad.errors import InputError
 from fxgrad.methods.drawing import pool_sum
 from fxgrad.methods.targets import class_of
+from fxgrad.reading import read_image
 
 NAMES = ["tench, Tinca tinca", "crane", "snow leopard, ounce", "crane"]
 
@@ -182,7 +182,7 @@ def test_demo_writes_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(demo, "MODEL", "untrained:build")
     monkeypatch.setattr(demo, "LARGE", "timm:test_vit")
-    monkeypatch.setattr("fxgrad.data.models.hub_reachable", lambda: False)
+    monkeypatch.setattr("fxgrad.data.reach.hub_reachable", lambda: False)
     monkeypatch.setattr(demo, "MEASURED", 2)
     result = CliRunner().invoke(demo.main, ["--out", "a/b"])
     assert result.exit_code == 0, result.output

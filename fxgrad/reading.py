@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,27 @@ def open_image(path: str | Path) -> Image.Image:
     Raises:
         InputError: there is no such file, or it is not a picture.
     """
+    with _opened(path) as image:
+        return ImageOps.exif_transpose(image)
+
+
+def readable(path: str | Path) -> None:
+    """Look at a picture's first bytes only, before work that would be lost if there is no picture.
+
+    Raises:
+        InputError: there is no such file, or it does not begin like a picture.
+    """
+    with _opened(path):
+        pass
+
+
+@contextlib.contextmanager
+def _opened(path: str | Path) -> Iterator[Image.Image]:
+    """A picture's file; whatever Pillow raises meanwhile is an `InputError`."""
     try:
         # Not by its path: Pillow would map an uncompressed TIFF into memory by the size of the turned picture.
         with open(path, "rb") as file, Image.open(file) as image:
-            return ImageOps.exif_transpose(image)
+            yield image
     except (OSError, ValueError, SyntaxError, TypeError, struct.error, Image.DecompressionBombError) as error:
         raise InputError(f"Pillow cannot read the image {path}: {error}") from error
 
@@ -171,9 +189,25 @@ def fitted(width: int, height: int, size: Size, crop: float | None) -> tuple[tup
     _, high, wide = size
     if crop is None:
         return (wide, high), (0, 0)
-    least_wide, least_high = (math.floor(side / crop) for side in (wide, high))
+    # A crop of 224/232 is to be of 232 pixels, not of 231.99999.
+    least_wide, least_high = (math.floor(side / crop + 1e-6) for side in (wide, high))
     if least_wide * height >= least_high * width:
         resized = (least_wide, int(least_wide * height / width))
     else:
         resized = (int(least_high * width / height), least_high)
     return resized, (round((resized[0] - wide) / 2), round((resized[1] - high) / 2))
+
+
+def window_of(width: int, height: int, size: Size, crop: float | None) -> Window:
+    """Where a model's input lies in a picture that is resized and center-cropped.
+
+    Args:
+        width, height, size, crop: as for `fitted`.
+
+    Example:
+        >>> window_of(512, 256, (3, 224, 224), 0.875)
+        (144.0, 16.0, 368.0, 240.0)
+    """
+    resized, (left, top) = fitted(width, height, size, crop)
+    x, y = width / resized[0], height / resized[1]
+    return left * x, top * y, (left + size[2]) * x, (top + size[1]) * y

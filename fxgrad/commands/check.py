@@ -9,6 +9,7 @@ import click
 
 from fxgrad.commands.options import heading, loaded_model, model_options
 from fxgrad.commands.parsing import command, output_file
+from fxgrad.commands.printing import narrow, say
 from fxgrad.commands.terminal import stage, write
 from fxgrad.data.models import randomize as randomize_model
 from fxgrad.pipeline import convert
@@ -50,8 +51,11 @@ def check(
     with stage("checking"):
         report = check_converted(converted, (x,), original=model, seed=seed)
         plain_error = check_converted(converted.under("gradient"), (x,), seed=seed).completeness_error
-    click.echo(heading(loaded, f"{which['dtype']}, batch of {batch}"))
-    click.echo(f"{report}\n\nplain gradient, for comparison: completeness error {plain_error:.2e}")
+    say(heading(loaded, f"{which['dtype']}, batch of {batch}"))
+    say(str(report).partition("\n\n")[0])
+    say(f"\n{narrow(report.ledger, 'op', 'rule', 'error', 'module_path')}")
+    say(f"\n{narrow(report.sources, 'source', 'contribution', 'share')}")
+    say(f"\nplain gradient, for comparison: completeness error {plain_error:.2e}")
     if json_file:
         found = {"model": loaded.name, "plain_completeness_error": plain_error, **json.loads(report.to_json())}
         write(json_file, json.dumps(found, indent=1) + "\n")

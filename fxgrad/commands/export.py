@@ -9,6 +9,7 @@ import click
 
 from fxgrad.commands.options import heading, loaded_model, method_option, model_options
 from fxgrad.commands.parsing import command, output_file
+from fxgrad.commands.printing import say
 from fxgrad.commands.terminal import stage
 from fxgrad.errors import ExportError
 from fxgrad.evaluate.methods import method_options
@@ -96,6 +97,6 @@ def export(
             metadata=described,
             **chosen,
         )
-    click.echo(heading(loaded))
-    click.echo(f"inputs {', '.join(found['inputs'])}; outputs {', '.join(found['outputs'])}")
-    click.echo(f"wrote {output}, {Path(output).stat().st_size / 1e6:.1f} MB")
+    say(heading(loaded))
+    say(f"inputs {', '.join(found['inputs'])}; outputs {', '.join(found['outputs'])}")
+    say(f"wrote {output}, {Path(output).stat().st_size / 1e6:.1f} MB")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import click
 
 from fxgrad.commands.parsing import command
+from fxgrad.commands.printing import say
 from fxgrad.commands.terminal import progress
 from fxgrad.errors import InputError
 from fxgrad.zoo.case import Limits
@@ -64,9 +64,9 @@ def zoo(
     \b
     Examples:
       fxgrad zoo timm:resnet18 torchvision:swin_t
-      fxgrad zoo --suite timm-families --csv bench/measured/zoo/timm-families.csv
+      fxgrad zoo --suite timm-families --csv timm-families.csv
       fxgrad zoo --suite packages
-      fxgrad zoo --summary bench/measured/zoo/timm-families.csv > bench/measured/architectures.md
+      fxgrad zoo --summary timm-families.csv > architectures.md
     """
     if tables:
         click.echo(page({Path(table).stem: _read(table) for table in tables}), nl=False)
@@ -81,7 +81,7 @@ def zoo(
     file = csv or f"{suites[0] if len(suites) == 1 else 'zoo'}.csv"
     with _progress([case.name for case in cases]) as watch:
         rows = run(cases, file, jobs=jobs, timeout=timeout, memory=memory, retry=retry, watch=watch)
-    click.echo(summary(rows))
+    say(summary(rows))
     if not all(row.passed for row in rows if row.counted):
         click.get_current_context().exit(1)
 
@@ -90,13 +90,13 @@ def zoo(
 def _progress(names: Sequence[str]) -> Iterator[Watch]:
     """Print a line on stdout for every new row, and show a progress bar."""
     done: list[Row] = []
-    width = max(map(len, names))
+    width = min(max(map(len, names)), 30)
     with progress() as show:
 
         def watch(row: Row | None, busy: Sequence[str]) -> None:
             if row is not None:
                 done.append(row)
-                click.echo(f"{row.model:{width}}  {_outcome(row)}", file=sys.stdout)
+                say(f"{row.model:{width}}  {_outcome(row)}")
             show(len(done), len(names), ", ".join(busy))
 
         yield watch

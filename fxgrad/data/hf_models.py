@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fxgrad.data import reach
 from fxgrad.data.clip import Clip, Tokenizer
-from fxgrad.data.hf_pictures import plain, processed
+from fxgrad.data.hf_pictures import processed
 from fxgrad.data.pictures import Preprocessing
+from fxgrad.data.resizing import resizing
 from fxgrad.data.specs import Built, Wanted
 from fxgrad.errors import CaptureError, one_line
 
@@ -160,7 +161,8 @@ class _Place:
         except (OSError, ValueError, ImportError):
             if not size:
                 raise CaptureError(f"{wanted.spec} does not say how large its input is: --input-size C H W.") from None
-            return plain(size)
+            half = (0.5,) * size[0]
+            return resizing(size, half, half)
         return processed(processor, size, channels)
 
 

@@ -1,36 +1,19 @@
-"""The preprocessing that a processor of transformers does, and a plain one where there is none."""
+"""The preprocessing that a processor of transformers does."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor
 
-from fxgrad.data.pictures import Preprocessing, Size
+from fxgrad.data.pictures import Preprocessing
+from fxgrad.data.resizing import resizing
+from fxgrad.reading import Size
 
 _PILLOW = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}
 """Pillow's numbers of filters, as a processor's `resample` has them."""
-
-
-def plain(size: Size) -> Preprocessing:
-    """Pictures resized to a size, with mean and deviation 0.5.
-
-    Example:
-        >>> plain((3, 4, 6))(Image.new("RGB", (9, 9), "white")).unique()
-        tensor([1.])
-    """
-    channels, height, width = size
-    half = (0.5,) * channels
-
-    def scale(image: Image.Image) -> Tensor:
-        pixels = np.asarray(image.resize((width, height), Image.Resampling.BICUBIC), np.float32) / 255
-        return torch.tensor(pixels).reshape(height, width, channels).permute(2, 0, 1) * 2 - 1
-
-    return Preprocessing(size=size, mean=half, std=half, transform=scale, interpolation="bicubic", crop=None)
 
 
 def processed(processor: Any, size: Size | None, channels: int) -> Preprocessing:
@@ -38,39 +21,27 @@ def processed(processor: Any, size: Size | None, channels: int) -> Preprocessing
 
     Args:
         processor: its image processor.
-        size: of the model's input; the processor's own sizes follow it. None: the processor's.
+        size: of the model's input; None: the processor's. Where they differ, pictures are resized to the model's in the
+            same way, by Pillow.
         channels: of the model's input.
     """
     resized, cropped = _sides(processor, "size"), _sides(processor, "crop_size")
     crops = bool(getattr(processor, "do_center_crop", False)) and bool(cropped)
     own = cropped if crops else resized
-    size = size or (channels, own[0], own[1])
-    options: dict[str, Any] = {}
-    if size[1:] != own:
-        scale = max(size[1:]) / max(own)
-        height, width = (round(n * scale) for n in resized)
-        edge = "shortest_edge" in _named(processor.size)
-        options["size"] = {"shortest_edge": min(height, width)} if edge else dict(zip(("height", "width"), size[1:]))
-        options |= {"crop_size": dict(zip(("height", "width"), size[1:]))} if crops else {}
     ratio = getattr(processor, "crop_pct", None) or (min(cropped) / min(resized) if crops else None)
+    normalized = getattr(processor, "do_normalize", True)
+    mean = tuple(processor.image_mean) if normalized else (0.0,) * channels
+    std = tuple(processor.image_std) if normalized else (1.0,) * channels
+    resample = getattr(processor, "resample", None)
+    interpolation = "bicubic" if resample is None else _PILLOW[int(resample)]
+    if size is not None and size[1:] != own:
+        return resizing(size, mean, std, interpolation, ratio)
 
     def transform(image: Image.Image) -> Tensor:
-        found: Tensor = processor(images=image, return_tensors="pt", **options)["pixel_values"][0]
+        found: Tensor = processor(images=image, return_tensors="pt")["pixel_values"][0]
         return found
 
-    normalized = getattr(processor, "do_normalize", True)
-    mean, std = (
-        tuple(getattr(processor, k)) if normalized else (n,) * channels
-        for k, n in (("image_mean", 0.0), ("image_std", 1.0))
-    )
-    return Preprocessing(
-        size=size,
-        mean=mean,
-        std=std,
-        transform=transform,
-        interpolation=_PILLOW.get(int(getattr(processor, "resample", None) or 3), "bicubic"),
-        crop=ratio,
-    )
+    return Preprocessing((channels, own[0], own[1]), mean, std, transform, interpolation, ratio)
 
 
 def _named(size: Any) -> Mapping[str, int]:

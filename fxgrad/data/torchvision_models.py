@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from fxgrad.data.pictures import Preprocessing
+from fxgrad.data.resizing import resizing
 from fxgrad.data.specs import Built, Wanted
 from fxgrad.data.timm_models import WEIGHTS
 from fxgrad.errors import CaptureError, one_line
@@ -76,16 +77,10 @@ def _preprocessing(wanted: Wanted, weights: Any) -> Preprocessing:
     size = wanted.input_size or (len(transform.mean), side, side)
     if size[0] != len(transform.mean):
         raise CaptureError(f"{wanted.spec} takes {len(transform.mean)} channels, not {size[0]}.")
-    scale = max(size[1:]) / side
-    transform.crop_size, transform.resize_size = list(size[1:]), [round(resized * scale)]
-    return Preprocessing(
-        size=size,
-        mean=tuple(transform.mean),
-        std=tuple(transform.std),
-        transform=transform,
-        interpolation=transform.interpolation.value,
-        crop=side / resized,
-    )
+    mean, std, filter = tuple(transform.mean), tuple(transform.std), transform.interpolation.value
+    if size[1:] != (side, side):
+        return resizing(size, mean, std, filter, side / resized)
+    return Preprocessing(size, mean, std, transform, filter, side / resized)
 
 
 def _models() -> Any:

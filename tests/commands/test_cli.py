@@ -75,15 +75,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def run(*arguments: str) -> Result:
     """The command line, as it is called; nothing but an exit may come out of it."""
-    result = CliRunner().invoke(cli.main, list(arguments))
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(cli.main, list(arguments))
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
 
 def succeed(*arguments: str) -> str:
+    """What a command prints; it always fits 80 columns."""
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    assert result.stderr == ""
+    assert result.stderr == "" and max(map(len, result.stdout.splitlines())) <= 80
     return result.stdout
 
 
@@ -159,7 +160,7 @@ def test_explain(here: Path) -> None:
     assert "wrote bee.png" in text and "wrote bee.html" in text
     assert (here / "bee.png").read_bytes().startswith(b"\x89PNG")
     page = (here / "bee.html").read_text("utf-8")
-    assert "data:image/png;base64," in page and "Check of libragrad" in page and "hold_scale" in page
+    assert "data:image/jpeg;base64," in page and "Check of libragrad" in page and "hold_scale" in page
 
 
 def test_explain_the_largest_logit_by_default(here: Path) -> None:

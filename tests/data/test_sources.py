@@ -14,6 +14,7 @@ import torchvision
 from PIL import Image
 
 from fxgrad.data.models import load_model
+from fxgrad.data.resizing import resizing
 from fxgrad.data.specs import wanted_of
 from fxgrad.errors import CaptureError
 
@@ -104,6 +105,12 @@ def test_torchvision_comes_with_its_preprocessing_and_classes() -> None:
     other = load_model("torchvision:resnet18?num_classes=5", input_size=(3, 64, 96))
     assert other.class_names is None and other.model(other.preprocess(PHOTO)).shape == (1, 5)
     assert other.preprocess(PHOTO).shape == (1, 3, 64, 96)
+
+
+def test_other_sizes_are_resized_as_torchvision_does() -> None:
+    transform = torchvision.models.ResNet18_Weights.DEFAULT.transforms()
+    ours = resizing((3, 224, 224), tuple(transform.mean), tuple(transform.std), "bilinear", 224 / 256)
+    assert torch.allclose(ours(PHOTO)[0], transform(PHOTO), atol=1e-6)
 
 
 def test_torchvision_s_weights(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from fxgrad.commands import explanation as explaining
 from fxgrad.commands.explanation import Explanation
 from fxgrad.commands.options import heading, loaded_model, method_option, model_options
 from fxgrad.commands.parsing import command, output_file
+from fxgrad.commands.printing import say
 from fxgrad.commands.result import Result, Style
 from fxgrad.commands.terminal import progress, stage
 from fxgrad.data.models import LoadedModel
@@ -135,7 +136,7 @@ def explain(
             result.add(file, _explained(loaded, modules, file, **asked))
         show(len(files), len(files), "writing")
         written = result.write()
-    click.echo("\n".join([heading(loaded), *result.said(), *(f"wrote {path}" for path in written)]))
+    say("\n".join([heading(loaded), *result.said(), *(f"wrote {path}" for path in written)]))
 
 
 def _converted(

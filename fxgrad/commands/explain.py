@@ -12,13 +12,14 @@ from fxgrad.commands import explanation as explaining
 from fxgrad.commands.explanation import Explanation
 from fxgrad.commands.options import heading, loaded_model, method_option, model_options
 from fxgrad.commands.parsing import command, output_file
+from fxgrad.commands.printing import say
 from fxgrad.commands.result import Result, Style
 from fxgrad.commands.terminal import progress, stage
 from fxgrad.data.models import LoadedModel
 from fxgrad.errors import InputError
 from fxgrad.evaluate.methods import method_options
 from fxgrad.methods.drawing import named
-from fxgrad.methods.entry import known
+from fxgrad.methods.entry import METHODS, known
 from fxgrad.methods.names import resolve
 from fxgrad.methods.photo import photo
 from fxgrad.module.converted import ConvertedModule
@@ -63,7 +64,7 @@ def _policies(context: click.Context, option: click.Parameter, value: tuple[str,
     show_default=True,
     callback=_methods,
     metavar="NAME,...",
-    help="Of `fxgrad.attribute`.",
+    help=f"{', '.join(METHODS)}. Repeatable.",
 )
 @method_option
 @click.option(
@@ -107,10 +108,12 @@ def explain(
 
     \b
     Examples:
-      fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained --target "tabby cat" -o cat.png
-      fxgrad explain timm:vit_base_patch16_224 photos/ --pretrained --methods fullgrad_plus,tokentm -o maps
-      fxgrad explain timm:vit_base_patch16_224 cat.jpg dog.jpg --pretrained -o report.html
-      fxgrad explain mypackage.models:my_clip numbers.png --prompt "a red seven"
+      fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained \\
+          --target "tabby cat" -o cat.png
+      fxgrad explain torchvision:vit_b_16 photos/ --pretrained \\
+          --methods fullgrad_plus,tokentm -o maps
+      fxgrad explain hf:OWNER/NAME cat.jpg dog.jpg --pretrained -o page.html
+      fxgrad explain open_clip:ViT-B-16@openai cat.jpg --prompt "a cat"
     """
     if bool(targets) + bool(prompts) + (top is not None) > 1:
         raise InputError("--target and --prompt are two ways to say what to explain, --top a third. Give one of them.")
@@ -135,7 +138,7 @@ def explain(
             result.add(file, _explained(loaded, modules, file, **asked))
         show(len(files), len(files), "writing")
         written = result.write()
-    click.echo("\n".join([heading(loaded), *result.said(), *(f"wrote {path}" for path in written)]))
+    say("\n".join([heading(loaded), *result.said(), *(f"wrote {path}" for path in written)]))
 
 
 def _converted(

@@ -55,6 +55,10 @@ def run(*arguments: str) -> Result:
         (["check", "said:net", "--device", "abacus"], "--device abacus is not here; there is cpu"),
         (["check", "said:net", "--device", "cuda:77"], "--device cuda:77 is not here; there is cpu"),
         (["check", "said:net", "--seed", "1", "--seed", "2"], "--seed is given more than once, and only one can count. Give"),
+        (["run", "absent.onnx", "cat.png"], "absent.onnx cannot be read: no such file."),
+        (["run", "said.py", "cat.png", "-o", "a.bmp"], "a.bmp must end in one of .png, .pdf, .svg: the ending says"),
+        (["check", "said:net", "--checkpoint", "absent.pth"], "absent.pth cannot be read: no such file."),
+        (["evaluate", "said:net", "--values", "a.csv"], "a.csv must end in one of .npz"),
         (["export", "said:net", "-o", "a.onnx", "--output", "b.onnx"], "--output is given more than once"),
     ],
 )  # fmt: skip
@@ -71,11 +75,8 @@ def test_several_values_stay_where_several_are_meant(here: Path) -> None:
 
 
 def test_every_command_refuses_a_second_value() -> None:
-    """`explain` and `run` are asked in their own tests."""
     for name in cli.COMMANDS:
-        found = getattr(importlib.import_module(f"fxgrad.commands.{name}"), name)
-        if name not in ("explain", "run"):
-            assert isinstance(found, Command), name
+        assert isinstance(getattr(importlib.import_module(f"fxgrad.commands.{name}"), name), Command), name
 
 
 def test_files_are_checked_for_what_they_are(here: Path) -> None:

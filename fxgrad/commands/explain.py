@@ -10,7 +10,7 @@ import click
 
 from fxgrad.commands import explanation as explaining
 from fxgrad.commands.explanation import Explanation
-from fxgrad.commands.options import heading, loaded_model, method_option, model_options
+from fxgrad.commands.options import heading, loaded_model, method_option, model_options, prompt_option, prompted
 from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.printing import say
 from fxgrad.commands.result import Result, Style
@@ -55,7 +55,7 @@ def _policies(context: click.Context, option: click.Parameter, value: tuple[str,
 @click.argument("pictures", nargs=-1, required=True)
 @click.option("--target", "targets", multiple=True, metavar="CLASS", help="Its number or name. Repeatable.")
 @click.option("--top", type=click.IntRange(1), help="Without --target: so many largest logits. Default: 1; a page: 3.")
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="For CLIP-like models. Repeatable.")
+@prompt_option
 @click.option(
     "--methods",
     "--method",
@@ -119,12 +119,12 @@ def explain(
         raise InputError("--target and --prompt are two ways to say what to explain, --top a third. Give one of them.")
     if cmap is not None:
         named(cmap)
-    files, given = pictures_in(pictures), method_options(methods, options)
+    files, given = pictures_in(pictures), method_options(methods, options, seed=which["seed"])
     for file in files:
         readable(file)
     loaded = loaded_model(**which)
-    if prompts:
-        loaded, targets = loaded.prompted(*prompts), tuple(map(str, range(len(prompts))))
+    loaded = prompted(loaded, prompts)
+    targets = tuple(map(str, range(len(prompts)))) or targets
     for target in targets if loaded.class_names else ():
         resolve(target, len(loaded.class_names or ()), loaded.class_names)
     modules = _converted(loaded, files[0], rules, policies)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fxgrad.commands.options import heading, loaded_model, model_options
+from fxgrad.commands.options import heading, loaded_model, model_options, prompt_option, prompted
 from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.printing import say
 from fxgrad.commands.terminal import stage
@@ -18,6 +18,7 @@ from fxgrad.pipeline import convert
 
 @command()
 @model_options
+@prompt_option
 @click.option(
     "-o",
     "--output",
@@ -38,6 +39,7 @@ def export(
     pool: int,
     each_channel: bool,
     no_completeness: bool,
+    prompts: tuple[str, ...],
     rules: tuple[str, ...],
     **which: Any,
 ) -> None:
@@ -48,7 +50,7 @@ def export(
       fxgrad export timm:vit_base_patch16_224 --pretrained -o vit.onnx
       fxgrad run vit.onnx cat.jpg -o cat.png
     """
-    loaded = loaded_model(**which)
+    loaded = prompted(loaded_model(**which), prompts)
     with stage(f"capturing and rewriting {loaded.name}"):
         converted = convert(loaded.model, (loaded.example(),), rules=rules)
     described = {"model": loaded.name, "weights": loaded.weights, "preprocessing": loaded.preprocess.constants()}

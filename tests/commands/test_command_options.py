@@ -129,6 +129,8 @@ def test_options_of_methods() -> None:
         "saliency": {"prefix": 2},
         "gradcam": {"layer": "blocks.1", "prefix": 2},
     }
+    assert method_options(["smoothgrad", "saliency"], [], seed=3) == {"smoothgrad": {"seed": 3}, "saliency": {}}
+    assert method_options(["smoothgrad"], ["seed=4"], seed=3) == {"smoothgrad": {"seed": 4}}
     for option, message in (
         ("samples=five", r"its value is no literal of Python \(malformed"),
         ("sample=5", "smoothgrad has no option 'sample'; it takes .*samples.*; saliency has no option 'sample'"),

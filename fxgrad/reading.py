@@ -189,9 +189,25 @@ def fitted(width: int, height: int, size: Size, crop: float | None) -> tuple[tup
     _, high, wide = size
     if crop is None:
         return (wide, high), (0, 0)
-    least_wide, least_high = (math.floor(side / crop) for side in (wide, high))
+    # A crop of 224/232 is to be of 232 pixels, not of 231.99999.
+    least_wide, least_high = (math.floor(side / crop + 1e-6) for side in (wide, high))
     if least_wide * height >= least_high * width:
         resized = (least_wide, int(least_wide * height / width))
     else:
         resized = (int(least_high * width / height), least_high)
     return resized, (round((resized[0] - wide) / 2), round((resized[1] - high) / 2))
+
+
+def window_of(width: int, height: int, size: Size, crop: float | None) -> Window:
+    """Where a model's input lies in a picture that is resized and center-cropped.
+
+    Args:
+        width, height, size, crop: as for `fitted`.
+
+    Example:
+        >>> window_of(512, 256, (3, 224, 224), 0.875)
+        (144.0, 16.0, 368.0, 240.0)
+    """
+    resized, (left, top) = fitted(width, height, size, crop)
+    x, y = width / resized[0], height / resized[1]
+    return left * x, top * y, (left + size[2]) * x, (top + size[1]) * y

@@ -105,6 +105,7 @@ def _map(found: Attribution, pool: int) -> dict[str, Any]:
         "columns": values.shape[1],
         "cell": blocks,
         "unit": unit,
+        "copies": found.copies,
         "data": base64.b64encode((values / unit).round().numpy().astype("<i2").tobytes()).decode(),
         "error": _finite(found.completeness_error),
         "note": found.note,

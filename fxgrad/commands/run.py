@@ -27,6 +27,8 @@ from fxgrad.reading import read_image
 def run(explainer: str, image: str, target: str | None, output: str) -> None:
     """Explain IMAGE by EXPLAINER, an .onnx file that `fxgrad export` wrote, in onnxruntime.
 
+    A file with several policies gives a map of each.
+
     \b
     Example:
       fxgrad run vit.onnx cat.jpg --target "tabby cat" -o cat.png
@@ -35,14 +37,15 @@ def run(explainer: str, image: str, target: str | None, output: str) -> None:
     with stage(f"loading {explainer}"):
         loaded = OnnxExplainer(explainer)
     with stage("running"):
-        found = loaded.explain(picture)
         names = loaded.class_names
-        index = found.target if target is None else resolve(target, len(found.logits), names)
-        if index != found.target:
-            found = loaded.explain(picture, index)
+        first = loaded.explain(picture)
+        index = first.target if target is None else resolve(target, len(first.logits), names)
+        maps = [loaded.explain(picture, index, policy) for policy in loaded.policies]
     label = names[index] if names else f"class {index}"
-    draw(found, output, title=f"{label}: logit {found.logits[index]:.3g}")
-    say(f"target {index} ({label}), logit {found.logits[index]:.4g}")
-    if found.completeness_error is not None:
-        say(f"completeness error: {found.completeness_error:#.2g}")
+    draw(maps, output, title=f"{label}: logit {first.logits[index]:.3g}", picture=picture)
+    say(f"target {index} ({label}), logit {first.logits[index]:.4g}")
+    for one in maps:
+        of = f" ({one.policy})" if len(maps) > 1 else ""
+        if one.completeness_error is not None:
+            say(f"completeness error{of}: {one.completeness_error:#.2g}")
     say(f"wrote {output}")

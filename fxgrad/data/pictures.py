@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from fxgrad.errors import CaptureError, InputError
 from fxgrad.reading import Size as Size
-from fxgrad.reading import Window, fitted, with_channels
+from fxgrad.reading import Window, window_of, with_channels
 
 
 @dataclass(frozen=True)
@@ -61,9 +61,7 @@ class Preprocessing:
             scale = max(width / wide, height / high)
             left, top = (width - wide * scale) / 2, (height - high * scale) / 2
             return left, top, left + wide * scale, top + high * scale
-        resized, (left, top) = fitted(width, height, self.size, self.crop)
-        x, y = width / resized[0], height / resized[1]
-        return left * x, top * y, (left + wide) * x, (top + high) * y
+        return window_of(width, height, self.size, self.crop)
 
     def constants(self) -> dict[str, Any]:
         """The preprocessing as JSON values, for other programs; mean and std apply to pixels in [0, 1]."""

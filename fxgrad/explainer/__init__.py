@@ -6,7 +6,8 @@ The steps, one file each: settings (what to compute), tracing (into one program)
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +15,16 @@ import torch
 from torch import Tensor
 
 from fxgrad.errors import ExportError, first_line
-from fxgrad.explainer.formats import FORMATS
+from fxgrad.explainer.compact import WEIGHTS
+from fxgrad.explainer.compute import identifier
+from fxgrad.explainer.formats import FORMATS, Format
+from fxgrad.explainer.onnx import save_onnx
 from fxgrad.explainer.settings import METHODS, Settings
 from fxgrad.explainer.tracing import Traced, trace
 from fxgrad.installed import version
+from fxgrad.methods.parts import Grid
 from fxgrad.module.converted import ConvertedModule
+from fxgrad.table.loading import Rules
 
 __all__ = ["METHODS", "export_explainer"]
 
@@ -35,6 +41,14 @@ def export_explainer(
     pool: int = 1,
     output: str | None = None,
     completeness: bool = True,
+    policies: Sequence[Rules] | None = None,
+    weights: str = "float32",
+    layer: str | None = None,
+    input: str | None = None,
+    blocks: Sequence[str] | None = None,
+    grid: Grid | None = None,
+    prefix: int | None = None,
+    class_token: int | None = None,
     metadata: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Write forward and attribution as one program, for runtimes that know neither fxgrad nor autograd.
@@ -96,34 +110,74 @@ def export_explainer(
         raise ExportError(f"{path} must end in one of {', '.join(FORMATS)}: the ending says which format to write.")
     if not path.parent.is_dir():
         raise ExportError(f"{path} cannot be written: there is no such folder.")
-    settings = Settings(method, targets, channels, pool, output, completeness)
+    anatomy = {"input": input, "blocks": blocks, "grid": grid, "prefix": prefix, "class_token": class_token}
+    settings = Settings(method, targets, channels, pool, output, completeness, layer, anatomy)
     try:
         json.dumps(dict(metadata or {}))
     except (TypeError, ValueError) as error:
         raise ExportError(f"metadata is a dict of JSON values; this one is not: {first_line(error)}.") from error
+    under = _under(converted, policies)
     leaves = converted.classified.captured.flatten(args, kwargs)
-    chosen = FORMATS[path.suffix]
-    traced = trace(converted, leaves, settings, chosen.decompositions)
-    described = _described(converted, settings, traced, metadata)
+    chosen = _kept(FORMATS[path.suffix], path, weights, converted)
+    traced = trace(under, leaves, settings, chosen.decompositions)
+    described = _described(under, settings, traced, weights, metadata)
     try:
         try:
             chosen.save(traced, path, _as_text(described))
         except ExportError:  # a format may lack an op for free sizes, such as a strided convolution's gradient in ONNX
             if all(set(axes) <= {0} for axes in traced.axes.values()):
                 raise
-            traced = trace(converted, leaves, settings, chosen.decompositions, batch_only=True)
-            described = _described(converted, settings, traced, metadata)
+            traced = trace(under, leaves, settings, chosen.decompositions, batch_only=True)
+            described = _described(under, settings, traced, weights, metadata)
             chosen.save(traced, path, _as_text(described))
     except OSError as error:
         raise ExportError(f"{path} cannot be written: {error.strerror or error}.") from error
     return described
 
 
+def _kept(chosen: Format, path: Path, weights: str, converted: ConvertedModule) -> Format:
+    """The format with its weights kept as asked for."""
+    if weights not in WEIGHTS:
+        raise ExportError(f"weights are kept as one of {', '.join(WEIGHTS)}, not {weights!r}.")
+    if weights == "float32":
+        return chosen
+    if path.suffix != ".onnx":
+        raise ExportError(
+            f"weights={weights!r} is for .onnx; {path.suffix} keeps those that the model has. Convert model.half() "
+            "for a program that computes in float16."
+        )
+    if not any(tensor.dtype is torch.float32 for tensor in converted.state):
+        raise ExportError(f"weights={weights!r} is for models in float32. Leave it out, or convert model.float().")
+    return chosen._replace(save=partial(save_onnx, weights=weights))
+
+
+def _under(converted: ConvertedModule, policies: Sequence[Rules] | None) -> dict[str, ConvertedModule]:
+    """Name in the file -> the module under each policy."""
+    if policies is None:
+        return {identifier(converted.classified.table.name): converted}
+    if isinstance(policies, str) or not policies:
+        raise ExportError(f"policies is a list of policies, such as ['libragrad', 'gradient'], not {policies!r}.")
+    found: dict[str, ConvertedModule] = {}
+    for rules in policies:
+        module = converted.under(rules)
+        name = identifier(module.classified.table.name)
+        if name in found:
+            raise ExportError(f"policies has {name!r} twice. Leave out one.")
+        found[name] = module
+    return found
+
+
 def _described(
-    converted: ConvertedModule, settings: Settings, traced: Traced, metadata: Mapping[str, Any] | None
+    under: Mapping[str, ConvertedModule],
+    settings: Settings,
+    traced: Traced,
+    weights: str,
+    metadata: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What a file says of itself."""
-    table = converted.classified.table
+    tables = {name: module.classified.table for name, module in under.items()}
+    table = next(iter(tables.values()))
+    several = {"policies": {name: own.cite for name, own in tables.items()}} if len(tables) > 1 else {}
     return {
         "producer": f"fxgrad {version()}, torch {torch.__version__}",
         "policy": table.name,
@@ -134,6 +188,10 @@ def _described(
         "axes": {name: {str(axis): own for axis, own in axes.items()} for name, axes in traced.axes.items()},
         "fixed": {name: {str(axis): size for axis, size in axes.items()} for name, axes in traced.fixed.items()},
         "pool": settings.pool,
+        **({} if weights == "float32" else {"weights_kept_as": weights}),
+        **({} if settings.targets is None else {"targets": settings.targets}),
+        **({} if settings.layer is None else {"layer": settings.layer}),
+        **several,
         **(metadata or {}),
     }
 

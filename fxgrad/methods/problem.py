@@ -404,7 +404,9 @@ class Problem:
         """
         row = self.anatomy.class_token if self.aim.target.row is None else self.aim.target.row
         if isinstance(row, Tensor):
-            row = row if len(row) == len(matrix) else self.row(row, always=True)
-            return matrix[torch.arange(len(matrix)), row][:, : self.anatomy.count + self.anatomy.prefix]
+            row = row if row.shape[0] == matrix.shape[0] else self.row(row, always=True)
+            return matrix[torch.arange(matrix.shape[0], device=matrix.device), row][
+                :, : self.anatomy.count + self.anatomy.prefix
+            ]
         read = self.mean(matrix) if row is None else matrix[:, row]
         return read[:, : self.anatomy.count + self.anatomy.prefix]

@@ -14,7 +14,6 @@ import pytest
 import torch
 from PIL import Image, ImageCms
 
-from fxgrad.data.clip import open_clip_preprocessing
 from fxgrad.data.models import load_model
 from fxgrad.data.pictures import Preprocessing, preprocessing_of
 from fxgrad.errors import InputError
@@ -314,7 +313,37 @@ def test_windows(name: str, size: tuple[int, int]) -> None:
 @pytest.mark.parametrize("mode", ["shortest", "squash"])
 def test_windows_of_open_clip(mode: str) -> None:
     pytest.importorskip("open_clip", reason="the preprocessing is its own")
+    from fxgrad.data.open_clip_models import _preprocessing
+
     config = {"size": 96, "mode": "RGB", "mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bicubic"}
     visual = SimpleNamespace(preprocess_cfg={**config, "resize_mode": mode, "fill_color": 0})
-    preprocess = open_clip_preprocessing(cast(Any, SimpleNamespace(clip=SimpleNamespace(visual=visual))))
+    preprocess = _preprocessing(cast(Any, SimpleNamespace(clip=SimpleNamespace(visual=visual))))
+    assert np.abs(np.subtract(_seen(preprocess, 640, 480), preprocess.window(640, 480))).max() < 6
+
+
+@pytest.mark.parametrize("model", ["mobilenet_v3_small", "swin_t", "efficientnet_b0"])
+def test_windows_of_torchvision(model: str) -> None:
+    torchvision = pytest.importorskip("torchvision", reason="the preprocessing is its own")
+    from fxgrad.data import torchvision_models
+
+    weights = torchvision.models.get_model_weights(model).DEFAULT
+    preprocess = torchvision_models._preprocessing(cast(Any, SimpleNamespace(input_size=None)), weights)
+    assert np.abs(np.subtract(_seen(preprocess, 640, 480), preprocess.window(640, 480))).max() < 4
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("ViTImageProcessor", {"size": {"height": 96, "width": 96}}),
+        ("CLIPImageProcessor", {"size": {"shortest_edge": 96}, "crop_size": {"height": 96, "width": 96}}),
+        ("BitImageProcessor", {"size": {"shortest_edge": 110}, "crop_size": {"height": 96, "width": 96}}),
+        ("SiglipImageProcessor", {"size": {"height": 96, "width": 96}}),
+        ("ConvNextImageProcessor", {"size": {"shortest_edge": 224}, "crop_pct": 0.875}),
+    ],
+)
+def test_windows_of_transformers(name: str, options: dict[str, Any]) -> None:
+    transformers = pytest.importorskip("transformers", reason="the preprocessing is its own")
+    from fxgrad.data.hf_pictures import processed
+
+    preprocess = processed(getattr(transformers, name)(**options), None, 3)
     assert np.abs(np.subtract(_seen(preprocess, 640, 480), preprocess.window(640, 480))).max() < 6

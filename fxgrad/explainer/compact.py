@@ -6,6 +6,7 @@ it is as complete as before, and its distance to the original's is that of the t
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
@@ -38,13 +39,17 @@ def compact(model: Any, weights: str) -> None:
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    kept, nodes = [], []
+    kept, nodes, known = [], [], dict[bytes, str]()
     for tensor in model.graph.initializer:
         large = len(tensor.dims) > 1 and np.prod(tensor.dims) >= LEAST and tensor.data_type == TensorProto.FLOAT
         value = numpy_helper.to_array(tensor) if large else np.empty(0, np.float32)
         if not large or not _fits(value, weights):
             kept.append(tensor)
             continue
+        if (turned := known.get(_digest(value.T))) is not None:  # the exporter keeps some weights both ways
+            nodes.append(helper.make_node("Transpose", [turned], [tensor.name]))
+            continue
+        known[_digest(value)] = tensor.name
         stored = f"{tensor.name}.{weights}"
         if weights == "float16":
             kept.append(numpy_helper.from_array(value.astype(np.float16), stored))
@@ -71,6 +76,10 @@ def rounded_to_int8(value: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     scale = np.where(most > 0, most / 127, 1).astype(np.float32)
     rounded = np.rint(value / scale.reshape(-1, *[1] * (value.ndim - 1)))
     return rounded.astype(np.int8), scale
+
+
+def _digest(value: NDArray[Any]) -> bytes:
+    return hashlib.sha256(str(value.shape).encode() + value.tobytes()).digest()
 
 
 def _fits(value: NDArray[Any], weights: str) -> bool:

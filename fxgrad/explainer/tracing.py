@@ -29,6 +29,7 @@ from fxgrad.explainer.settings import OF_BLOCKS, Settings
 from fxgrad.explainer.simplify import simplify
 from fxgrad.graph.nodes import placeholders_of
 from fxgrad.graph.places import Place, place_of
+from fxgrad.graph.sizes import sizes_of
 from fxgrad.module.converted import ConvertedModule
 
 FARTHEST = 4096
@@ -177,7 +178,8 @@ class _Sizes:
     def _choose(self) -> None:
         """Choose a size for every name. Tracing takes equal sizes for the same axis, and small sizes for constants."""
         self.sizes = {}
-        taken = {0, 1, 2, 3, 4, *(size for tensor in self.tensors.values() for size in tensor.shape[1:])}
+        fixed = {size for node in self.captured.graph.nodes for size in sizes_of(node) if isinstance(size, int)}
+        taken = {0, 1, 2, 3, 4, *fixed, *(size for tensor in self.tensors.values() for size in tensor.shape[1:])}
         for own, ((at, axis), *_) in self.places.items():
             start = self.leaves[at].shape[axis]
             candidates = [*range(start, start + FARTHEST), *range(start, 4, -1)]

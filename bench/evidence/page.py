@@ -31,7 +31,7 @@ from fxgrad.report import markdown
 
 MEASURED = Path(__file__).parents[1] / "measured" / "evidence"
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
-PARTS = ("trainings", "shapley", "shortcut", "sanity")
+PARTS = ("trainings", "shapley", "shortcut", "sanity", "labels")
 TEMPLATE = Path(__file__).with_name("page.md")
 
 
@@ -40,8 +40,9 @@ class Evidence:
     """All that the page is made of.
 
     Attributes:
-        trainings, shapley, shortcut, sanity: the values of every picture.
+        trainings, shapley, shortcut, sanity, labels: the values of every picture.
         accuracy: NAME-SEED -> what the training reached.
+        remembered: architecture -> what the training on random labels learned by heart.
         read: architecture -> what the shortcut's models read, by intervention.
         real: the table of `bench.evidence.real`.
     """
@@ -50,7 +51,9 @@ class Evidence:
     shapley: Results
     shortcut: Results
     sanity: Results
+    labels: Results
     accuracy: Mapping[str, Mapping[str, float]]
+    remembered: Mapping[str, Mapping[str, float]]
     read: Mapping[str, Mapping[str, float]]
     real: Mapping[str, np.ndarray]
 
@@ -58,10 +61,12 @@ class Evidence:
 def load(folder: Path) -> Evidence:
     """Read bench/measured/evidence/."""
     parts = {part: read_values(folder / f"{part}.npz")[0] for part in PARTS}
-    accuracy, found = (json.loads((folder / f"{part}.json").read_text()) for part in ("trainings", "shortcut"))
+    accuracy, known, found = (
+        json.loads((folder / f"{p}.json").read_text()) for p in ("trainings", "labels", "shortcut")
+    )
     with np.load(folder.parent / "real.npz", allow_pickle=False) as table:
         real = dict(table)
-    return Evidence(**parts, accuracy=accuracy, read=found, real=real)
+    return Evidence(**parts, accuracy=accuracy, remembered=known, read=found, real=real)
 
 
 def text(evidence: Evidence) -> str:
@@ -76,7 +81,8 @@ def text(evidence: Evidence) -> str:
         "policies": _policies(evidence.trainings),
         "shapley": _shapley(evidence.shapley),
         "shortcut": _shortcut(evidence.shortcut),
-        "sanity": _sanity(evidence.sanity),
+        "sanity": _sanity(evidence.sanity, evidence.labels),
+        "remembered": _remembered(evidence.remembered),
         "interventions": _interventions(evidence.read),
         "analytic": analytic.table(),
         "accuracy": _accuracy(evidence),
@@ -194,12 +200,21 @@ def _real(table: Mapping[str, np.ndarray]) -> list[str]:
     return markdown(["real weights", "methods won / tied / lost"], rows)
 
 
-def _sanity(results: Results) -> list[str]:
+def _sanity(results: Results, labels: Results) -> list[str]:
     shown = (PLAIN, BALANCED)
     rows = []
-    for metric, title in (("head", "the head"), ("half", "half of the stages"), ("all", "everything")):
-        rows += [[title, *row] for row in _means(results, metric, shown)]
-    return markdown(["shuffled", "method", *shown], rows)
+    for found, metric, title in (
+        (results, "head", "the head shuffled"),
+        (results, "half", "half of the stages shuffled"),
+        (results, "all", "everything shuffled"),
+        (labels, "labels", "trained on random labels"),
+    ):
+        rows += [[title, *row] for row in _means(found, metric, shown)]
+    return markdown(["the other model", "method", *shown], rows)
+
+
+def _remembered(known: Mapping[str, Mapping[str, float]]) -> str:
+    return ", ".join(f"{name} {facts['remembered']:.0%}" for name, facts in known.items())
 
 
 def _interventions(read: Mapping[str, Mapping[str, float]]) -> list[str]:

@@ -176,5 +176,11 @@ class Classified:
     decisions: Mapping[str, Decision]
     refusals: tuple[Refusal, ...] = ()
 
+    @property
+    def balances(self) -> bool:
+        """Whether the gradient is balanced, not the derivative: some op that is not linear has another backward."""
+        linear = (Kind.LINEAR, Kind.PIECEWISE_LINEAR, Kind.CONSTANT)
+        return any(d.live and d.backward.balanced and d.kind not in linear for d in self.decisions.values())
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Classified:
         return self  # immutable

@@ -10,11 +10,11 @@ from torch import fx
 
 from fxgrad.classify.decision import Decision
 from fxgrad.graph.axes import PICK
-from fxgrad.graph.follow import ATTENTION, PRODUCT
+from fxgrad.graph.follow import ALONG, ATTENTION, PRODUCT
 from fxgrad.kinds import Kind
 from fxgrad.table.row import Row
 
-_KINDS = {Kind.ATTENTION: ATTENTION, Kind.NORMALIZATION: "same", Kind.SOFTMAX: "same"}
+_KINDS = {Kind.ATTENTION: ATTENTION, Kind.NORMALIZATION: ALONG, Kind.SOFTMAX: ALONG}
 
 
 def word_of(node: fx.Node, decisions: Mapping[str, Decision]) -> str | None:
@@ -47,7 +47,7 @@ def values_word_of(node: fx.Node, decisions: Mapping[str, Decision]) -> str | No
         >>> libra = fxgrad.convert(torch.nn.LayerNorm(4).eval(), (torch.zeros(2, 3, 4),))
         >>> (norm,) = libra.classified.captured.graph.output_node().args[0]
         >>> word_of(norm, libra.classified.decisions), values_word_of(norm, libra.classified.decisions)
-        ('same', None)
+        ('along', None)
     """
     row = _row(node, decisions)
     word = None if row is None else row.options.get("moves")

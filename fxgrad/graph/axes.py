@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import sympy
 from torch import Tensor, fx
 
-from fxgrad.graph.nodes import arguments_of, tensors_of
+from fxgrad.graph.nodes import arguments_of, op_name, tensors_of
 from fxgrad.graph.sizes import Size, quotient, same, size_of, sizes_of, without_floors
 
 MOVES = ("permute", "reshape", "cut", "join", "expand", "same")
@@ -131,7 +131,7 @@ def move_of(node: fx.Node, word: str | None) -> Move | None:
         return None
     rank = len(sizes_of(source))
     if word == "permute":
-        order = _order(arguments, rank)
+        order = tuple(reversed(range(rank))) if op_name(op) == "numpy_T" else _order(arguments, rank)
         return None if order is None else Move(word, order)
     if word == "cut":
         return _cut(node, op, arguments, sizes_of(source))

@@ -10,11 +10,14 @@ import torch
 from torch import fx
 
 from fxgrad.graph.axes import MOVES, Atom, Axes, Axis, Move, fresh, length, move_of, moved, source_of
+from fxgrad.graph.einsum import letters_of
 from fxgrad.graph.nodes import arguments_of, tensors_of
 from fxgrad.graph.sizes import Size, same, sizes_of
 
 ATTENTION, PRODUCT = "attention", "product"
 """Two more words, for ops that contract axes: softmax(q k^T) v, and products of matrices."""
+ALONG = "along"
+"""One more, for ops that keep the axes and mix the elements along those that their arguments name: norms, softmax."""
 Word = Callable[[fx.Node], str | None]
 Seeds = Mapping[fx.Node, Sequence[Axis | None]]
 
@@ -28,7 +31,7 @@ def follow(nodes: Iterable[fx.Node], word: Word, seeds: Seeds) -> dict[fx.Node, 
 
     Args:
         nodes: in the order of the graph; operands outside of `nodes` and `seeds` are ignored.
-        word: says what a node's op does: one of `MOVES`, or `ATTENTION`, `PRODUCT`; None for any other.
+        word: says what a node's op does: one of `MOVES`, or `ATTENTION`, `PRODUCT`, `ALONG`; None for any other.
         seeds: node -> the atoms of each axis, whose origins are labels; None for an unknown axis.
 
     Returns:
@@ -101,6 +104,7 @@ class _Tracker:
     def after(self, node: fx.Node, shape: tuple[Size, ...]) -> Axes:
         """The axes of a node's value, from its operands'."""
         word = self.word(node)
+        word = "same" if word == ALONG else word
         if word == "same" and len(sizes_of(source_of(node) or node)) != len(shape):
             word = None
         if word in MOVES:
@@ -110,6 +114,8 @@ class _Tracker:
                 return moved(self.axes[source], move, node)
             if move is not None and word == "join":
                 return self.joined(node, move, shape)
+        if (spelled := letters_of(node)) is not None:
+            return self.spelled(node, shape, *spelled)
         operands = [n for n in node.all_input_nodes if n in self.axes]
         matrices = [n for n in arguments_of(node).values() if isinstance(n, fx.Node) and sizes_of(n)]
         if word == ATTENTION and len(matrices) > 2:
@@ -153,6 +159,18 @@ class _Tracker:
         )
         return (*lead[:-2], rows, columns)
 
+    def spelled(self, node: fx.Node, shape: tuple[Size, ...], operands: list[tuple[fx.Node, str]], result: str) -> Axes:
+        """The axes of an einsum: those of the operands that have the same letter."""
+        found = []
+        for i, (letter, size) in enumerate(zip(result, shape)):
+            own = [self.axes[n][axes.index(letter)] for n, axes in operands if n in self.axes and letter in axes]
+            fitting = [axis for axis in own if same(length(axis), size)]
+            best = next((a for a in fitting if self.labelled(a)), fitting[0] if fitting else fresh(node.name, i, size))
+            for axis in fitting:
+                self.unite(best, axis)
+            found.append(best)
+        return tuple(found)
+
     def other(self, node: fx.Node, shape: tuple[Size, ...], operands: list[fx.Node]) -> Axes:
         """The axes after any other op: an axis stays if no argument names it and its size stays."""
         rank = len(sizes_of(operands[0])) if operands else 0
@@ -191,7 +209,7 @@ class _Tracker:
 
 
 def named_axes(arguments: Mapping[str, Any], rank: int) -> set[int]:
-    """The axes that an op's arguments name.
+    """The axes that an op's arguments name; where they could name some and do not, all of them.
 
     Args:
         arguments: see `fxgrad.graph.nodes.arguments_of`.
@@ -200,10 +218,19 @@ def named_axes(arguments: Mapping[str, Any], rank: int) -> set[int]:
     Example:
         >>> named_axes({"self": None, "dim": -1}, 3), named_axes({"indices": [None, 5]}, 3)
         ({2}, {1})
+        >>> named_axes({"normalized_shape": [4, 5]}, 3), named_axes({"dim": None}, 2)
+        ({1, 2}, {0, 1})
     """
-    named = arguments.get("dim", arguments.get("dims"))
+    named = next((arguments[key] for key in ("dim", "dims", "dimension") if key in arguments), ())
     given = named if isinstance(named, (list, tuple)) else [named]
     found = {d % rank for d in given if isinstance(d, int) and rank}
+    if named is None or (named == [] and not found):
+        found = set(range(rank))
+    found |= set(range(rank - len(arguments.get("normalized_shape", ())), rank))
+    if "num_groups" in arguments:
+        found |= set(range(1, rank))
+    if "use_input_stats" in arguments:
+        found |= set(range(2, rank))
     indices = arguments.get("indices")
     if isinstance(indices, (list, tuple)):
         found |= {i for i, index in enumerate(indices) if index is not None}

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxgrad.graph.axes import MOVES, move_of
-from fxgrad.graph.follow import ATTENTION, PRODUCT, named_axes
+from fxgrad.graph.einsum import letters_of
+from fxgrad.graph.follow import ALONG, ATTENTION, PRODUCT, named_axes
 from fxgrad.graph.nodes import arguments_of, op_name, tensors_of
 from fxgrad.graph.sizes import same, sizes_of
 
+_UNTAGGED = {"_prelu_kernel", "dropout", "hardswish", "log_sigmoid", "prelu", "tril", "triu"}
+"""Elementwise ops that torch does not tag as pointwise."""
 _COUNTED = {"arange", "unsqueeze", "view", "reshape", "expand", "slice", "_to_copy"}
 """The ops of an index that counts the indices of an axis."""
 
 
 def mixes(node: fx.Node, operand: fx.Node, axis: int, word: str | None, data: Collection[fx.Node]) -> bool:
-    """Whether an op combines, drops or rearranges the elements of an operand along an axis.
+    """Whether an op combines, drops or rearranges the elements of an operand along an axis, or may do so.
 
+    Of an op that nothing is known of, only the first axis is taken to be apart from the others: it is the batch's.
     An index that is computed from the data may rearrange them and put them back, as experts do; one that is given, such
     as a graph's list of edges, combines them.
 
@@ -44,13 +49,19 @@ def mixes(node: fx.Node, operand: fx.Node, axis: int, word: str | None, data: Co
         move = move_of(node, word)
         whole = move is None or move.word != "cut" or move.dim != axis
         return not (whole or (not move.drops and same(move.size, sizes_of(operand)[axis])))  # type: ignore[union-attr]
+    if (spelled := letters_of(node)) is not None:
+        return any(letters[axis] not in spelled[1] for own, letters in spelled[0] if own is operand)
     if word in (PRODUCT, ATTENTION):
         return _contracts(arguments, operand, axis - rank, word)
-    if "batch_first" in arguments and axis == int(arguments["batch_first"]):
-        return True  # a recurrence, along time
-    if axis in named_axes(arguments, rank) or axis == _replaced(arguments, rank):
+    if "batch_first" in arguments:  # a recurrence; its states are (layers, batch, width)
+        first = arguments["batch_first"] and operand is arguments["input"]
+        return rank < 3 or axis != (0 if first else 1)
+    named = named_axes(arguments, rank)
+    if axis in named or axis == _replaced(arguments, rank):
         return not any(_apart(index, data) for index in _indices(arguments, axis))
-    return not sizes_of(node) and rank > 0
+    if not sizes_of(node):
+        return rank > 0
+    return axis > 0 and not (named or word == ALONG or _elementwise(node) or _linear(arguments))
 
 
 def _contracts(arguments: dict[str, Any], operand: fx.Node, back: int, word: str) -> bool:
@@ -59,7 +70,24 @@ def _contracts(arguments: dict[str, Any], operand: fx.Node, back: int, word: str
     if word == ATTENTION:
         return any(n is operand for n in matrices[1:3]) and back >= -2
     first, last = matrices[-2:]
-    return (first is operand and back == -1 and len(sizes_of(first)) > 1) or (last is operand and back == -2)
+    if "vec1" in arguments:  # an outer product
+        return False
+    rows = -2 if len(sizes_of(last)) > 1 else -1
+    return (first is operand and back == -1) or (last is operand and back == rows)
+
+
+def _elementwise(node: fx.Node) -> bool:
+    """Whether an op computes each element from the elements at its place; an item of a tuple is as it is."""
+    packet = getattr(node.target, "overloadpacket", None)
+    if packet is None or op_name(node) in _UNTAGGED:
+        return True
+    return any(torch.Tag.pointwise in getattr(packet, name).tags for name in packet.overloads())
+
+
+def _linear(arguments: dict[str, Any]) -> bool:
+    """Whether a weight replaces the last axis, or scales the channels, and nothing else."""
+    weight = arguments.get("weight")
+    return isinstance(weight, fx.Node) and len(sizes_of(weight)) < 3
 
 
 def _replaced(arguments: dict[str, Any], rank: int) -> int | None:

@@ -52,11 +52,11 @@ def explained(found: Attribution, method: Method, problem: Problem) -> str:
     if off is None or found.note:
         return found.note
     start = f"Not complete by {off:.2g}: "
+    if method.steps:
+        return start + _of_steps(found, method, problem)
     own = _own_gradients(problem)
     if own:
         return f"{start}under {found.rules}, these ops keep their own gradient, which is not balanced: {own}."
-    if method.steps:
-        return f"{start}{method.name} is a sum over points. Pass a larger {method.steps}."
     unbalanced = _unbalanced(problem)
     if not unbalanced and (problem.layer is not None or problem.anatomy.given):
         return (
@@ -65,6 +65,16 @@ def explained(found: Attribution, method: Method, problem: Problem) -> str:
     cause = start + (unbalanced or _UNCUT)
     warnings.warn(f"{found.method} of {found.label} is n{cause[1:]}", IncompleteWarning, stacklevel=4)
     return cause
+
+
+def _of_steps(found: Attribution, method: Method, problem: Problem) -> str:
+    """Why an integral along a path does not give the target's value: it needs the derivative of a function."""
+    if not problem.converted.classified.balances:
+        return f"{method.name} is a sum over points. Pass a larger {method.steps}."
+    return (
+        f"under {found.rules} the gradient is the derivative of no function, so {method.name} is not complete with any "
+        f'{method.steps}. Use input_x_gradient, which is complete in one step, or converted.under("gradient").'
+    )
 
 
 def _excess(found: Attribution, problem: Problem) -> float | None:

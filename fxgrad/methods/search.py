@@ -150,10 +150,13 @@ class Search:
     def examples(self, tracks: Mapping[fx.Node, Any]) -> Examples:
         """Where the examples are, by the axes; else by the elements, if the inputs are known."""
         found = examples_of(self.classified, tracks, self.source, self.free)
-        if found.inputs or not self.values:
+        if (found.inputs and found.followed) or not self.values:
             return found
-        count, inputs = rows_apart(self.classified, self.values, self.free)
-        return replace(found, size=count, inputs=dict.fromkeys(inputs, 0)) if self.source.name in inputs else found
+        rows = rows_apart(self.classified, self.values, self.free)
+        if rows is None or (found.inputs and self.source.name in rows[1]):
+            return found
+        count, inputs = rows if self.source.name in rows[1] else (1, [])
+        return replace(found, size=count, inputs=dict.fromkeys(inputs, 0))
 
     def tokens(self, stream: fx.Node | None) -> int | None:
         """The number of tokens in the stream; None if it is a map of features."""

@@ -18,8 +18,10 @@ from fxgrad.graph.replay import failure
 from fxgrad.module.checkpoint import checkpointed
 from fxgrad.module.rewrite import rewrite
 from fxgrad.module.unflatten import Root, unflatten
+from fxgrad.ops.once import once
 
 Self = TypeVar("Self", bound="Core")
+_FORWARD_MODE = "balanced ops have no forward-mode derivative: use reverse mode, such as torch.func.jacrev."
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
 
 
@@ -37,6 +39,7 @@ class Core(nn.Module):
     runner: nn.Module
     lookup: fx.GraphModule | None
     _slots: list[tuple[nn.Module | None, str]]
+    _attributed: set[int]
 
     def __init__(self, classified: Classified, graph: fx.Graph | None = None) -> None:
         super().__init__()
@@ -68,6 +71,8 @@ class Core(nn.Module):
         """Make the programs that run; no submodules, since they have no state and the module tree is the original's."""
         self.classified = classified
         program = fx.GraphModule(nn.Module(), graph or rewrite(classified), class_name="FxgradProgram")
+        entries = classified.captured.entries if classified.balances else ()
+        self._attributed = {i for i, entry in enumerate(entries) if entry.attributed}
         lookup = classified.captured.lookup
         object.__setattr__(self, "program", program)
         object.__setattr__(self, "lookup", lookup and fx.GraphModule(nn.Module(), lookup))
@@ -207,11 +212,14 @@ class Core(nn.Module):
             return runner(*self.state, *entries)
         # As a function: a failed call of a GraphModule prints its code to stderr.
         function = runner.forward if isinstance(runner, fx.GraphModule) else runner
+        guarded = self._attributed if runner is self.runner else ()
         try:
-            return function(*self.state, *entries)
+            return function(*self.state, *(once(e) if i in guarded else e for i, e in enumerate(entries)))
         except (FxgradError, torch.OutOfMemoryError):
             raise
         except Exception as error:
+            if isinstance(error, NotImplementedError) and "jvp" in str(error):
+                raise InputError(_FORWARD_MODE) from error
             part = self.lookup if runner is self.lookup else self.program
             if part is self.program:
                 self.refuse_other_dtype(entries, error)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import fx
 
 from fxgrad.capture.higher_order import Closed
@@ -17,6 +18,13 @@ from fxgrad.ops.backward import Rewriting, replace_call
 from fxgrad.ops.pieces import piece
 from fxgrad.ops.refused import refuse
 from fxgrad.ops.weights import weighted
+
+_SIZES: dict[Any, Any] = {
+    torch.ops.aten.sym_size.int: torch.Tensor.size,
+    torch.ops.aten.sym_stride.int: torch.Tensor.stride,
+    torch.ops.aten.sym_numel.default: torch.Tensor.numel,
+}
+"""What asks for a tensor's size -> the same that vmap knows, too."""
 
 
 def rewrite(classified: Classified) -> fx.Graph:
@@ -33,7 +41,6 @@ def rewrite(classified: Classified) -> fx.Graph:
         NoRuleError: an op whose row asks for a secant has none (not finite at 0, or not 0 at the row's point).
 
     Example:
-        >>> import torch
         >>> from fxgrad.capture import capture
         >>> from fxgrad.classify import classify
         >>> from fxgrad.table import load
@@ -48,6 +55,7 @@ def rewrite(classified: Classified) -> fx.Graph:
     done = Rewriting({}, {node.name for node in captured.entry_nodes})
     for node in captured.graph.nodes:
         copy = graph.node_copy(node, lambda n: done.nodes[n.name])
+        copy.target = _SIZES.get(copy.target, copy.target)
         decision = classified.decisions.get(node.name)
         if decision is not None:
             if decision.live:

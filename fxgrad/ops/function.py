@@ -11,6 +11,16 @@ TRANSFORMED: Any = getattr(torch._C, "_are_functorch_transforms_active", None)
 """Tells whether a call is inside a transformation of `torch.func`; None if PyTorch no longer has the function."""
 
 
+def transformed() -> bool:
+    """Whether a call is inside `torch.compile` or a transformation of `torch.func`.
+
+    Example:
+        >>> transformed()
+        False
+    """
+    return TRANSFORMED is None or torch.compiler.is_compiling() or TRANSFORMED()
+
+
 class Function(torch.autograd.Function):
     """An autograd function that works with `torch.func` and `torch.compile`, and is as cheap as an op in eager mode.
 
@@ -49,5 +59,4 @@ class Function(torch.autograd.Function):
     @classmethod
     def call(cls, *args: Any) -> Any:
         """Like `apply`, but with an argument for every parameter of `forward`."""
-        transformed = TRANSFORMED is None or torch.compiler.is_compiling() or TRANSFORMED()
-        return (cls if transformed else cls._eager).apply(*args)
+        return (cls if transformed() else cls._eager).apply(*args)

@@ -32,11 +32,13 @@ class Examples:
         size: the captured size of their axis, mostly a symbol; 1 if no input has such an axis.
         inputs: placeholder's name -> its axis of examples. The examples share all other inputs.
         places: node name -> its axes as atoms; examples have the origin `BATCH`.
+        followed: whether the axis was followed to the output; else it is only as long as the output's first one.
     """
 
     size: Size
     inputs: Mapping[str, int]
     places: Mapping[str, Axes] = field(repr=False)
+    followed: bool = True
 
 
 def tracked(classified: Classified, seeds: Seeds | None = None) -> dict[fx.Node, Axes]:
@@ -87,7 +89,7 @@ def examples_of(
     entries = [n for n in captured.entry_nodes if sizes_of(n)]
     attributed = [n for n, declared in zip(captured.entry_nodes, captured.entries) if declared.attributed]
     data = _data(classified)
-    chosen: list[tuple[dict[fx.Node, int], set[Atom], Size]] = []
+    chosen: list[tuple[dict[fx.Node, int], set[Atom], bool, Size]] = []
     for output in tensors_among(captured.graph.output_node().all_input_nodes):
         if chosen and chosen[-1][0].get(source) == 0:
             break
@@ -98,7 +100,7 @@ def examples_of(
                 continue
             atoms = {axis[0] for axis in (lead, *(found[n][i] for n, i in members.items())) if len(axis) == 1}
             if not _mixed(classified, found, output, atoms, data):
-                sound.append((members, atoms, size))
+                sound.append((members, atoms, _linked(members, found, lead), size))
         # An output has the examples of the first input that has any, whatever source is looked at, for what a class
         # is depends on them; but where as many examples are compared with as many others, those of the source, whose
         # classes are the others. An input's first axis is better than another one.
@@ -108,8 +110,8 @@ def examples_of(
         chosen += sorted(
             ahead or sound, key=lambda s: min((attributed.index(n), i) for n, i in s[0].items() if n in attributed)
         )[:1]
-    for members, atoms, size in sorted(chosen, key=lambda s: s[0].get(source, len(sizes_of(source)))):
-        return Examples(size, {n.name: i for n, i in members.items()}, _labelled(found, atoms))
+    for members, atoms, linked, size in sorted(chosen, key=lambda s: s[0].get(source, len(sizes_of(source)))):
+        return Examples(size, {n.name: i for n, i in members.items()}, _labelled(found, atoms), linked)
     return Examples(1, {}, _labelled(found, set()))
 
 
@@ -150,8 +152,12 @@ def _members(
             members[node] = reached[0]
         elif same(shape[0], size) and not elsewhere:
             members[node] = 0
-    linked = any(found[n][i] == lead for n, i in members.items() if lead and n in found)
-    return members if linked or first else {}
+    return members if first or _linked(members, found, lead) else {}
+
+
+def _linked(members: Mapping[fx.Node, int], found: Mapping[fx.Node, Axes], lead: Axis) -> bool:
+    """Whether an axis of an output is an axis of an input by its atoms."""
+    return any(found[n][i] == lead for n, i in members.items() if lead and n in found)
 
 
 def _mixed(

@@ -18,20 +18,24 @@ from torch.utils import _pytree as pytree
 from fxgrad.classify.decision import Classified
 from fxgrad.classify.moves import word_of
 from fxgrad.graph.axes import MOVES, PICK
-from fxgrad.graph.follow import ATTENTION, PRODUCT, named_axes
+from fxgrad.graph.einsum import letters_of
 from fxgrad.graph.mixing import mixes
 from fxgrad.graph.nodes import arguments_of, descendants, tensors_of
-from fxgrad.graph.sizes import known, size_of, sizes_of
+from fxgrad.graph.sizes import Size, known, size_of, sizes_of
 from fxgrad.ops.pieces import piece
 from fxgrad.run.examples import tensors_among
 
 
 class _MixedError(Exception):
-    """Examples meet in an element, or it is unknown whether they do."""
+    """Examples meet in an element."""
 
 
-def rows_apart(classified: Classified, values: Sequence[Any], free: Mapping[Any, int]) -> tuple[int, list[str]]:
-    """(the number of examples, the placeholders that have a row for each); (1, []) where they are not apart.
+class _UnknownError(Exception):
+    """It cannot be told whether examples meet."""
+
+
+def rows_apart(classified: Classified, values: Sequence[Any], free: Mapping[Any, int]) -> tuple[int, list[str]] | None:
+    """(the number of examples, the placeholders that have a row for each); (1, []) where they meet; None if unknown.
 
     Args:
         classified: what `fxgrad.classify.classify` returned.
@@ -58,18 +62,32 @@ def rows_apart(classified: Classified, values: Sequence[Any], free: Mapping[Any,
     seeds = [n for n in attributed if given[n].dim() and len(given[n]) == count]
     if len(rows) != 1 or not seeds:
         return 1, []
-    if count == 1 and not all(isinstance(sizes_of(n)[0], int) for n in seeds):
-        return 1, []  # one example is apart from the others in any model
+    alone = next((sizes_of(n)[0] for n in seeds if not isinstance(sizes_of(n)[0], int)), None)
+    if count == 1 and alone is not None:  # one example meets no other in any model: two may
+        (symbol,) = alone.free_symbols
+        twice = [_twice(value, sizes_of(node), symbol) for node, value in given.items()]
+        found = rows_apart(classified, twice, {**free, symbol: 2 * free[symbol]})
+        return None if found is None else (1, found[1])
     try:
-        found = _Rows(classified, given, seeds, free).run()
+        ids = _Rows(classified, given, seeds, free).run()
     except _MixedError:
         return 1, []
+    except _UnknownError:
+        return None
     wanted = torch.arange(1, count + 1)
-    apart = all(
-        bool(((ids == 0) | (ids == wanted.reshape(-1, *[1] * (ids.dim() - 1)))).all())
-        for ids in (found[n] for n in outputs if n in found)
-    )
+    reached = [ids[n] for n in outputs if n in ids]
+    if any(own.shape[:1] != (count,) for own in reached):
+        return None
+    apart = all(bool(((own == 0) | (own == wanted.reshape(-1, *[1] * (own.dim() - 1)))).all()) for own in reached)
     return (count, [n.name for n in seeds]) if apart else (1, [])
+
+
+def _twice(value: Any, sizes: Sequence[Size], symbol: Any) -> Any:
+    """An input with two examples for each: repeated along the axes whose sizes follow the number of examples."""
+    for axis, size in enumerate(sizes):
+        if not isinstance(size, int) and symbol in size.free_symbols:
+            value = torch.cat([value, value], axis)
+    return value
 
 
 class _Rows:
@@ -96,7 +114,7 @@ class _Rows:
                 try:
                     self.ids[node] = self.after(node)
                 except (RuntimeError, TypeError, LookupError, AttributeError) as error:  # an op that takes no numbers
-                    raise _MixedError from error
+                    raise _UnknownError from error
         return self.ids
 
     def after(self, node: fx.Node) -> Any:
@@ -116,7 +134,12 @@ class _Rows:
         parts = [self.ids[n] for n in node.all_input_nodes if n in self.ids]
         if not (pointwise or word == "same"):
             parts = [self.summed(node, n, word, len(shape)) for n in node.all_input_nodes if n in self.ids]
-        return _met(parts, shape)
+        met = _met(parts, shape)
+        items = node.meta["val"]
+        if not isinstance(items, (list, tuple)):
+            return met
+        sizes = [tuple(map(size_of, t.shape)) if isinstance(t, Tensor) else None for t in items]
+        return [met if own == sizes_of(node) else None for own in sizes]
 
     def moved(self, node: fx.Node) -> Any:
         """The numbers after an op that only moves elements: the op itself moves them."""
@@ -161,7 +184,7 @@ class _Rows:
             return torch.zeros([known(size, self.free) for size in sizes_of(leaf)], dtype=torch.int64)
         index = self.plain(leaf).cpu()
         if index.dim() != 1 or not torch.equal(index.sort().values, torch.arange(len(index))):
-            raise _MixedError  # an index that gathers, such as a graph's edges
+            raise _UnknownError  # an index that gathers, such as a graph's edges
         return index
 
     def plain(self, node: fx.Node) -> Any:
@@ -171,7 +194,7 @@ class _Rows:
         if not isinstance(node.meta.get("val"), (Tensor, list, tuple)):
             return known(size_of(node.meta["val"]), self.free)
         if node.op != "call_function" or node in self.reached:
-            raise _MixedError
+            raise _UnknownError
         leaves, spec = pytree.tree_flatten([*node.args, dict(node.kwargs)])
         *args, kwargs = pytree.tree_unflatten([self.plain(n) if isinstance(n, fx.Node) else n for n in leaves], spec)
         return node.target(*args, **kwargs)  # type: ignore[operator]
@@ -179,28 +202,20 @@ class _Rows:
     def summed(self, node: fx.Node, operand: fx.Node, word: str | None, rank: int) -> Tensor:
         """The numbers of an operand where an op may mix the elements along some axes: these must be of one example."""
         ids = self.ids[operand]
-        if not isinstance(ids, Tensor):
-            raise _MixedError
-        mixed = [axis for axis in range(ids.dim()) if self.mixes(node, operand, axis, word)]
+        if not isinstance(ids, Tensor) or letters_of(node) is not None:
+            raise _UnknownError
+        mixed = [axis for axis in range(ids.dim()) if mixes(node, operand, axis, word, self.reached)]
         for axis in range(ids.dim()):
             most = ids.amax(axis, keepdim=True)
             if axis not in mixed and not bool((ids == most).all()):
                 continue
             if not bool(((ids == 0) | (ids == most)).all()):
-                raise _MixedError
+                raise _UnknownError
             ids = most
         fewer = ids.dim() - rank  # axes that it sums over
         if fewer > 0 and len(mixed) != fewer:
-            raise _MixedError
+            raise _UnknownError
         return ids.squeeze(mixed) if fewer > 0 else ids
-
-    def mixes(self, node: fx.Node, operand: fx.Node, axis: int, word: str | None) -> bool:
-        """Whether an op may mix the elements along an axis; of a convolution, say, only the first one is sure."""
-        arguments = arguments_of(node)
-        weight = arguments.get("weight")
-        linear = isinstance(weight, fx.Node) and len(sizes_of(weight)) == 2
-        sure = axis == 0 or linear or word in (PRODUCT, ATTENTION) or named_axes(arguments, len(sizes_of(operand)))
-        return not sure or mixes(node, operand, axis, word, self.reached)
 
 
 def _met(parts: Sequence[Any], shape: Sequence[int]) -> Tensor:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import save_file
+from safetensors.torch import load_model, save_file
 
 import fxgrad
-from bench.evidence import analytic, sanity, shapley, shortcut, trainings
+from bench.evidence import analytic, labels, sanity, shapley, shortcut, trainings
 from fxgrad.demo.canvases import canvas
 from fxgrad.demo.independent import INDEPENDENT
 from fxgrad.evaluate import Results, read
@@ -160,6 +160,26 @@ def test_correlations_with_a_game() -> None:
 def test_players_are_neighbouring_patches() -> None:
     assert shapley.owners((8, 8)).bincount().tolist() == [4] * 16
     assert shapley.owners((8, 8)).view(8, 8)[:2, :2].unique().tolist() == [0]
+
+
+def test_a_model_that_learned_random_labels_is_compared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(labels, "CANVASES", 4)
+    weights = tmp_path / "vit-0.safetensors"
+    save_file(INDEPENDENT["vit"]().state_dict(), weights)
+    args = [str(tmp_path / "store"), f"vit={weights}", "--count", "2", "--steps", "12"]
+    done = CliRunner().invoke(labels.main, args)
+    assert done.exit_code == 0, done.output
+    assert set(read(tmp_path / "store").values["vit-0", "libragrad", "attcat"]) == {"labels"}
+    facts = json.loads((tmp_path / "store" / "labels.json").read_text())["vit"]
+    other = INDEPENDENT["vit"]()
+    load_model(other, tmp_path / "store" / "vit.safetensors")
+    assert facts["remembered"] == labels.remembered(other.eval(), labels.relabelled(4))
+    assert CliRunner().invoke(labels.main, args).output == ""
+
+
+def test_random_labels_are_two_classes_of_which_none_is_likelier() -> None:
+    found = labels.relabelled(400).labels
+    assert (found[:, 0] != found[:, 1]).all() and found.flatten().bincount(minlength=10).min() > 55
 
 
 def test_sanity_checks_are_measured_once(tmp_path: Path) -> None:

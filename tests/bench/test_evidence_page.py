@@ -29,10 +29,14 @@ def small() -> page.Evidence:
     shapley = of("vit-0", {("libragrad", "fullgrad"): {"shapley": [0.5, 0.75, 0.5, 0.75]}})
     shortcut = of("vit", {("gradient", "genatt"): {"pointing_game": [1.0, 0.0, 1.0, 0.0]}})
     sanity = of("vit-0", {("libragrad", "attcat"): {"all": [0.125, 0.125, 0.125, 0.125]}})
+    labels = of("vit-0", {("libragrad", "attcat"): {"labels": [0.25, 0.25, 0.25, 0.25]}})
     facts = {"right": 1.0, "follows": 0.5, "kept": 0.25, "unmarked": 0.5}
     with np.load(page.MEASURED.parent / "real.npz", allow_pickle=False) as table:
         real = dict(table)
-    return page.Evidence(trained, shapley, shortcut, sanity, {"vit-0": {"heldout_both": 0.875}}, {"vit": facts}, real)
+    return page.Evidence(
+        *(trained, shapley, shortcut, sanity, labels, {"vit-0": {"heldout_both": 0.875}}),
+        *({"vit": {"remembered": 0.75}}, {"vit": facts}, real),
+    )
 
 
 def test_every_part_of_the_page_comes_from_the_values(small: page.Evidence) -> None:
@@ -47,7 +51,8 @@ def test_every_part_of_the_page_comes_from_the_values(small: page.Evidence) -> N
     assert re.search(r"\| fullgrad \|\s+\| 0\.62 \[0\.5\d?, 0\.\d\d\] \|", found)
     assert re.search(r"\| genatt \| 0\.50 \[0\.\d\d, \d\.\d\d\] \|", found)
     assert re.search(r"\| mosaics of photographs, Focus \| \d+ / \d+ / \d+ \|", found)
-    assert "| everything | attcat |  | 0.12 [0.12, 0.12] |" in found
+    assert "| everything shuffled | attcat |  | 0.12 [0.12, 0.12] |" in found
+    assert "| trained on random labels | attcat |  | 0.25 [0.25, 0.25] |" in found and "(vit 75% of them)" in found
     assert "| vit | 100.0% | 50.0% | 25.0% | 50.0% |" in found and "| vit | 1 | 87.5% | 87.5% | 87.5% |" in found
 
 
@@ -68,6 +73,7 @@ def test_values_are_taken_from_stores(tmp_path: Path, monkeypatch: pytest.Monkey
         ("shapley", "shapley"),
         ("shortcut", "shortcut/vit"),
         ("sanity", "sanity"),
+        ("labels", "labels"),
     ):
         store = Store(tmp_path / folder)
         store.note("settings", {})
@@ -76,6 +82,7 @@ def test_values_are_taken_from_stores(tmp_path: Path, monkeypatch: pytest.Monkey
                 store.add("vit-0", policy, {method: {metric: list(column.values())}}, list(column), 0, len(column))
         store.close()
     (tmp_path / "trainings" / "trainings.json").write_text('{"vit-0": {"heldout_both": 0.875}}')
+    (tmp_path / "labels" / "labels.json").write_text('{"vit": {"remembered": 0.75}}')
     (tmp_path / "shortcut" / "shortcut.json").write_text(
         '{"vit": {"right": 1, "follows": 0.5, "kept": 0.25, "unmarked": 0.5}}'
     )

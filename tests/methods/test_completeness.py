@@ -36,10 +36,21 @@ def test_the_plain_gradient_names_the_ops_that_keep_theirs():
     assert found.note in str(found)
 
 
-def test_too_few_points_are_named():
+def test_too_few_points_are_named_where_more_would_help():
+    plain = fxgrad.convert(_model(), (X,), rules="gradient")
+    few, many = (fxgrad.attribute(plain, (X,), target=1, method="integrated_gradients", n_steps=n) for n in (2, 200))
+    assert "integrated_gradients is a sum over points. Pass a larger n_steps." in few.note
+    assert many.completeness_error < 1e-3 * few.completeness_error
+
+
+def test_a_path_through_a_balanced_gradient_is_never_complete_and_says_what_is():
     libra = fxgrad.convert(_model(), (X,))
     found = fxgrad.attribute(libra, (X,), target=1, method="integrated_gradients", n_steps=2)
-    assert "integrated_gradients is a sum over points. Pass a larger n_steps." in found.note
+    assert found.note.endswith(
+        "under libragrad the gradient is the derivative of no function, so integrated_gradients is not complete with any "
+        'n_steps. Use input_x_gradient, which is complete in one step, or converted.under("gradient").'
+    )
+    assert fxgrad.attribute(libra, (X,), target=1).note == ""
 
 
 def test_a_method_whose_shares_do_not_add_up_warns():

@@ -99,7 +99,7 @@ notebooks: .venv/ready  ## run the notebooks of docs/examples, and keep what the
 	$(BIN)/python -m bench.tables.notebooks
 
 site: .venv/ready  ## the documentation as a site, in build/site; a warning is an error
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 clean:
 	rm -rf .venv build dist demo-out

@@ -55,7 +55,8 @@ class Page(HTMLParser):
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("material", reason="needs the extra 'site'")
     out = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--site-dir", str(out)]
+    assert "$(BIN)/python -m mkdocs build\n" in (ROOT / "Makefile").read_text("utf-8"), "--quiet would count no warning"
+    command = [sys.executable, "-m", "mkdocs", "build", "--site-dir", str(out)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "NO_MKDOCS_2_WARNING": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -135,6 +136,10 @@ def test_the_table_of_models_is_that_of_the_zoo(site: Path) -> None:
     refused = {row["model"] for row in rows if row["reason"]}
     assert {m["model"] for m in models if m["reason"]} == refused and refused
     assert not any(m["passed"] for m in models if m["model"] in refused)
+
+
+def test_the_search_field_takes_no_other_page_s_place(pages: dict[str, Page]) -> None:
+    assert [address for address, page in pages.items() if "model-search" in page.places] == [f"{SITE}docs/supported/"]
 
 
 class _Silent(SimpleHTTPRequestHandler):

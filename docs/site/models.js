@@ -65,5 +65,5 @@ async function search(box) {
   show();
 }
 
-const box = document.getElementById("models");
+const box = document.getElementById("model-search");
 if (box) search(box);

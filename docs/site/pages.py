@@ -118,7 +118,7 @@ def _notebook(path: Path) -> str:
 
 
 def _reference(module: str) -> str:
-    """Its docstring, and that of every name in its `__all__`."""
+    """Its docstring, and that of every name in its `__all__`: functions first, errors last."""
     path = ROOT / module.replace(".", "/") / "__init__.py"
     tree = ast.parse(path.read_text("utf-8"))
     exported = next(
@@ -126,11 +126,15 @@ def _reference(module: str) -> str:
         for node in tree.body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
     )
-    listed = "".join(_shown(f"{module}.{name}") for name in exported)
+    listed = "".join(_shown(f"{module}.{name}") for name in sorted(exported, key=_place))
     if module == "fxgrad.methods":
         listed += "\n## The methods\n"
         listed += "".join(_shown(f"{f.__module__}.{name}", level=3) for name, f in METHODS.items())
     return f"# {module}\n\n::: {module}\n    options: {{show_root_heading: false, members: false}}\n{listed}"
+
+
+def _place(name: str) -> tuple[bool, bool, str]:
+    return name.endswith(("Error", "Warning")), not name.islower(), name
 
 
 def _shown(name: str, level: int = 2) -> str:

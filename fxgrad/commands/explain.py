@@ -10,7 +10,7 @@ import click
 
 from fxgrad.commands import explanation as explaining
 from fxgrad.commands.explanation import Explanation
-from fxgrad.commands.options import heading, loaded_model, method_option, model_options
+from fxgrad.commands.options import heading, loaded_model, method_option, model_options, prompt_option, prompted
 from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.printing import say
 from fxgrad.commands.result import Result, Style
@@ -19,7 +19,7 @@ from fxgrad.data.models import LoadedModel
 from fxgrad.errors import InputError
 from fxgrad.evaluate.methods import method_options
 from fxgrad.methods.drawing import named
-from fxgrad.methods.entry import known
+from fxgrad.methods.entry import METHODS, known
 from fxgrad.methods.names import resolve
 from fxgrad.methods.photo import photo
 from fxgrad.module.converted import ConvertedModule
@@ -55,7 +55,7 @@ def _policies(context: click.Context, option: click.Parameter, value: tuple[str,
 @click.argument("pictures", nargs=-1, required=True)
 @click.option("--target", "targets", multiple=True, metavar="CLASS", help="Its number or name. Repeatable.")
 @click.option("--top", type=click.IntRange(1), help="Without --target: so many largest logits. Default: 1; a page: 3.")
-@click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="For CLIP-like models. Repeatable.")
+@prompt_option
 @click.option(
     "--methods",
     "--method",
@@ -64,7 +64,7 @@ def _policies(context: click.Context, option: click.Parameter, value: tuple[str,
     show_default=True,
     callback=_methods,
     metavar="NAME,...",
-    help="Of `fxgrad.attribute`.",
+    help=f"{', '.join(METHODS)}. Repeatable.",
 )
 @method_option
 @click.option(
@@ -108,21 +108,23 @@ def explain(
 
     \b
     Examples:
-      fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained --target "tabby cat" -o cat.png
-      fxgrad explain timm:vit_base_patch16_224 photos/ --pretrained --methods fullgrad_plus,tokentm -o maps
-      fxgrad explain timm:vit_base_patch16_224 cat.jpg dog.jpg --pretrained -o report.html
-      fxgrad explain mypackage.models:my_clip numbers.png --prompt "a red seven"
+      fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained \\
+          --target "tabby cat" -o cat.png
+      fxgrad explain torchvision:vit_b_16 photos/ --pretrained \\
+          --methods fullgrad_plus,tokentm -o maps
+      fxgrad explain hf:OWNER/NAME cat.jpg dog.jpg --pretrained -o page.html
+      fxgrad explain open_clip:ViT-B-16@openai cat.jpg --prompt "a cat"
     """
     if bool(targets) + bool(prompts) + (top is not None) > 1:
         raise InputError("--target and --prompt are two ways to say what to explain, --top a third. Give one of them.")
     if cmap is not None:
         named(cmap)
-    files, given = pictures_in(pictures), method_options(methods, options)
+    files, given = pictures_in(pictures), method_options(methods, options, seed=which["seed"])
     for file in files:
         readable(file)
     loaded = loaded_model(**which)
-    if prompts:
-        loaded, targets = loaded.prompted(*prompts), tuple(map(str, range(len(prompts))))
+    loaded = prompted(loaded, prompts)
+    targets = tuple(map(str, range(len(prompts)))) or targets
     for target in targets if loaded.class_names else ():
         resolve(target, len(loaded.class_names or ()), loaded.class_names)
     modules = _converted(loaded, files[0], rules, policies)

@@ -7,7 +7,14 @@ from typing import Any
 
 import click
 
-from fxgrad.commands.options import heading, loaded_model, method_option, model_options
+from fxgrad.commands.options import (
+    heading,
+    loaded_model,
+    method_option,
+    model_options,
+    prompt_option,
+    prompted,
+)
 from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.printing import say
 from fxgrad.commands.terminal import stage
@@ -25,6 +32,7 @@ CHOSEN = ("layer", "input", "channels", "blocks", "grid", "prefix", "class_token
 
 @command()
 @model_options
+@prompt_option
 @click.option(
     "-o",
     "--output",
@@ -33,7 +41,14 @@ CHOSEN = ("layer", "input", "channels", "blocks", "grid", "prefix", "class_token
     callback=output_file(*FORMATS),
     help="Ends in .onnx, .pt2 or .aoti.",
 )
-@click.option("--method", type=click.Choice(list(METHODS)), default="input_x_gradient", show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(list(METHODS)),
+    metavar="NAME",
+    default="input_x_gradient",
+    show_default=True,
+    help=f"{', '.join(METHODS)}.",
+)
 @click.option("--targets", type=click.IntRange(1), help="So many targets an item, from one forward. Default: one.")
 @click.option("--pool", type=click.IntRange(1), default=1, show_default=True, help="Sum over blocks of so many pixels.")
 @click.option("--each-channel", is_flag=True, help="Do not sum over channels.")
@@ -55,6 +70,7 @@ def export(
     pool: int,
     each_channel: bool,
     no_completeness: bool,
+    prompts: tuple[str, ...],
     options: tuple[str, ...],
     policies: str | None,
     kept: str,
@@ -66,18 +82,19 @@ def export(
     \b
     Example:
       fxgrad export timm:vit_base_patch16_224 --pretrained -o vit.onnx
-      fxgrad export timm:vit_base_patch16_224 --method fullgrad_plus --weights int8 -o vit.onnx
+      fxgrad export timm:vit_base_patch16_224 -o vit.onnx \\
+          --method fullgrad_plus --weights int8
       fxgrad run vit.onnx cat.jpg -o cat.png
     """
     chosen = {"channels": None if each_channel else "auto", **method_options([method], options)[method]}
     if unknown := [name for name in chosen if name not in CHOSEN]:
         raise ExportError(
-            f"--option {unknown[0]}=... cannot be chosen in a file, which has {method}'s own. Leave it out."
+            f"--option {unknown[0]}=... cannot be chosen for a file, which has {method}'s own. Leave it out."
         )
     under = [name.strip() for name in policies.split(",")] if policies else None
     for name in under or ():
         load(name)  # a wrong name ends the command before it loads a model
-    loaded = loaded_model(**which)
+    loaded = prompted(loaded_model(**which), prompts)
     with stage(f"capturing and rewriting {loaded.name}"):
         converted = convert(loaded.model, (loaded.example(),), rules=rules)
     described = {"model": loaded.name, "weights": loaded.weights, "preprocessing": loaded.preprocess.constants()}

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import click
@@ -22,6 +22,7 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 _RULES_HELP = "A policy's name, or a TOML file of rows or of a policy. Repeatable. Default: libragrad."
 _CHECKPOINT_HELP = "Weights that fit exactly: .safetensors, .ckpt, .pth, .pt."
+_PROMPT_HELP = "For CLIP and SigLIP: a text, which is a class then. Repeatable."
 _OPTION_HELP = "Of the method, such as n_steps=20; or layer=blocks.9, ... Repeatable."
 
 
@@ -95,6 +96,10 @@ method_option = click.option("--option", "options", multiple=True, metavar="NAME
 """Adds `options`, a tuple of texts; `fxgrad.evaluate.methods.method_options` reads them."""
 
 
+prompt_option = click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help=_PROMPT_HELP)
+"""Adds `prompts`, a tuple of texts, for `prompted`."""
+
+
 def _all(function: Decorated, *options: Callable[[Decorated], Decorated]) -> Decorated:
     """Add options to a command, in the order in which its help shows them."""
     for option in reversed(options):
@@ -106,6 +111,19 @@ def loaded_model(model: str, *, dtype: str = "float32", **options: Any) -> Loade
     """Load the model that `model_options` describe, in its place: its dtype and device."""
     with stage(f"loading {model}"):
         return load_model(model, dtype=getattr(torch, dtype), **options)
+
+
+def prompted(loaded: LoadedModel, prompts: Sequence[str]) -> LoadedModel:
+    """The model as a classifier by prompts; without any, the model itself.
+
+    Raises:
+        CaptureError: it knows no prompts, or it needs some.
+    """
+    if not prompts:
+        loaded.refuse_without_prompts()
+        return loaded
+    with stage("reading the prompts"):
+        return loaded.prompted(*prompts)
 
 
 def heading(loaded: LoadedModel, more: str = "") -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from fxgrad.commands.parsing import command
-from fxgrad.commands.printing import say
+from fxgrad.commands.printing import columns, say
 from fxgrad.commands.terminal import progress
 from fxgrad.errors import InputError
 from fxgrad.zoo.case import Limits
@@ -96,7 +96,8 @@ def _progress(names: Sequence[str]) -> Iterator[Watch]:
         def watch(row: Row | None, busy: Sequence[str]) -> None:
             if row is not None:
                 done.append(row)
-                say(f"{row.model:{width}}  {_outcome(row)}")
+                line = f"{row.model:{width}}  {_outcome(row)}"
+                say(line if len(line) <= columns() or not row.reason else f"{line[: columns() - 3]}...")
             show(len(done), len(names), ", ".join(busy))
 
         yield watch
@@ -104,7 +105,7 @@ def _progress(names: Sequence[str]) -> Iterator[Watch]:
 
 def _outcome(row: Row) -> str:
     if row.reason:
-        return row.reason[:160]
+        return row.reason  # whole in the table
     forward = "identical" if row.forward_identical else "DIFFERS"
     beyond = "" if row.passed else f", beyond {bar(row.precision):.0e}, worst {row.worst_node}"
     return f"{forward}, error {row.completeness_error:.1e}, plain {row.plain_error:.1e}, {row.seconds:.0f} s{beyond}"

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fxgrad.data.checkpoints import fit_checkpoint, read_checkpoint
+from fxgrad.data.clip import Clip
 from fxgrad.data.factory import load_object
 from fxgrad.data.hf_models import hf_model
 from fxgrad.data.open_clip_models import open_clip_model, twin_of
@@ -75,6 +76,14 @@ class LoadedModel:
                 "(N, C, H, W) to (N, number of texts)."
             )
         return replace(self, model=_placed(prompted(*texts).eval(), self.device, self.dtype), class_names=texts)
+
+    def refuse_without_prompts(self) -> None:
+        """Raise `CaptureError` if the model gives embeddings, whose numbers are no classes."""
+        if isinstance(self.model, Clip):
+            raise CaptureError(
+                f"{self.name} classifies by texts, and gives embeddings without: give at least one --prompt, such as "
+                '--prompt "a photo of a dog".'
+            )
 
     def _twin(self) -> LoadedModel | None:
         """open_clip's model of both towers, where this is timm's picture tower of one."""

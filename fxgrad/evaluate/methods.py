@@ -185,13 +185,14 @@ def _attribute(
     return Enlarged(attribute(converted, (x,), target=aimed, method=method.function, grid=grid, **chosen), maps)
 
 
-def method_options(names: Sequence[str], given: Sequence[str]) -> dict[str, dict[str, Any]]:
+def method_options(names: Sequence[str], given: Sequence[str], *, seed: int | None = None) -> dict[str, dict[str, Any]]:
     """Method -> its options, from what a command line gives.
 
     Args:
         names: of the methods, as for `named_method`.
         given: "METHOD.OPTION=VALUE", or "OPTION=VALUE" for every one of these methods that has such an option. The
             value is a Python literal; of layer and input, plain text.
+        seed: for the methods that take one and are given none.
 
     Raises:
         InputError: no such method, none of the methods has such an option, or the value is no literal.
@@ -202,7 +203,8 @@ def method_options(names: Sequence[str], given: Sequence[str]) -> dict[str, dict
         >>> method_options(["gradcam"], ["layer=blocks.9"])
         {'gradcam': {'layer': 'blocks.9'}}
     """
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    seeded = [n for n in names if seed is not None and "seed" in inspect.signature(named_method(n).function).parameters]
+    found: dict[str, dict[str, Any]] = {n: {"seed": seed} if n in seeded else {} for n in names}
     for option in given:
         left, _, text = option.partition("=")
         method, _, name = left.rpartition(".")

@@ -44,8 +44,13 @@ def test_a_prompted_model_is_open_clip_s_cosine_with_the_texts(tiny: str) -> Non
         assert torch.allclose(prompted.model(x), scale * picture @ words.T, atol=1e-5)
         assert loaded.model(x).shape == (1, 12)
     assert prompted.class_names == texts and prompted.model.num_classes == 3
+    prompted.refuse_without_prompts()
     with pytest.raises(CaptureError, match="a CLIP classifies by texts: give at least one --prompt"):
         loaded.prompted()
+    with pytest.raises(
+        CaptureError, match="open_clip:Tiny-8 classifies by texts, and gives embeddings without: give at"
+    ):
+        loaded.refuse_without_prompts()
 
 
 def test_it_is_balanced_and_has_tokens(tiny: str) -> None:

@@ -55,6 +55,10 @@ def run(*arguments: str) -> Result:
         (["check", "said:net", "--device", "abacus"], "--device abacus is not here; there is cpu"),
         (["check", "said:net", "--device", "cuda:77"], "--device cuda:77 is not here; there is cpu"),
         (["check", "said:net", "--seed", "1", "--seed", "2"], "--seed is given more than once, and only one can count. Give"),
+        (["run", "absent.onnx", "cat.png"], "absent.onnx cannot be read: no such file."),
+        (["run", "said.py", "cat.png", "-o", "a.bmp"], "a.bmp must end in one of .png, .pdf, .svg: the ending says"),
+        (["check", "said:net", "--checkpoint", "absent.pth"], "absent.pth cannot be read: no such file."),
+        (["evaluate", "said:net", "--values", "a.csv"], "a.csv must end in one of .npz"),
         (["export", "said:net", "-o", "a.onnx", "--output", "b.onnx"], "--output is given more than once"),
     ],
 )  # fmt: skip
@@ -72,8 +76,7 @@ def test_several_values_stay_where_several_are_meant(here: Path) -> None:
 
 def test_every_command_refuses_a_second_value() -> None:
     for name in cli.COMMANDS:
-        found = getattr(importlib.import_module(f"fxgrad.commands.{name}"), name)
-        assert isinstance(found, Command), name
+        assert isinstance(getattr(importlib.import_module(f"fxgrad.commands.{name}"), name), Command), name
 
 
 def test_files_are_checked_for_what_they_are(here: Path) -> None:
@@ -126,6 +129,8 @@ def test_options_of_methods() -> None:
         "saliency": {"prefix": 2},
         "gradcam": {"layer": "blocks.1", "prefix": 2},
     }
+    assert method_options(["smoothgrad", "saliency"], [], seed=3) == {"smoothgrad": {"seed": 3}, "saliency": {}}
+    assert method_options(["smoothgrad"], ["seed=4"], seed=3) == {"smoothgrad": {"seed": 4}}
     for option, message in (
         ("samples=five", r"its value is no literal of Python \(malformed"),
         ("sample=5", "smoothgrad has no option 'sample'; it takes .*samples.*; saliency has no option 'sample'"),

@@ -5,7 +5,7 @@ BIN := .venv/bin
 MEASURED := bench/measured
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,$(MEASURED))
 
-.PHONY: demo train test lint completeness paper-cost export-table zoo fuzz bench evaluate evidence evidence-of-trained real \
+.PHONY: demo train test lint completeness paper-cost export-table precision-table zoo fuzz bench evaluate evidence evidence-of-trained real \
 	gallery web docs clean
 
 .venv/ready: pyproject.toml
@@ -35,6 +35,9 @@ paper-cost: .venv/ready  ## minutes: count what the paper's protocol costs, writ
 
 export-table: .venv/ready  ## export and run the explainer of every architecture, write bench/measured/export-table.md
 	$(BIN)/python -m bench.tables.export_table --targets saved,pt2,onnx,aoti --out $(MEASURED)/export-table.md
+
+precision-table: .venv/ready  ## export explainers with fewer bits, write bench/measured/precision-table.md
+	$(BIN)/python -m bench.tables.precision_table --out $(MEASURED)/precision-table.md
 
 zoo: .venv/ready  ## hours: convert and check every model of the zoo, resuming bench/measured/zoo/*.csv; write bench/measured/architectures.md
 	for suite in timm-families torchvision transformers packages timm; do \

@@ -41,7 +41,14 @@ CHOSEN = ("layer", "input", "channels", "blocks", "grid", "prefix", "class_token
     callback=output_file(*FORMATS),
     help="Ends in .onnx, .pt2 or .aoti.",
 )
-@click.option("--method", type=click.Choice(list(METHODS)), default="input_x_gradient", show_default=True)
+@click.option(
+    "--method",
+    type=click.Choice(list(METHODS)),
+    metavar="NAME",
+    default="input_x_gradient",
+    show_default=True,
+    help=f"{', '.join(METHODS)}.",
+)
 @click.option("--targets", type=click.IntRange(1), help="So many targets an item, from one forward. Default: one.")
 @click.option("--pool", type=click.IntRange(1), default=1, show_default=True, help="Sum over blocks of so many pixels.")
 @click.option("--each-channel", is_flag=True, help="Do not sum over channels.")
@@ -82,7 +89,7 @@ def export(
     chosen = {"channels": None if each_channel else "auto", **method_options([method], options)[method]}
     if unknown := [name for name in chosen if name not in CHOSEN]:
         raise ExportError(
-            f"--option {unknown[0]}=... cannot be chosen in a file, which has {method}'s own. Leave it out."
+            f"--option {unknown[0]}=... cannot be chosen for a file, which has {method}'s own. Leave it out."
         )
     under = [name.strip() for name in policies.split(",")] if policies else None
     for name in under or ():

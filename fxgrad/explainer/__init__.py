@@ -61,25 +61,32 @@ def export_explainer(
 
     - `logits`: the model's, (batch, classes), or with more axes;
     - `attribution`: (batch, height, width) for pictures, (batch, tokens) for token ids, else the input's shape; if
-      several inputs are attributed, `attribution_NAME` for each. With `targets`, (batch, targets, ...);
-    - `completeness_error`: |y - inputs - sources| / |y| of every example, (batch,) or (batch, targets).
+      several inputs are attributed, `attribution_NAME` for each. With `targets`, (batch, targets, ...). Methods of
+      blocks and layers give (batch, rows, columns) of the patches, or (batch, tokens);
+    - `completeness_error`: |y - inputs - sources| / |y| of every example, (batch,) or (batch, targets). Left out by
+      methods whose numbers are no shares, such as genatt.
+
+    With several `policies`, each has its own of these but the logits, with its name at the end: attribution_libragrad.
 
     All floating-point outputs have the model's dtype. The batch is dynamic, and so is every axis captured as dynamic,
     unless torch cannot keep it free in the attribution: such an axis has the size of `args`, and the metadata's
-    `fixed` names it.
+    `fixed` names it. Methods of blocks and layers fix all but the batch.
 
     Args:
         converted: what `fxgrad.convert` returned.
         args, kwargs: inputs, as for calling the module. Only their shapes and dtypes matter.
         path: ends in .onnx (onnxruntime and others; opset 18), .pt2 (`torch.export.load`) or .aoti
             (`torch._inductor.aoti_load_package`, or C++).
-        method: one of `fxgrad.explainer.METHODS`: input_x_gradient or gradient.
+        method: one of `fxgrad.explainer.METHODS`, as for `fxgrad.attribute`.
         targets: number of targets per example; None for one, without an axis of its own.
         channels: the axis of the input to sum over; by default the channels of pictures, (batch, channels, height,
             width), and the width of embeddings. None sums over nothing.
         pool: sum the attribution of pictures over blocks of pool x pool pixels, such as the model's patches.
         output: the name of the logits among several outputs; by default `logits`.
         completeness: whether to compute the completeness error, which needs the sources' contributions.
+        policies: policies to export in one file, as for `converted.under`; by default the one that it has.
+        weights: how an .onnx keeps the weights of a model in float32: float32, float16 or int8. It computes in float32.
+        layer, input, blocks, grid, prefix, class_token: for methods of blocks and layers, as for `fxgrad.attribute`.
         metadata: more metadata for the file, such as preprocessing or class names; JSON values.
 
     Returns:
@@ -89,7 +96,8 @@ def export_explainer(
     Raises:
         ExportError: an unknown ending or method, no logits among the outputs, an op that the format lacks (named, with
             its place in the model), or a missing package.
-        InputError: inputs of another structure, shape or dtype than the captured ones.
+        InputError: inputs of another structure, shape or dtype than the captured ones; or the model lacks what the
+            method needs.
 
     Example:
         >>> import fxgrad, tempfile
@@ -103,7 +111,7 @@ def export_explainer(
         >>> attribution.shape, bool((error < 1e-4).all())
         (torch.Size([5, 3]), True)
 
-    Source: LibraGrad, arXiv:2411.16760; FullGrad, arXiv:1905.00780, eq. 1, for the error.
+    Source: LibraGrad, arXiv:2411.16760; FullGrad, arXiv:1905.00780, eq. 1, for the error; docs/methods.md for methods.
     """
     path = Path(path)
     if path.suffix not in FORMATS:

@@ -56,7 +56,7 @@ def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str], weights: 
     model = exported.model_proto
     _tidy(model, traced)
     if weights != "float32":
-        compact(model, weights)
+        compact(model, weights, [t.numpy(force=True) for t in traced.program.state_dict.values()])
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)

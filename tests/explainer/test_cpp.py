@@ -51,7 +51,7 @@ def test_the_example_is_built_and_explains(tmp_path: Path) -> None:
         ((3, 8, 8, 3), b"explain: index out of bounds"),
         ((3, 8, 8, -1), b"explain: index out of bounds"),
         ((3, 4, 8), b"x.f32 does not have 96 float32 numbers"),
-        ((3, 4, 16), b"explain: input_handles[0]: unmatched dim value"),
+        ((1, 8, 24), b"explain: input_handles[0]: unmatched dim value"),
     ):
         ran = explain(*arguments)
         assert ran.returncode == 1 and not ran.stdout and message in ran.stderr, ran.stderr

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.models.mlp_mixer import MlpMixer
 from torch import Tensor, nn
 from transformers import BertConfig, BertForSequenceClassification
 
@@ -50,7 +51,7 @@ def swin() -> tuple[nn.Module, tuple[Tensor]]:
 
 
 def mixer() -> tuple[nn.Module, tuple[Tensor]]:
-    return pictures(lambda: timm.create_model("mixer_s16_224", num_blocks=2, **SMALL))
+    return pictures(lambda: MlpMixer(patch_size=16, num_blocks=2, **SMALL))
 
 
 def witness(libra: fxgrad.ConvertedModule, args: tuple[Tensor, ...], target: Any, **options: Any) -> Tensor:
@@ -93,7 +94,9 @@ def test_onnx_gives_what_attribute_gives(method: str, tmp_path: Path) -> None:
     libra, x = libra.float(), x.float()
     fxgrad.export_explainer(libra, (x,), tmp_path / "e.onnx", method=method, targets=2)
     x, target = torch.randn(3, 3, 32, 32), torch.tensor([[3, 1], [0, 1], [2, 2]])
-    found = OnnxExplainer(tmp_path / "e.onnx", threads=1)(x.numpy(), target=target.numpy())
+    explainer = OnnxExplainer(tmp_path / "e.onnx", threads=1)
+    assert explainer.metadata["targets"] == 2
+    found = explainer(x.numpy(), target=target.numpy())
     wanted = torch.stack([witness(libra, (x,), own, method=method) for own in target.T], 1)
     assert equal(found["attribution"], wanted, 1e-5)
 

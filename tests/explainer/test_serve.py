@@ -67,6 +67,9 @@ def test_it_answers_with_the_explainer_s_map(client: Any, file: Path) -> None:
         assert found["policy"] == "libragrad" and found["completeness_error"] < 1e-4
         np.testing.assert_allclose(found["map"], wanted.attribution, rtol=1e-5, atol=1e-6)
         assert found["logit"] == pytest.approx(float(wanted.logits[wanted.target]), rel=1e-5)
+    clear = Image.fromarray(np.random.default_rng(1).integers(0, 255, (20, 20, 4), np.uint8), "RGBA")
+    found = client.post("/explain", files=png(clear), data={"target": "2"}).json()
+    np.testing.assert_allclose(found["map"], explainer.explain(clear, 2).attribution, rtol=1e-5, atol=1e-6)
     drawn = client.post("/explain.png", files=png(picture))
     assert Image.open(io.BytesIO(drawn.content)).size == (16, 16) and drawn.headers["content-type"] == "image/png"
     assert client.get("/classes").json() == NAMES

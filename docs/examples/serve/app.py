@@ -105,6 +105,9 @@ def read(upload: UploadFile) -> Image.Image:
         raise HTTPException(415, f"{upload.filename} is no picture that Pillow can read: {error}") from error
     if picture.mode.startswith(DEEP):
         raise HTTPException(415, f"{upload.filename} has more than 8 bits a channel: its white is unknown.")
+    if picture.mode in ("LA", "PA", "RGBA") or "transparency" in picture.info:  # what is transparent is laid on white
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     return picture
 
 

@@ -81,7 +81,7 @@ def _policies(context: click.Context, option: click.Parameter, value: tuple[str,
 @click.option("--html", "html_file", metavar="FILE", callback=output_file(".html"), help="Also write a page.")
 @click.option("--pool", type=click.IntRange(1), help="Sum over blocks of so many pixels. Default: a patch, or 1.")
 @click.option("--scale", type=click.Choice(["panel", "row"]), default="panel", show_default=True, help="One for each.")
-@click.option("--cmap", metavar="NAME", help="A colormap of matplotlib. Default: red for, blue against.")
+@click.option("--cmap", metavar="NAME", help="Of figures: a colormap of matplotlib. Default: red, blue.")
 def explain(
     pictures: tuple[str, ...],
     targets: tuple[str, ...],

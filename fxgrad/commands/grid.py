@@ -31,8 +31,8 @@ class _Row:
 
     @property
     def height(self) -> float:
-        """In inches, for panels that are `_WIDE`."""
-        return _WIDE * self.of.picture.height / self.of.picture.width + 0.55
+        """In inches, for panels that are `_WIDE`; a very tall picture is drawn narrower."""
+        return _WIDE * min(max(self.of.picture.height / self.of.picture.width, 0.25), 1.5) + 0.55
 
 
 _WIDE, _BAR = 2.8, 0.7

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 import fxgrad
+from fxgrad.commands.cli import main
 from fxgrad.data import reach
 from fxgrad.data.clip import Clip
 from fxgrad.data.models import load_model
@@ -180,6 +182,34 @@ def test_tokenizers_that_are_not_there(tmp_path: Path, monkeypatch: pytest.Monke
     both = "text_config={'num_hidden_layers':1}&vision_config={'num_hidden_layers':1}"
     with pytest.raises(CaptureError, match=r"hf:clip.* has no tokenizer: its folder or repository has"):
         load_model(f"hf:clip?{both}").prompted("a dog")
+
+
+def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stock CLIP is explained and exported by prompts; without any, its embeddings are no classes."""
+    clip_folder(tmp_path / "small", "clip")
+    PHOTO.save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    prompts = ["--prompt", "a dog", "--prompt", "a red cat"]
+    done = CliRunner().invoke(main, ["explain", "hf:small", "photo.png", "--pretrained", *prompts, "-o", "dog.png"])
+    assert done.exit_code == 0 and done.stderr == "", done.output
+    wanted = load_model("hf:small", pretrained=True).prompted("a dog").model
+    logit = wanted(load_model("hf:small").preprocess(PHOTO)).item()
+    assert f"prompt 'a dog', logit {logit:.4g}" in done.stdout and (tmp_path / "dog.png").exists()
+    described = {}
+
+    def write(
+        converted: Any, args: Any, path: str, *, metadata: dict[str, Any], **options: Any
+    ) -> dict[str, list[str]]:
+        described.update(metadata)
+        Path(path).touch()
+        return {"inputs": [], "outputs": []}
+
+    monkeypatch.setattr("fxgrad.commands.export.export_explainer", write)
+    done = CliRunner().invoke(main, ["export", "hf:small", "--pretrained", *prompts, "-o", "dog.pt2"])
+    assert done.exit_code == 0 and described["class_names"] == ("a dog", "a red cat"), done.output
+    for command in (["explain", "hf:small", "photo.png"], ["export", "hf:small", "-o", "a.pt2"]):
+        refused = CliRunner().invoke(main, command)
+        assert refused.exit_code == 2 and "give at least one --prompt, such as --prompt" in refused.stderr
 
 
 def test_without_transformers_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

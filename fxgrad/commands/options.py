@@ -13,6 +13,7 @@ import click
 import torch
 
 from fxgrad.commands.terminal import stage
+from fxgrad.data.hf_texts import TokenIds
 from fxgrad.data.models import LoadedModel, load_model
 from fxgrad.errors import InputError
 from fxgrad.table.loading import load
@@ -122,4 +123,5 @@ def prompted(loaded: LoadedModel, prompts: Sequence[str]) -> LoadedModel:
 def heading(loaded: LoadedModel, more: str = "") -> str:
     """The first line of a command's output."""
     size = " x ".join(map(str, loaded.preprocess.size))
+    size += " token ids" if isinstance(loaded.preprocess, TokenIds) else ""
     return f"{loaded.name}: {loaded.described_weights}, input {size}{', ' if more else ''}{more}"

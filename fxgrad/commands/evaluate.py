@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from fxgrad.commands.options import present, weight_options
+from fxgrad.commands.options import refuse_absent, weight_options
 from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.terminal import progress, write
 from fxgrad.data import DATA
@@ -100,7 +100,6 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    callback=present,
     help="With cuda, each process of torchrun takes its own.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32", show_default=True)
@@ -179,6 +178,7 @@ def evaluate(
                 return
         else:
             plan = Plan(models, **chosen)
+        refuse_absent(plan.device)
         with progress() as watch:
             runs = [measure(plan, stores[0], watch=watch)]
         if os.environ.get("RANK", "0") != "0":

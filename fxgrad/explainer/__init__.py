@@ -1,6 +1,7 @@
 """The explainer: forward and attribution as one program that runs without fxgrad, without autograd, without Python.
 
-The steps, one file each: settings (what to compute), tracing (into one program), formats (write a file).
+The steps, one file each: settings (what to compute), compute and blocks (how), tracing (into one program), simplify and
+merge (a smaller one), formats (write a file).
 """
 
 from __future__ import annotations

@@ -303,7 +303,8 @@ def test_command_line(tmp_path: Path) -> None:
     for wrong, message in (
         (["evaluate"], "there is nothing to evaluate: name at least one model"),
         ([*common, "--option", "smoothgrad.sample=2"], "'smoothgrad.sample=2' is not METHOD.OPTION=VALUE"),
-        ([*common, "--data", "mura"], "'mura' should be mura:ROOT"),
+        (["mura" if given == evaluated.DATA else given for given in common], "'mura' should be mura:ROOT"),
+        ([*common, "--data", "mura"], "--data is given more than once, and only one can count. Give it once."),
     ):
         failed = CliRunner().invoke(main, [*wrong, "--store", str(tmp_path / "none")])
         assert failed.exit_code == 2 and message in failed.stderr

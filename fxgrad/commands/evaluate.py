@@ -9,7 +9,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from fxgrad.commands.options import refuse_absent, weight_options
+from fxgrad.commands.options import each_loads, refuse_absent, weight_options
 from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.terminal import progress, write
 from fxgrad.data import DATA
@@ -54,7 +54,14 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--mode", metavar="MODE", help="Take only pictures of this mode of Pillow's, such as RGB.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="For CLIP models, one per label. Repeatable.")
 @click.option("--method", "methods", multiple=True, metavar="NAME", help=_METHODS_HELP)
-@click.option("--policy", "policies", multiple=True, metavar="NAME|FILE", help="Repeatable. Default: all presets.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME|FILE",
+    callback=each_loads,
+    help=f"{', '.join(POLICIES)}; or a file. Repeatable. Default: all of these.",
+)
 @click.option("--target", type=click.Choice(["label", "predicted", "second"]), default="label", show_default=True)
 @click.option(
     "--value",

@@ -13,6 +13,7 @@ import click
 import torch
 
 from fxgrad.commands.terminal import stage
+from fxgrad.data.hf_texts import TokenIds
 from fxgrad.data.models import LoadedModel, load_model
 from fxgrad.errors import InputError
 from fxgrad.table.loading import load
@@ -42,6 +43,13 @@ def _present(context: click.Context, option: click.Parameter, value: str) -> str
 def _checked_rules(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     """The rules as they were given, but read once: a wrong name or file ends the command before it loads a model."""
     load(value)
+    return value
+
+
+def each_loads(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """The callback of an option for several policies: reads each once, so that a wrong one ends the command at once."""
+    for name in value:
+        load(name)
     return value
 
 
@@ -122,4 +130,5 @@ def prompted(loaded: LoadedModel, prompts: Sequence[str]) -> LoadedModel:
 def heading(loaded: LoadedModel, more: str = "") -> str:
     """The first line of a command's output."""
     size = " x ".join(map(str, loaded.preprocess.size))
+    size += " token ids" if isinstance(loaded.preprocess, TokenIds) else ""
     return f"{loaded.name}: {loaded.described_weights}, input {size}{', ' if more else ''}{more}"

@@ -17,6 +17,7 @@ from PIL import Image
 
 from fxgrad.commands import cli, explain, manifest
 from fxgrad.data.models import load_model
+from fxgrad.evaluate.methods import method_options
 
 FACTORY = """
 import torch
@@ -140,6 +141,7 @@ def test_sixteen_bits_and_alpha_are_seen_as_they_are(here: Path) -> None:
 def test_options_reach_their_method(here: Path) -> None:
     many = succeed("a.png", "--methods", "smoothgrad,saliency", "--option", "samples=2", "--target", "bee")
     assert "smoothgrad" in many and "saliency" in many
+    assert method_options(["fullgrad"], ["grid=(4, 4)"]) == {"fullgrad": {"grid": (4, 4)}}
     assert "saliency has no option 'samples'" in refuse("a.png", "--method", "saliency", "--option", "samples=2")
 
 

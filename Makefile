@@ -5,8 +5,8 @@ BIN := .venv/bin
 MEASURED := bench/measured
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,$(MEASURED))
 
-.PHONY: demo train test lint completeness paper-cost export-table zoo fuzz bench evaluate evidence evidence-of-trained real \
-	gallery web docs clean
+.PHONY: demo train test lint completeness paper-cost export-table precision-table zoo fuzz bench evaluate evidence \
+	evidence-of-trained real gallery web docs notebooks site clean
 
 .venv/ready: pyproject.toml
 	$(PYTHON) -m venv .venv
@@ -35,6 +35,9 @@ paper-cost: .venv/ready  ## minutes: count what the paper's protocol costs, writ
 
 export-table: .venv/ready  ## export and run the explainer of every architecture, write bench/measured/export-table.md
 	$(BIN)/python -m bench.tables.export_table --targets saved,pt2,onnx,aoti --out $(MEASURED)/export-table.md
+
+precision-table: .venv/ready  ## export explainers with fewer bits, write bench/measured/precision-table.md
+	$(BIN)/python -m bench.tables.precision_table --out $(MEASURED)/precision-table.md
 
 zoo: .venv/ready  ## hours: convert and check every model of the zoo, resuming bench/measured/zoo/*.csv; write bench/measured/architectures.md
 	for suite in timm-families torchvision transformers packages timm; do \
@@ -88,8 +91,15 @@ gallery: .venv/ready  ## pictures of every method; write bench/measured/gallery.
 web: .venv/ready  ## the demo's explainer as a static page, in build/web; needs npm
 	$(BIN)/python docs/examples/web/build.py build/web
 
-docs: .venv/ready  ## regenerate docs/rules.md from rules/
+docs: .venv/ready  ## regenerate docs/rules.md from rules/, and docs/which-method.md from what was measured
 	$(BIN)/python -m bench.tables.rules
+	$(BIN)/python -m bench.tables.choosing
+
+notebooks: .venv/ready  ## run the notebooks of docs/examples, and keep what they show
+	$(BIN)/python -m bench.tables.notebooks
+
+site: .venv/ready  ## the documentation as a site, in build/site; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 clean:
 	rm -rf .venv build dist demo-out

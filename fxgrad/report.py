@@ -20,7 +20,7 @@ class Table(Sequence[RowType], Generic[RowType]):
     Args:
         title: printed above the rows.
         rows: dataclass instances, all of one class, their fields plain data.
-        shown: how many rows `str` prints; the others are only counted. HTML and JSON have all rows.
+        shown: how many rows `str` prints; the others are only counted. HTML folds them, JSON has all rows.
 
     Example:
         >>> @dataclass
@@ -60,7 +60,10 @@ class Table(Sequence[RowType], Generic[RowType]):
         return json.dumps([asdict(row) for row in self.rows], indent=1)  # type: ignore[call-overload]
 
     def _repr_html_(self) -> str:
-        return f"<h4>{html.escape(self.title)}</h4>{_html(self.rows)}"
+        """The rows that `str` prints, and the others folded."""
+        left = self.rows[self.shown :]
+        rest = folded(f"{len(left)} more rows", _html(left)) if left else ""
+        return f"<h4>{html.escape(self.title)}</h4>{_html(self.rows[: self.shown])}{rest}"
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ class SummaryRow:
 
 
 class Report(Table[ReportRow]):
-    """One row per node that depends on the attributed inputs; `str` groups them by op and rule.
+    """One row per node that depends on the attributed inputs; `str` and notebooks group them by op and rule.
 
     Attributes:
         refusals: the outputs that cannot be balanced, and why.
@@ -112,8 +115,13 @@ class Report(Table[ReportRow]):
         return "\n".join([self.title, *_columns(self.rows), *self.sizes, *refused])
 
     def _repr_html_(self) -> str:
+        """The summary and what cannot be balanced; every node and the conditions on sizes are folded."""
         left_out = (f"<pre>{html.escape(refusal.message)}</pre>" for refusal in self.refusals)
-        return "".join([super()._repr_html_(), *left_out])
+        nodes = folded(f"All {len(self.rows)} nodes", _html(self.rows))
+        sizes = (
+            folded("Sizes of the inputs", f"<pre>{html.escape(chr(10).join(self.sizes))}</pre>") if self.sizes else ""
+        )
+        return "".join([self.summary()._repr_html_(), *left_out, sizes, nodes])
 
     def __str__(self) -> str:
         names = ", ".join(refusal.output for refusal in self.refusals)
@@ -156,6 +164,16 @@ def report(classified: Classified) -> Report:
     made.refusals = classified.refusals
     made.sizes = tuple(classified.captured.about_sizes())
     return made
+
+
+def folded(heading: str, content: str) -> str:
+    """HTML that is shown when its heading is clicked.
+
+    Example:
+        >>> folded("a < b", "<p>c</p>")
+        '<details><summary>a &lt; b</summary><p>c</p></details>'
+    """
+    return f"<details><summary>{html.escape(heading)}</summary>{content}</details>"
 
 
 def markdown(head: Sequence[object], rows: Iterable[Sequence[object]], sides: str = "") -> list[str]:

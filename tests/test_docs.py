@@ -18,7 +18,7 @@ from fxgrad.table.loading import load
 
 ROOT = Path(__file__).parent.parent
 FOLDERS = ("docs", "rules", "bench/measured")
-PAGES = [ROOT / "README.md", *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]
+PAGES = [*sorted(ROOT.glob("*.md")), *(page for folder in FOLDERS for page in sorted((ROOT / folder).rglob("*.md")))]
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -81,8 +81,8 @@ def test_rules_page_is_up_to_date() -> None:
     assert (ROOT / "docs" / "rules.md").read_text("utf-8") == rules.page(), "run `make docs`"
 
 
-def test_docs_are_pages_and_examples() -> None:
-    assert all(path.suffix == ".md" or path.name == "examples" for path in (ROOT / "docs").iterdir())
+def test_docs_are_pages_and_examples_and_the_site_s_setting() -> None:
+    assert all(path.suffix == ".md" or path.name in ("examples", "site") for path in (ROOT / "docs").iterdir())
 
 
 def test_architecture_page_lists_every_folder() -> None:

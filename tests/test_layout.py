@@ -16,6 +16,7 @@ ORDER = [
     *(
         "errors",
         "installed",
+        "reading",
         "kinds",
         "graph",
         "ops",

@@ -1,7 +1,6 @@
 """The command line: convert, check, explain, evaluate a model; look up rules; check a zoo of models.
 
-MODEL is `timm:NAME` or `module.path:factory`. Results go to stdout, progress and errors to stderr. Exit codes: 0; 1 if
-a check fails; 2 for every error.
+Results go to stdout, progress and errors to stderr. Exit codes: 0; 1 if a check fails; 2 for every error.
 
 Each command is a file, imported only when the command is called or its own help is shown, so `fxgrad --help` is fast.
 """
@@ -30,7 +29,7 @@ COMMANDS = {
     "check": "Convert MODEL and prove the result.",
     "convert": "Convert MODEL, report what got which rule.",
     "evaluate": "Measure attributions of MODELS: methods x policies x metrics over a data set.",
-    "explain": "Draw what in IMAGE speaks for a class.",
+    "explain": "Draw what in PICTURES speaks for a class.",
     "export": "Write MODEL and its attribution as one program, for onnxruntime, plain PyTorch or C++.",
     "rules": "Look up ops, kinds and policies.",
     "run": "Explain IMAGE by EXPLAINER, an .onnx file that `fxgrad export` wrote, in onnxruntime.",
@@ -49,7 +48,8 @@ class _Commands(click.Group):
         if name not in COMMANDS:
             return None
         try:
-            found: click.Command = getattr(importlib.import_module(f"fxgrad.commands.{name}"), name)
+            with importlib.import_module("fxgrad.commands.terminal").stage("starting"):
+                found: click.Command = getattr(importlib.import_module(f"fxgrad.commands.{name}"), name)
         except ImportError as error:
             _missing(error)
         return found
@@ -66,19 +66,28 @@ class _Commands(click.Group):
             ctx.exit(2)
 
 
-@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version(), prog_name="fxgrad")
 def main() -> None:
     """Rewrite PyTorch models so that their gradient attributions add up to the output (LibraGrad).
 
-    MODEL is timm:NAME, or module.path:factory for a function or class in any module that can be imported, here
-    or on sys.path, and that returns an nn.Module when called without arguments.
+    MODEL is one of
+
+    \b
+      timm:NAME            torchvision:NAME[@TAG]   open_clip:NAME[@TAG]
+      hf:OWNER/NAME        hf:FOLDER                hf:TYPE, such as hf:vit
+      module.path:factory  a function or class of yours that returns an
+                           nn.Module, in this folder or on sys.path
+
+    with arguments, if any, behind it: "timm:NAME?img_size=384&num_classes=37". Weights are random, by --seed, unless
+    you ask for others. Lines fit the terminal, else 80 characters; COLUMNS=200 gives tables all their columns.
 
     \b
     Examples:
       fxgrad convert timm:vit_tiny_patch16_224
-      fxgrad check timm:resnet18 --dtype float64 --randomize
+      fxgrad check torchvision:resnet18 --dtype float64 --randomize
       fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained --target tabby
+      fxgrad explain open_clip:ViT-B-16@openai cat.jpg --prompt "a cat"
       fxgrad export timm:vit_base_patch16_224 --pretrained -o vit.onnx
       fxgrad run vit.onnx cat.jpg
       fxgrad rules gelu

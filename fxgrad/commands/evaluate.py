@@ -9,7 +9,8 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from fxgrad.commands.options import weight_options
+from fxgrad.commands.options import each_loads, refuse_absent, weight_options
+from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.terminal import progress, write
 from fxgrad.data import DATA
 from fxgrad.errors import InputError
@@ -37,7 +38,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
         raise click.BadParameter(f"{value!r} is no list of numbers, such as 0.1,0.5,0.9.") from None
 
 
-@click.command("evaluate")
+@command("evaluate")
 @click.argument("models", nargs=-1)
 @click.option("--data", default="digits", show_default=True, metavar="NAME[:PATH]", help=_DATA_HELP)
 @click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="How many pictures.")
@@ -53,7 +54,14 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--mode", metavar="MODE", help="Take only pictures of this mode of Pillow's, such as RGB.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="For CLIP models, one per label. Repeatable.")
 @click.option("--method", "methods", multiple=True, metavar="NAME", help=_METHODS_HELP)
-@click.option("--policy", "policies", multiple=True, metavar="NAME|FILE", help="Repeatable. Default: all presets.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME|FILE",
+    callback=each_loads,
+    help=f"{', '.join(POLICIES)}; or a file. Repeatable. Default: all of these.",
+)
 @click.option("--target", type=click.Choice(["label", "predicted", "second"]), default="label", show_default=True)
 @click.option(
     "--value",
@@ -94,10 +102,16 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--measure", "measures", multiple=True, metavar="PATTERN", help=_MEASURES_HELP)
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help=_METRICS_HELP)
 @click.option("--chunk", type=click.IntRange(1), default=25, show_default=True, help="Pictures at once.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="With cuda, each process of torchrun takes its own.",
+)
 @click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32", show_default=True)
 @click.option(
-    "--seed", type=int, default=0, show_default=True, help="Of the choice of pictures, and of random methods."
+    "--seed", type=int, default=0, show_default=True, help="Of the choice of pictures, random methods, random weights."
 )
 @weight_options
 @click.option(
@@ -115,7 +129,12 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     help="Write the tables there, and those of each of several models in a folder beside it; instead of to stdout.",
 )
 @click.option("--summary", is_flag=True, help="Measure nothing: print the tables of --store.")
-@click.option("--values", metavar="FILE.npz", help="Write every picture's values there, and make the tables from them.")
+@click.option(
+    "--values",
+    metavar="FILE.npz",
+    callback=output_file(".npz"),
+    help="Also every picture's values; the tables are made from them.",
+)
 @click.option("--protocol", "named", metavar="NAME:PART", help=_PROTOCOL_HELP)
 @click.option("--show", is_flag=True, help="Measure nothing: say what --protocol runs.")
 def evaluate(
@@ -140,10 +159,13 @@ def evaluate(
 
     \b
     Examples:
-      fxgrad evaluate fxgrad.demo:digits_vit --count 50 --method input_x_gradient
-      fxgrad evaluate timm:vit_base_patch16_224 --pretrained --data imagenet-s:/data/ImageNetS919 --dtype bfloat16
-      fxgrad evaluate --protocol libragrad:imagenet timm:vit_base_patch16_224.augreg2_in21k_ft_in1k --pretrained
-      torchrun --nproc-per-node 2 -m fxgrad evaluate fxgrad.demo:digits_vit --out results.md
+      fxgrad evaluate fxgrad.demo:digits_vit --count 50 --method saliency
+      fxgrad evaluate timm:vit_base_patch16_224 --pretrained \\
+          --data imagenet-s:/data/ImageNetS919 --dtype bfloat16
+      fxgrad evaluate --protocol libragrad:imagenet --pretrained \\
+          timm:vit_base_patch16_224.augreg2_in21k_ft_in1k
+      torchrun --nproc-per-node 2 -m fxgrad evaluate \\
+          fxgrad.demo:digits_vit --out results.md
     """
     if len(stores) > 1 and not summary:
         raise InputError("a run has one --store; several are for --summary.")
@@ -163,6 +185,7 @@ def evaluate(
                 return
         else:
             plan = Plan(models, **chosen)
+        refuse_absent(plan.device)
         with progress() as watch:
             runs = [measure(plan, stores[0], watch=watch)]
         if os.environ.get("RANK", "0") != "0":

@@ -2,77 +2,170 @@
 
 from __future__ import annotations
 
-import io
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import click
 
 from fxgrad.commands import explanation as explaining
-from fxgrad.commands.options import heading, loaded_model, model_options
-from fxgrad.commands.terminal import stage, write
-from fxgrad.data.pictures import read_image
+from fxgrad.commands.explanation import Explanation
+from fxgrad.commands.options import heading, loaded_model, method_option, model_options, prompt_option, prompted
+from fxgrad.commands.parsing import command, output_file
+from fxgrad.commands.printing import say
+from fxgrad.commands.result import Result, Style
+from fxgrad.commands.terminal import progress, stage
+from fxgrad.data.models import LoadedModel
 from fxgrad.errors import InputError
+from fxgrad.evaluate.methods import method_options
+from fxgrad.methods.drawing import named
+from fxgrad.methods.entry import METHODS, known
+from fxgrad.methods.names import resolve
+from fxgrad.methods.photo import photo
+from fxgrad.module.converted import ConvertedModule
 from fxgrad.pipeline import convert
+from fxgrad.reading import pictures_in, read_image, readable
+from fxgrad.table.loading import load
+
+PAGE_TARGETS = 3
+"""How many of the largest logits a page has, where no target is given."""
 
 
-@click.command()
+def _listed(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """Names that are separated by commas, or given one by one; each once."""
+    found = tuple(dict.fromkeys(name.strip() for part in value for name in part.split(",") if name.strip()))
+    if value and not found:
+        raise InputError(f"{option.opts[0]} names nothing. Give one or more names, separated by commas.")
+    return found
+
+
+def _methods(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    names = _listed(context, option, value)
+    for name in names:
+        known(name)
+    return names
+
+
+def _policies(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    names = _listed(context, option, value)
+    for name in names:
+        load(name)
+    return names
+
+
+@command()
 @model_options
-@click.argument("image")
-@click.option("--target", help="Class to explain: its number or its name. Default: the largest logit.")
-@click.option("--prompt", metavar="TEXT", help="For CLIP-like models: explain how well the picture fits a text.")
-@click.option("--method", default="input_x_gradient", show_default=True, metavar="NAME", help="Of `fxgrad.attribute`.")
-@click.option("-o", "--output", default="explain.png", show_default=True, help="Picture to write: .png, .pdf, .svg.")
-@click.option("--html", "html_file", metavar="FILE", help="Also write a self-contained HTML report.")
+@click.argument("pictures", nargs=-1, required=True)
+@click.option("--target", "targets", multiple=True, metavar="CLASS", help="Its number or name. Repeatable.")
+@click.option("--top", type=click.IntRange(1), help="Without --target: so many largest logits. Default: 1; a page: 3.")
+@prompt_option
+@click.option(
+    "--methods",
+    "--method",
+    multiple=True,
+    default=["input_x_gradient"],
+    show_default=True,
+    callback=_methods,
+    metavar="NAME,...",
+    help=f"{', '.join(METHODS)}. Repeatable.",
+)
+@method_option
+@click.option(
+    "--policies", multiple=True, callback=_policies, metavar="NAME,...", help="Default: gradient and --rules."
+)
+@click.option(
+    "-o",
+    "--output",
+    default="explain.png",
+    show_default=True,
+    callback=output_file(".png", ".pdf", ".svg", ".html", folder=True),
+    help="A picture, a page (.html), or a folder.",
+)
+@click.option("--html", "html_file", metavar="FILE", callback=output_file(".html"), help="Also write a page.")
 @click.option("--pool", type=click.IntRange(1), help="Sum over blocks of so many pixels. Default: a patch, or 1.")
+@click.option("--scale", type=click.Choice(["panel", "row"]), default="panel", show_default=True, help="One for each.")
+@click.option("--cmap", metavar="NAME", help="Of figures: a colormap of matplotlib. Default: red, blue.")
 def explain(
-    image: str,
-    target: str | None,
-    prompt: str | None,
-    method: str,
+    pictures: tuple[str, ...],
+    targets: tuple[str, ...],
+    top: int | None,
+    prompts: tuple[str, ...],
+    methods: tuple[str, ...],
+    options: tuple[str, ...],
+    policies: tuple[str, ...],
     output: str,
     html_file: str | None,
     pool: int | None,
+    scale: str,
+    cmap: str | None,
     rules: tuple[str, ...],
     **which: Any,
 ) -> None:
-    """Draw what in IMAGE speaks for a class.
+    """Draw what in PICTURES speaks for a class.
 
-    An attribution under the plain gradient and under the rules, side by side, each with its completeness error: the
-    share of the logit that inputs and sources do not account for.
+    PICTURES are files and folders. Each is attributed by every method under every policy, by default the plain gradient
+    and libragrad; if the numbers are shares of the logit, with the part of it that they do not account for.
+
+    OUTPUT is one picture of all; a page that switches policy, method and target, and reads off numbers; or, without an
+    ending, a folder with a picture each and a manifest.
 
     \b
     Examples:
-      fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained --target "tabby cat" -o cat.png
-      fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained --method fullgrad_plus
-      fxgrad explain mypackage.models:my_clip numbers.png --prompt "a red seven"
+      fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained \\
+          --target "tabby cat" -o cat.png
+      fxgrad explain torchvision:vit_b_16 photos/ --pretrained \\
+          --methods fullgrad_plus,tokentm -o maps
+      fxgrad explain hf:OWNER/NAME cat.jpg dog.jpg --pretrained -o page.html
+      fxgrad explain open_clip:ViT-B-16@openai cat.jpg --prompt "a cat"
     """
-    picture = read_image(image)
+    if bool(targets) + bool(prompts) + (top is not None) > 1:
+        raise InputError("--target and --prompt are two ways to say what to explain, --top a third. Give one of them.")
+    if cmap is not None:
+        named(cmap)
+    files, given = pictures_in(pictures), method_options(methods, options, seed=which["seed"])
+    for file in files:
+        readable(file)
+    _spare(files, [output, *([html_file] if html_file else [])])
     loaded = loaded_model(**which)
-    if prompt is not None:
-        if target is not None:
-            raise InputError("--target and --prompt are two ways to say what to explain. Give one of them.")
-        loaded, target = loaded.prompted(prompt), "0"
-    x = loaded.preprocess(picture)
+    loaded = prompted(loaded, prompts)
+    targets = tuple(map(str, range(len(prompts)))) or targets
+    for target in targets if loaded.class_names else ():
+        resolve(target, len(loaded.class_names or ()), loaded.class_names)
+    modules = _converted(loaded, files[0], rules, policies)
+    style = Style(f"{loaded.name}, {loaded.described_weights}", pool or loaded.patch_size, scale == "row", cmap)
+    result = Result(loaded, modules, style, Path(output), Path(html_file) if html_file else None, bool(prompts))
+    top = top or (PAGE_TARGETS if Path(output).suffix == ".html" else 1)
+    with progress() as show:
+        for i, file in enumerate(files):
+            show(i, len(files), file.name)
+            asked: dict[str, Any] = {"targets": targets or (None,), "top": top, "methods": methods, "options": given}
+            result.add(file, _explained(loaded, modules, file, **asked))
+        show(len(files), len(files), "writing")
+        written = result.write()
+    say("\n".join([heading(loaded), *result.said(), *(f"wrote {path}" for path in written)]))
+
+
+def _spare(files: Sequence[Path], outputs: Sequence[str]) -> None:
+    """Refuse to write over a picture, or beside the pictures, where the next call would take maps for pictures."""
+    for path in map(Path, outputs):
+        if any(path.resolve() in (file.resolve(), file.resolve().parent) for file in files):
+            raise InputError(f"{path} is where the pictures are that are to be explained. Choose another --output.")
+
+
+def _converted(
+    loaded: LoadedModel, first: Path, rules: tuple[str, ...], policies: Sequence[str]
+) -> list[ConvertedModule]:
+    """The model, captured once, under each policy; by default under the plain gradient and that of the rules."""
     with stage(f"capturing and rewriting {loaded.name}"):
-        converted = convert(loaded.model, (x,), rules=rules)
-    with stage("attributing and checking"):
-        explanation = explaining.explain(
-            converted, x, target, picture=loaded.preprocess.invert(x), class_names=loaded.class_names, method=method
-        )
-    title, blocks = f"{loaded.name}, {loaded.weights} weights", pool or loaded.patch_size
-    explaining.draw(explanation, output, title=title, pool=blocks)
-    errors = ", ".join(f"{a.rules} {a.check.completeness_error:#.2g}" for a in (explanation.plain, explanation.ours))
-    click.echo(heading(loaded))
-    what = f"prompt {prompt!r}" if prompt is not None else f"target {explanation.target} ({explanation.label})"
-    click.echo(f"{what}, logit {explanation.logit:.4g}, {method}")
-    click.echo(f"completeness error: {errors}\nwrote {output}")
-    if html_file:
-        png = io.BytesIO()
-        explaining.draw(explanation, png, title=title, pool=blocks)
-        sections = [
-            (f"Check of {explanation.ours.rules}", explanation.ours.check._repr_html_()),
-            ("Check of the plain gradient", explanation.plain.check._repr_html_()),
-            ("Conversion", converted.report.summary()._repr_html_() + converted.report._repr_html_()),
-        ]
-        write(html_file, explaining.page(f"{explanation.label}: {title}", png.getvalue(), sections))
-        click.echo(f"wrote {html_file}")
+        converted = convert(loaded.model, (loaded.preprocess(read_image(first)),), rules=rules)
+        own = converted.classified.table.name
+        names = policies or dict.fromkeys(("gradient", own))
+        return [converted if name == own else converted.under(name) for name in names]
+
+
+def _explained(loaded: LoadedModel, modules: list[ConvertedModule], file: Path, **asked: Any) -> list[Explanation]:
+    """The explanations of one picture."""
+    image = read_image(file)
+    shown = photo(image, loaded.preprocess.size[1:], loaded.preprocess.window(*image.size))
+    asked |= {"class_names": loaded.class_names, "name": file.name}
+    return explaining.explain(modules, loaded.preprocess(image), picture=shown, **asked)

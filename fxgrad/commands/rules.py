@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import difflib
-import textwrap
 from dataclasses import dataclass
 
 import click
 
+from fxgrad.commands.parsing import command
+from fxgrad.commands.printing import narrow, say
 from fxgrad.errors import InputError
 from fxgrad.kinds import Kind
 from fxgrad.report import Table
@@ -34,7 +35,7 @@ class PolicyRow:
     ops: int
 
 
-@click.command()
+@command()
 @click.argument("query", required=False)
 @click.option("--policy", metavar="NAME|FILE", help="Show which backward each kind gets under this policy.")
 def rules(query: str | None, policy: str | None) -> None:
@@ -58,17 +59,18 @@ def rules(query: str | None, policy: str | None) -> None:
             raise InputError(f"no op and no kind has {query!r} in its name. Close to it: {close or 'nothing'}.")
         backwards = table.backwards  # made anew by every access
         shown = [RuleRow(r.op, r.kind.value, str(backwards.get(r.kind, "-")), _describe(r)) for r in found]
-        click.echo(Table(f"{table.name}: ops and kinds with {query!r}", shown, shown=len(shown)))
+        title = f"{table.name}: ops and kinds with {query!r}"
+        say(narrow(Table(title, shown, shown=len(shown)), "op", "kind", "backward", "row"))
     elif policy:
         kinds = [PolicyRow(k.value, str(b), sum(r.kind is k for r in rows)) for k, b in table.backwards.items()]
-        click.echo(Table(f"{table.name}\n{table.cite}", kinds))
+        say(narrow(Table(f"{table.name}\n{table.cite}", kinds), "kind", "backward", "ops"))
     else:
         for kind in Kind:
             ops = ", ".join(row.op for row in rows if row.kind is kind)
-            click.echo(f"{kind.value}\n{textwrap.fill(ops, 110, initial_indent='  ', subsequent_indent='  ')}")
-        click.echo("\npolicies")
+            say(f"{kind.value}\n  {ops}", hang=0)
+        say("\npolicies")
         for name, cite in presets().items():
-            click.echo(textwrap.fill(f"{name}: {cite}", 110, initial_indent="  ", subsequent_indent="    "))
+            say(f"  {name}: {cite}")
 
 
 def _describe(row: Row) -> str:

@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import click
 
+from fxgrad.commands.parsing import command, input_file, output_file
+from fxgrad.commands.printing import say
 from fxgrad.commands.terminal import stage
-from fxgrad.data.pictures import read_image
 from fxgrad.explainer.run import OnnxExplainer, draw
 from fxgrad.methods.names import resolve
+from fxgrad.reading import read_image
 
 
-@click.command("run")
-@click.argument("explainer")
+@command("run")
+@click.argument("explainer", callback=input_file)
 @click.argument("image")
 @click.option("--target", help="Class to explain: its number or its name. Default: the largest logit.")
-@click.option("-o", "--output", default="run.png", show_default=True, help="Picture to write: .png, .pdf, .svg.")
+@click.option(
+    "-o",
+    "--output",
+    default="run.png",
+    show_default=True,
+    callback=output_file(".png", ".pdf", ".svg"),
+    help="Picture to write: .png, .pdf, .svg.",
+)
 def run(explainer: str, image: str, target: str | None, output: str) -> None:
     """Explain IMAGE by EXPLAINER, an .onnx file that `fxgrad export` wrote, in onnxruntime.
+
+    A file with several policies gives a map of each.
 
     \b
     Example:
@@ -26,14 +37,15 @@ def run(explainer: str, image: str, target: str | None, output: str) -> None:
     with stage(f"loading {explainer}"):
         loaded = OnnxExplainer(explainer)
     with stage("running"):
-        found = loaded.explain(picture)
         names = loaded.class_names
-        index = found.target if target is None else resolve(target, len(found.logits), names)
-        if index != found.target:
-            found = loaded.explain(picture, index)
+        first = loaded.explain(picture)
+        index = first.target if target is None else resolve(target, len(first.logits), names)
+        maps = [loaded.explain(picture, index, policy) for policy in loaded.policies]
     label = names[index] if names else f"class {index}"
-    draw(found, output, title=f"{label}: logit {found.logits[index]:.3g}")
-    click.echo(f"target {index} ({label}), logit {found.logits[index]:.4g}")
-    if found.completeness_error is not None:
-        click.echo(f"completeness error: {found.completeness_error:#.2g}")
-    click.echo(f"wrote {output}")
+    draw(maps, output, title=f"{label}: logit {first.logits[index]:.3g}", picture=picture)
+    say(f"target {index} ({label}), logit {first.logits[index]:.4g}")
+    for one in maps:
+        of = f" ({one.policy})" if len(maps) > 1 else ""
+        if one.completeness_error is not None:
+            say(f"completeness error{of}: {one.completeness_error:#.2g}")
+    say(f"wrote {output}")

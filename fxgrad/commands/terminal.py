@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -38,15 +39,49 @@ def progress() -> Iterator[Show]:
         yield show
 
 
+def check_output(path: str | Path, *endings: str, folder: bool = False) -> None:
+    """Check, before any work, that a file can be written.
+
+    Args:
+        path: of the file.
+        endings: the formats, such as ".png"; none: any.
+        folder: a path without an ending is good, too: a folder, made by the command.
+
+    Raises:
+        InputError: its ending is none of these, there is no folder to write it to, or it may not be written.
+
+    Example:
+        >>> check_output("a.bin", ".png", ".svg")
+        Traceback (most recent call last):
+        fxgrad.errors.InputError: a.bin must end in one of .png, .svg: the ending says which format to write.
+    """
+    path = Path(path)
+    whole = folder and not path.suffix
+    if endings and not whole and path.suffix not in endings:
+        other = "; without an ending it is a folder" if folder else ""
+        raise InputError(
+            f"{path} must end in one of {', '.join(endings)}: the ending says which format to write{other}."
+        )
+    problem = ""
+    if path.is_dir() != whole and path.exists():
+        problem = "that is a file" if whole else "that is a folder"
+    elif not path.parent.is_dir():
+        problem = f"there is no folder {path.parent}"
+    elif not os.access(path if path.exists() else path.parent, os.W_OK):
+        problem = "permission denied"
+    if problem:
+        raise InputError(f"{path} cannot be written: {problem}.")
+
+
 def write(path: str | Path, text: str, *, folder: bool = False) -> None:
-    """Write a text file; with `folder`, create its folder if missing.
+    """Write a text file; with `folder`, create its folders if missing.
 
     Raises:
         InputError: the file cannot be written.
     """
     try:
         if folder:
-            Path(path).parent.mkdir(exist_ok=True)
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
         Path(path).write_text(text, "utf-8")
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror}.") from error

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
+from fxgrad.commands.parsing import command
+from fxgrad.commands.printing import columns, say
 from fxgrad.commands.terminal import progress
 from fxgrad.errors import InputError
 from fxgrad.zoo.case import Limits
@@ -21,7 +22,7 @@ _PIXELS = "Larger images are made smaller where the model allows it. Default: 25
 _PAGE = "Run nothing: print bench/measured/architectures.md as it follows from such a table. Repeatable."
 
 
-@click.command()
+@command()
 @click.argument("models", nargs=-1)
 @click.option("--suite", "suites", multiple=True, type=click.Choice(list(SUITES)), help="A whole suite. Repeatable.")
 @click.option("--csv", metavar="FILE", help="Table to append to and to resume. Default: SUITE.csv, or zoo.csv.")
@@ -54,8 +55,9 @@ def zoo(
 ) -> None:
     """Put MODELS, or every model of a suite, through the pass, and keep a row of each.
 
-    A model is timm:NAME, torchvision:NAME, transformers:NAME, PACKAGE:NAME as in x-transformers:decoder, or
-    module.path:factory, where the factory returns (model, args, kwargs). Each is converted in float64 in a process of
+    A model is one of the suites', as timm:NAME, torchvision:NAME, transformers:NAME or PACKAGE:NAME, such as
+    x-transformers:decoder; hf:NAME or open_clip:NAME; or module.path:factory, where the factory returns
+    (model, args, kwargs). Arguments may follow: "timm:NAME?img_size=64". Each is converted in float64 in a process of
     its own, its forward compared bit for bit at batches of one and two, its completeness checked. The exit code is 1
     where one of them does not pass; a model that fails itself, or is random, does not count. A package of the suite
     "packages" that is not installed is skipped, and a line says how to install it.
@@ -63,9 +65,9 @@ def zoo(
     \b
     Examples:
       fxgrad zoo timm:resnet18 torchvision:swin_t
-      fxgrad zoo --suite timm-families --csv bench/measured/zoo/timm-families.csv
+      fxgrad zoo --suite timm-families --csv timm-families.csv
       fxgrad zoo --suite packages
-      fxgrad zoo --summary bench/measured/zoo/timm-families.csv > bench/measured/architectures.md
+      fxgrad zoo --summary timm-families.csv > architectures.md
     """
     if tables:
         click.echo(page({Path(table).stem: _read(table) for table in tables}), nl=False)
@@ -80,7 +82,7 @@ def zoo(
     file = csv or f"{suites[0] if len(suites) == 1 else 'zoo'}.csv"
     with _progress([case.name for case in cases]) as watch:
         rows = run(cases, file, jobs=jobs, timeout=timeout, memory=memory, retry=retry, watch=watch)
-    click.echo(summary(rows))
+    say(summary(rows))
     if not all(row.passed for row in rows if row.counted):
         click.get_current_context().exit(1)
 
@@ -89,13 +91,14 @@ def zoo(
 def _progress(names: Sequence[str]) -> Iterator[Watch]:
     """Print a line on stdout for every new row, and show a progress bar."""
     done: list[Row] = []
-    width = max(map(len, names))
+    width = min(max(map(len, names)), 30)
     with progress() as show:
 
         def watch(row: Row | None, busy: Sequence[str]) -> None:
             if row is not None:
                 done.append(row)
-                click.echo(f"{row.model:{width}}  {_outcome(row)}", file=sys.stdout)
+                line = f"{row.model:{width}}  {_outcome(row)}"
+                say(line if len(line) <= columns() or not row.reason else f"{line[: columns() - 3]}...")
             show(len(done), len(names), ", ".join(busy))
 
         yield watch
@@ -103,7 +106,7 @@ def _progress(names: Sequence[str]) -> Iterator[Watch]:
 
 def _outcome(row: Row) -> str:
     if row.reason:
-        return row.reason[:160]
+        return row.reason  # whole in the table
     forward = "identical" if row.forward_identical else "DIFFERS"
     beyond = "" if row.passed else f", beyond {bar(row.precision):.0e}, worst {row.worst_node}"
     return f"{forward}, error {row.completeness_error:.1e}, plain {row.plain_error:.1e}, {row.seconds:.0f} s{beyond}"

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from fxgrad.data.pictures import read_image
 from fxgrad.data.sample import Sample, mask_of
 from fxgrad.errors import InputError, first_line
+from fxgrad.reading import read_image
 
 Mask = np.ndarray[tuple[int, ...], np.dtype[np.bool_]]
 LEAST, MOST = 0.05, 0.7

@@ -5,17 +5,21 @@ from __future__ import annotations
 import importlib
 import os
 import sys
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
 
-def load_object(spec: str, *, call: bool = False, directory: str | None = None) -> tuple[ModuleType, Any]:
+def load_object(
+    spec: str, *, call: bool = False, directory: str | None = None, options: Mapping[str, Any] | None = None
+) -> tuple[ModuleType, Any]:
     """(module, object) by the object's spec; with `call`, the object's return value instead of the object.
 
     Args:
         spec: `module.path:name`; the module is looked for in `directory` first, then on sys.path.
-        call: call the object without arguments.
+        call: call the object, with the arguments `options`, by name.
         directory: by default the current one.
+        options: by default none.
 
     Raises:
         Exception: any exception of the import or the call.
@@ -30,6 +34,6 @@ def load_object(spec: str, *, call: bool = False, directory: str | None = None) 
     try:
         module = importlib.import_module(source)
         found = getattr(module, name)
-        return module, found() if call else found
+        return module, found(**(options or {})) if call else found
     finally:
         sys.path.remove(first)

@@ -1,27 +1,30 @@
-"""Load the command line's MODEL with its preprocessing and class names.
-
-MODEL is `timm:NAME`, `open_clip:NAME`, or `module.path:factory` for anything that can be imported.
-"""
+"""Load the command line's MODEL with its preprocessing and class names, from whatever source it names."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fxgrad.data.checkpoints import load_checkpoint
-from fxgrad.data.clip import OpenClip, open_clip_model, open_clip_preprocessing
+from fxgrad.data.checkpoints import fit_checkpoint, read_checkpoint
+from fxgrad.data.clip import Clip
 from fxgrad.data.factory import load_object
-from fxgrad.data.pictures import Preprocessing, Size, import_timm, preprocessing_of
+from fxgrad.data.hf_models import hf_model
+from fxgrad.data.hf_texts import TokenIds
+from fxgrad.data.open_clip_models import open_clip_model, twin_of
+from fxgrad.data.pictures import Preprocessing, Size
+from fxgrad.data.specs import SOURCES, Built, Source, Wanted, wanted_of
+from fxgrad.data.timm_models import described, timm_model
+from fxgrad.data.torchvision_models import torchvision_model
 from fxgrad.errors import CaptureError, one_line
+
+_THEIRS = "timm models, torchvision's and transformers' (hf:)"
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -29,11 +32,13 @@ class LoadedModel:
     """A model with its preprocessing and class names.
 
     Attributes:
-        model: in eval mode, on the CPU.
+        model: in eval mode, on `device`, in `dtype`.
         name: its spec.
-        preprocess: preprocessing of pictures to the model's input size.
+        preprocess: preprocessing of pictures to the model's input size, on its device, in its dtype.
         class_names: one per output; None if unknown.
         weights: where the weights come from, in words: "random", "pretrained", a checkpoint's path, ...
+        device, dtype: of the model, of its examples and of its preprocessed pictures.
+        seed: of random weights and of examples.
     """
 
     model: nn.Module
@@ -41,6 +46,14 @@ class LoadedModel:
     preprocess: Preprocessing
     class_names: tuple[str, ...] | None
     weights: str
+    device: torch.device = CPU
+    dtype: torch.dtype = torch.float32
+    seed: int = 0
+
+    @property
+    def described_weights(self) -> str:
+        """Where the weights come from, in words; the seed of random ones included."""
+        return f"{self.weights} weights{f' (seed {self.seed})' if self.weights == 'random' else ''}"
 
     @property
     def patch_size(self) -> int:
@@ -55,16 +68,47 @@ class LoadedModel:
             CaptureError: the model has no method `prompted(*texts)` that returns such a classifier.
         """
         prompted = getattr(self.model, "prompted", None)
+        if prompted is None and (twin := self._twin()) is not None:
+            return twin.prompted(*texts)
         if prompted is None:
             raise CaptureError(
-                f"{self.name} knows no prompts: a model does that has a method prompted(*texts), which returns an "
-                "nn.Module from pictures to one similarity per text, (N, C, H, W) to (N, number of texts)."
+                f"{self.name} knows no prompts. A CLIP does, as open_clip:NAME or hf:NAME, and a model with a method "
+                "prompted(*texts), which returns an nn.Module from pictures to one similarity per text, from "
+                "(N, C, H, W) to (N, number of texts)."
             )
-        return replace(self, model=prompted(*texts).eval(), class_names=texts)
+        return replace(self, model=_placed(prompted(*texts).eval(), self.device, self.dtype), class_names=texts)
 
-    def example(self, batch: int = 2, *, seed: int = 0, scale: float = 1.0) -> Tensor:
-        """Normal noise with standard deviation `scale`, float32 (batch, C, H, W)."""
-        return scale * torch.randn(batch, *self.preprocess.size, generator=torch.Generator().manual_seed(seed))
+    def refuse_without_prompts(self) -> None:
+        """Raise `CaptureError` if the model gives embeddings, whose numbers are no classes."""
+        if isinstance(self.model, Clip):
+            raise CaptureError(
+                f"{self.name} classifies by texts, and gives embeddings without: give at least one --prompt, such as "
+                '--prompt "a photo of a dog".'
+            )
+
+    def _twin(self) -> LoadedModel | None:
+        """open_clip's model of both towers, where this is timm's picture tower of one."""
+        source, _, name = self.name.partition("?")[0].partition(":")
+        if source != "timm" or ("lip" not in name and importlib.util.find_spec("open_clip") is None):
+            return None
+        spec = twin_of(name, self.weights == "pretrained")
+        if not spec:
+            return None
+        if self.weights not in ("pretrained", "random") or "?" in self.name:
+            raise CaptureError(
+                f"{self.name} is the picture tower of {spec}. Name that model for prompts, with a --checkpoint of both."
+            )
+        return load_model(spec, device=self.device, dtype=self.dtype, seed=self.seed)
+
+    def example(self, batch: int = 2, *, seed: int | None = None, scale: float = 1.0) -> Tensor:
+        """Normal noise with standard deviation `scale`, (batch, C, H, W): drawn in float32 on the CPU, then placed.
+
+        The seed is the loaded model's by default. A language model gets random token ids, int64 (batch, length).
+        """
+        generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        if isinstance(self.preprocess, TokenIds):
+            return self.preprocess.drawn(batch, generator).to(self.device)
+        return (scale * torch.randn(batch, *self.preprocess.size, generator=generator)).to(self.device, self.dtype)
 
 
 def load_model(
@@ -75,18 +119,24 @@ def load_model(
     strip_prefix: str = "",
     num_classes: int | None = None,
     input_size: Size | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
 ) -> LoadedModel:
     """Find, build and describe a model.
 
     Args:
-        spec: `timm:NAME`; `open_clip:NAME`, as for `open_clip_model`; or `module.path:factory`: called without
-            arguments, it returns an nn.Module. The module is looked for in the current directory and on sys.path.
-        pretrained: load timm's weights from the hub, or from its cache if the hub is unreachable.
+        spec: `timm:NAME`, `torchvision:NAME`, `hf:NAME` or `open_clip:NAME`, as for `timm_model` and so on; or
+            `module.path:factory`, which returns an nn.Module. The module is looked for in the current directory and
+            on sys.path. Arguments follow as `?depth=2&norm=layer`, for factories and packages alike.
+        pretrained: load the package's weights from the hub, or from its cache if the hub is unreachable.
         checkpoint, strip_prefix: a file with exactly the model's weights, and what its keys begin with, as for
             `load_checkpoint`.
-        num_classes: size of the head of timm's model, whose weights are then random or a checkpoint's.
-        input_size: (channels, height, width). Needed unless the model has a `pretrained_cfg` or `default_cfg` with it;
-            timm's models are built for this size.
+        num_classes: size of the head, whose weights are then random or a checkpoint's; the same as `?num_classes=`.
+        input_size: (channels, height, width). A package's model is built for this size; a factory's needs it, unless
+            it has a `pretrained_cfg` or `default_cfg` in timm's form.
+        device, dtype: where the model goes, and in which floating-point dtype; its examples and pictures follow.
+        seed: of random weights, and of what a factory draws when it is called. The process's own random state stays.
 
     Raises:
         CaptureError: there is no such model, or it cannot be built; its weights cannot be loaded or do not fit.
@@ -96,35 +146,76 @@ def load_model(
         >>> load_model("timm:test_vit").preprocess.size
         (3, 160, 160)
     """
-    source, _, name = spec.partition(":")
-    if not source or not name:
-        raise CaptureError(
-            f"MODEL is open_clip:NAME, timm:NAME, as in timm:resnet18, or module.path:factory; {spec!r} is neither."
-        )
-    if pretrained and (checkpoint or source != "timm"):
-        tag = " The weights of an open_clip model are its tag: NAME@TAG." if source == "open_clip" else ""
-        raise CaptureError(f"--pretrained is for timm models, without --checkpoint. Leave it out.{tag}")
-    if num_classes is not None and (pretrained or source != "timm"):
-        raise CaptureError("--num-classes is for timm models whose head's weights are random or a --checkpoint's.")
-    if source == "timm":
-        model, names = _timm(name, pretrained, input_size, num_classes), None
-        weights = "pretrained" if pretrained else "random"
-    elif source == "open_clip":
-        model, weights = open_clip_model(name, input_size)
-        names = None
-    else:
-        model, names = _from_factory(source, name)
-        weights = "the factory's own"
-    if checkpoint:
-        load_checkpoint(model.clip if isinstance(model, OpenClip) else model, checkpoint, strip_prefix)
+    wanted = _wanted(spec, pretrained, checkpoint, num_classes, input_size)
+    state = None if checkpoint is None else read_checkpoint(checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        built = _BUILDERS.get(wanted.source, _factory)(wanted)
+    weights = built.weights
+    if checkpoint is not None and state is not None:
+        fit_checkpoint(built.holder or built.model, state, checkpoint, strip_prefix)
         weights = str(checkpoint)
-    cfg = getattr(model, "pretrained_cfg", None) or getattr(model, "default_cfg", None) or {}
-    cfg = dict(cfg if isinstance(cfg, Mapping) else cfg.to_dict())
-    if isinstance(model, OpenClip):
-        preprocess = open_clip_preprocessing(model)
-    else:
-        preprocess = preprocessing_of(spec, model, cfg, input_size)
-    return LoadedModel(model.eval(), spec, preprocess, _class_names(model, cfg, names), weights)
+    device = torch.device(device)
+    model = _placed(built.model.eval(), device, dtype)
+    transform = built.preprocess.transform
+    preprocess = replace(built.preprocess, transform=lambda image: transform(image).to(device, dtype))
+    return LoadedModel(model, spec, preprocess, built.class_names, weights, device, dtype, seed)
+
+
+def _wanted(
+    spec: str, pretrained: bool, checkpoint: str | Path | None, num_classes: int | None, input_size: Size | None
+) -> Wanted:
+    """What is asked for, checked for options that do not go together."""
+    wanted = wanted_of(spec)
+    known = wanted.source in SOURCES
+    if pretrained and (checkpoint or not known):
+        why = "without --checkpoint" if known else "a factory brings its own"
+        raise CaptureError(f"--pretrained is for {_THEIRS}, {why}. Leave it out.")
+    if num_classes is not None:
+        if "num_classes" in wanted.options:
+            raise CaptureError(f"{spec} has num_classes already. Leave out --num-classes.")
+        if not known:
+            raise CaptureError(
+                f"--num-classes is for {_THEIRS}; a factory takes arguments: {spec}?num_classes={num_classes}."
+            )
+        wanted = replace(wanted, options={**wanted.options, "num_classes": num_classes})
+    if pretrained and wanted.options.get("num_classes"):  # 0 is no head
+        raise CaptureError(
+            f"{spec} with num_classes has a head that no pretrained weights are for. Leave out "
+            "--pretrained, or give all weights by --checkpoint."
+        )
+    return replace(wanted, pretrained=pretrained, input_size=input_size)
+
+
+def _placed(model: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """The model on a device, its floating-point tensors in a dtype; `nn.Module.to` would make complex ones real."""
+    model.to(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
+    return model
+
+
+def _factory(wanted: Wanted) -> Built:
+    """The model that a factory of the user's returns, with CLASS_NAMES of its module."""
+    path = f"{wanted.source}:{wanted.name}"
+    try:
+        module, model = load_object(path, call=True, options=wanted.options)
+    except Exception as error:
+        given = ", ".join(wanted.options) or "nothing"
+        raise CaptureError(f"{path} cannot be imported and called with {given}: {one_line(error)}") from error
+    if not isinstance(model, nn.Module):
+        raise CaptureError(f"{path} returned {type(model).__name__}; it must return a torch.nn.Module.")
+    names = getattr(module, "CLASS_NAMES", None)
+    return described(wanted.spec, model, wanted.input_size, names, "the factory's own")
+
+
+_BUILDERS: dict[str, Source] = {
+    "timm": timm_model,
+    "torchvision": torchvision_model,
+    "hf": hf_model,
+    "open_clip": open_clip_model,
+}
 
 
 def randomize(model: nn.Module, seed: int = 0) -> None:
@@ -154,82 +245,3 @@ def randomize(model: nn.Module, seed: int = 0) -> None:
                 buffer.add_(noise(buffer))
             elif name.endswith("running_var"):
                 buffer.mul_(noise(buffer).exp())
-
-
-def hub_reachable(timeout: float = 3.0) -> bool:
-    """Whether the hub answers within `timeout` seconds; asked once, since the hub's client retries for a minute."""
-    from huggingface_hub import constants
-
-    try:
-        urllib.request.urlopen(urllib.request.Request(constants.ENDPOINT, method="HEAD"), timeout=timeout).close()
-    except urllib.error.HTTPError:
-        return True  # an HTTP error is an answer
-    except (OSError, ValueError):
-        return False
-    return True
-
-
-@contextlib.contextmanager
-def _hub(reachable: bool) -> Iterator[None]:
-    """During one call, restrict the hub's client to its cache if the hub is unreachable."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    constants.HF_HUB_OFFLINE = before or not reachable
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _timm(name: str, pretrained: bool, input_size: Size | None, num_classes: int | None) -> nn.Module:
-    timm = import_timm()
-    on_hub = name.startswith("hf-hub:")
-    if not on_hub and not timm.is_model(name):
-        close = difflib.get_close_matches(name, timm.list_models(), 3)
-        near = f" Close to it: {', '.join(close)}." if close else ""
-        raise CaptureError(f"timm has no model {name!r}.{near} timm.list_models() has all.")
-    if pretrained and not on_hub and not timm.models.is_model_pretrained(name):
-        raise CaptureError(f"timm has no pretrained weights for {name}. Leave out --pretrained for random weights.")
-    options: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
-    if input_size is not None:
-        options["in_chans"] = input_size[0]
-        cfg = None if on_hub else timm.get_pretrained_cfg(name)
-        if cfg is not None and cfg.fixed_input_size:
-            options["img_size"] = input_size[1:]
-    reachable = not (pretrained or on_hub) or hub_reachable()
-    try:
-        with _hub(reachable):
-            return cast(nn.Module, timm.create_model(name, pretrained=pretrained, **options))
-    except Exception as error:
-        if not pretrained and not on_hub:
-            raise CaptureError(f"timm:{name} cannot be built: {one_line(error)}") from error
-        cause = one_line(error) if reachable else "which is out of reach, and its cache does not have it"
-        raise CaptureError(
-            f"timm:{name} cannot be had from the hub ({cause}). Offline: leave out --pretrained for random weights, "
-            "or give --checkpoint FILE.safetensors."
-        ) from error
-
-
-def _from_factory(source: str, name: str) -> tuple[nn.Module, Sequence[str] | None]:
-    """(the factory's model, CLASS_NAMES of the factory's module or None)."""
-    try:
-        module, model = load_object(f"{source}:{name}", call=True)
-    except Exception as error:
-        raise CaptureError(f"{source}:{name} cannot be imported and called with nothing: {one_line(error)}") from error
-    if not isinstance(model, nn.Module):
-        raise CaptureError(f"{source}:{name} returned {type(model).__name__}; it must return a torch.nn.Module.")
-    return model, getattr(module, "CLASS_NAMES", None)
-
-
-def _class_names(model: nn.Module, cfg: dict[str, Any], beside: Sequence[str] | None) -> tuple[str, ...] | None:
-    """Class names from the config, the factory's module, or ImageNet: the first that fits the number of classes."""
-    count = getattr(model, "num_classes", None) or cfg.get("num_classes")
-    for names in (cfg.get("label_names"), beside):
-        if names and len(names) == (count or len(names)):
-            return tuple(map(str, names))
-    if not cfg:
-        return None
-    data = import_timm().data
-    subset = data.infer_imagenet_subset({"num_classes": count})
-    return tuple(data.ImageNetInfo(subset).label_descriptions()) if subset else None

@@ -1,37 +1,21 @@
-"""Read pictures from files, and preprocess them for a model."""
+"""Preprocess pictures for a model."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any, cast
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor, nn
 
 from fxgrad.errors import CaptureError, InputError
-
-Size = tuple[int, int, int]
-"""Channels, height, width."""
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-
-
-def read_image(path: str | Path) -> Image.Image:
-    """Read any picture that Pillow supports, rotated by its EXIF orientation.
-
-    Raises:
-        InputError: there is no such file, or it is not a picture.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"Pillow cannot read the image {path}: {error}") from error
+from fxgrad.reading import Size as Size
+from fxgrad.reading import Window, window_of, with_channels
 
 
 @dataclass(frozen=True)
@@ -45,6 +29,7 @@ class Preprocessing:
         interpolation: name of Pillow's filter for resizing.
         crop: side of the center crop, relative to the resized picture; None: resize to the model's size without keeping
             the aspect ratio.
+        letterbox: resize the whole picture into the model's size, and pad it there; `crop` is then 1.
     """
 
     size: Size
@@ -53,20 +38,34 @@ class Preprocessing:
     transform: Callable[[Image.Image], Tensor]
     interpolation: str = "bicubic"
     crop: float | None = None
+    letterbox: bool = False
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """A batch of one, float32 (1, C, H, W).
+        """A picture of any mode as a batch of one, float32 (1, C, H, W).
 
         Raises:
-            InputError: the model's number of channels is not 1, 3 or 4.
+            InputError: the model's number of channels is not 1, 3 or 4, or the picture's pixels have no known white.
         """
-        if self.size[0] not in _MODES:
-            raise InputError(f"the model takes {self.size[0]} channels; a picture has 1, 3 or 4.")
-        return self.transform(image.convert(_MODES[self.size[0]]))[None]
+        return self.transform(with_channels(image, self.size[0]))[None]
+
+    def window(self, width: int, height: int) -> Window:
+        """Where the model's input lies in a picture of this size.
+
+        Example:
+            >>> squashed = Preprocessing((3, 224, 224), (0.0,) * 3, (1.0,) * 3, lambda image: torch.zeros(3, 224, 224))
+            >>> squashed.window(640, 480)
+            (0.0, 0.0, 640.0, 480.0)
+        """
+        high, wide = self.size[1:]
+        if self.letterbox:
+            scale = max(width / wide, height / high)
+            left, top = (width - wide * scale) / 2, (height - high * scale) / 2
+            return left, top, left + wide * scale, top + high * scale
+        return window_of(width, height, self.size, self.crop)
 
     def constants(self) -> dict[str, Any]:
         """The preprocessing as JSON values, for other programs; mean and std apply to pixels in [0, 1]."""
-        names = ("size", "mean", "std", "interpolation", "crop")
+        names = ("size", "mean", "std", "interpolation", "crop", *(["letterbox"] if self.letterbox else []))
         return {name: getattr(self, name) for name in names}
 
     def invert(self, x: Tensor) -> Tensor:
@@ -90,9 +89,8 @@ def preprocessing_of(spec: str, model: nn.Module, cfg: dict[str, Any], size: Siz
                 config[key] = (sum(config[key]) / len(config[key]),) * size[0]
         transform = data.create_transform(**config, is_training=False)
         crop = None if config["crop_mode"] == "squash" else config["crop_pct"]
-        return Preprocessing(
-            size, tuple(config["mean"]), tuple(config["std"]), transform, config["interpolation"], crop
-        )
+        mean, std, letterbox = tuple(config["mean"]), tuple(config["std"]), config["crop_mode"] == "border"
+        return Preprocessing(size, mean, std, transform, config["interpolation"], crop, letterbox)
     if size is None:
         raise InputError(
             f"{spec} does not say how large its input is. Give --input-size C H W, or attach a pretrained_cfg with "

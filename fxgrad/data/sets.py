@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from fxgrad.data.importing import needed
-from fxgrad.data.pictures import read_image
 from fxgrad.data.sample import Sample, mask_of
 from fxgrad.errors import InputError
+from fxgrad.reading import open_image, read_image
 
 _SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
@@ -125,7 +125,7 @@ def folder(root: str, masks: str | None = None) -> Files:
 
     def mask(path: Path) -> Any:
         file = Path(masks or "", path.relative_to(base)).with_suffix(".png")
-        return np.asarray(read_image(file).convert("L")) > 127 if masks and file.exists() else None
+        return np.asarray(open_image(file).convert("L")) > 127 if masks and file.exists() else None
 
     return Files(base, [(path, names.index(path.parent.name)) for path in files], names, mask)
 
@@ -166,7 +166,7 @@ def imagenet_s(root: str, order: str = "folders") -> Files:
 
     def mask(path: Path) -> Any:
         file = base / "validation-segmentation" / path.parent.name / f"{path.stem}.png"
-        red, green = np.moveaxis(np.asarray(read_image(file).convert("RGB")).astype(int), 2, 0)[:2]
+        red, green = np.moveaxis(np.asarray(open_image(file).convert("RGB")).astype(int), 2, 0)[:2]
         return red + 256 * green == numbers[path.parent.name]
 
     found = _imagenet(base, "validation", mask)
@@ -220,7 +220,7 @@ def pet(root: str, split: str = "test") -> Files:
     trimaps = Path(root) / "oxford-iiit-pet" / "annotations" / "trimaps"
     files = [(Path(image), int(label)) for image, label in zip(found._images, found._labels)]
     return Files(
-        Path(root), files, found.classes, lambda path: np.asarray(read_image(trimaps / f"{path.stem}.png")) == 1
+        Path(root), files, found.classes, lambda path: np.asarray(open_image(trimaps / f"{path.stem}.png")) == 1
     )
 
 

@@ -15,9 +15,11 @@ from torch import Tensor
 
 from fxgrad.capture.export import capture
 from fxgrad.classify.walk import classify
-from fxgrad.commands.explanation import Explanation, draw, explain, page
+from fxgrad.commands.explanation import Explanation, explain, map_of, proof
+from fxgrad.commands.grid import draw
+from fxgrad.commands.page import page
 from fxgrad.commands.terminal import stage
-from fxgrad.data.models import LoadedModel, load_model
+from fxgrad.data.models import load_model
 from fxgrad.demo.canvases import Canvas, canvas
 from fxgrad.demo.model import preprocess
 from fxgrad.errors import CaptureError, FxgradError
@@ -29,6 +31,7 @@ from fxgrad.table.loading import load
 MODEL = "fxgrad.demo.model:digits_vit"
 LARGE = "timm:vit_base_patch16_224"
 MEASURED = 50
+POLICIES = ("plain", "libragrad")
 
 
 @click.command()
@@ -64,9 +67,17 @@ def digits(out: Path, number: int) -> None:
     with stage("converting and checking the digits model"):
         libra = convert(loaded.model, (x,))
         plain = libra.under("gradient")
-        proof = check(libra, (preprocess(np.stack([canvas(i).image for i in range(8)])),), original=loaded.model)
+        checked = check(libra, (preprocess(np.stack([canvas(i).image for i in range(8)])),), original=loaded.model)
     with stage("explaining"):
-        pair = [_explain(loaded, libra, shown, label) for label in shown.labels]
+        pair = explain(
+            [plain, libra],
+            x,
+            shown.labels,
+            picture=torch.from_numpy(shown.image),
+            class_names=loaded.class_names,
+            name=f"canvas {number}",
+        )
+        proofs = [(e.label, name, proof(m, x, e.target)) for name, m in zip(POLICIES, (plain, libra)) for e in pair]
         many = [canvas(i) for i in range(MEASURED)]
         lines = [f"canvas {number}, target {e.label}: {_share(e, mask)}" for e, mask in zip(pair, shown.masks)]
         lines += _averages(many, libra, plain)
@@ -74,23 +85,19 @@ def digits(out: Path, number: int) -> None:
     outlines = [torch.from_numpy(mask) for mask in shown.masks]
     draw(pair, png, title="Which pixels speak for which digit? One canvas, two targets", outlines=outlines)
     (out / "digits.png").write_bytes(png.getvalue())
-    summary = str(proof).partition("\n\n")[0]
+    summary = str(checked).partition("\n\n")[0]
     sections = [
         ("Positive attribution that falls on the target digit", "<pre>" + "\n".join(lines) + "</pre>"),
-        ("Check of the converted model, on eight canvases and a random cotangent", proof._repr_html_()),
-        *((f"Check of the logit {e.label!r}, plain gradient", e.plain.check._repr_html_()) for e in pair),
-        *((f"Check of the logit {e.label!r}, libragrad", e.ours.check._repr_html_()) for e in pair),
-        ("Conversion, by op", libra.report.summary()._repr_html_()),
-        ("Conversion, node by node", libra.report._repr_html_()),
+        ("Check of the converted model, on eight canvases and a random cotangent", checked._repr_html_()),
+        *((f"Check of the logit {label!r}, {policy}", found._repr_html_()) for label, policy, found in proofs),
+        ("Conversion", libra.report._repr_html_()),
     ]
-    report = page("fxgrad: a digits vision transformer, explained", png.getvalue(), sections)
+    report = page("fxgrad: a digits vision transformer, explained", pair, sections)
     (out / "report.html").write_text(report, "utf-8")
     click.echo(f"{MODEL}, check on eight held-out canvases\n{summary}\n")
     for e in pair:
-        click.echo(
-            f"canvas {number}, target {e.label}: logit {e.logit:.3f}, completeness error "
-            f"plain {e.plain.check.completeness_error:#.2g}, libragrad {e.ours.check.completeness_error:#.2g}"
-        )
+        errors = ", ".join(f"{policy} {found.completeness_error:#.2g}" for policy, found in zip(POLICIES, e.found))
+        click.echo(f"canvas {number}, target {e.label}: logit {e.logit:.3f}, completeness error {errors}")
     click.echo("\npositive attribution inside the target digit")
     click.echo("\n".join(lines))
     click.echo(f"\nwrote {out / 'digits.png'} and {out / 'report.html'}")
@@ -147,14 +154,9 @@ def positive_shares(attribution: Tensor, masks: Tensor) -> Tensor:
     return (positive[:, None] * masks).sum((2, 3)) / positive.sum((1, 2)).clamp(min=1e-12)[:, None]
 
 
-def _explain(loaded: LoadedModel, libra: ConvertedModule, shown: Canvas, label: int) -> Explanation:
-    picture = torch.from_numpy(shown.image)
-    return explain(libra, preprocess(shown.image), label, picture=picture, class_names=loaded.class_names)
-
-
 def _share(explanation: Explanation, mask: np.ndarray[tuple[int, ...], np.dtype[np.bool_]]) -> str:
     inside = torch.from_numpy(mask)[None, None]
-    plain, libra = (float(positive_shares(a.map[None], inside)) for a in (explanation.plain, explanation.ours))
+    plain, libra = (float(positive_shares(map_of(found)[None], inside)) for found in explanation.found)
     return f"plain {plain:.1%}, libragrad {libra:.1%} (the digit is {mask.mean():.1%} of the canvas)"
 
 

@@ -223,8 +223,12 @@ def _loaded(plan: Plan, model: str) -> LoadedModel:
         strip_prefix=plan.strip_prefix,
         num_classes=plan.num_classes,
         input_size=plan.input_size,
+        seed=plan.seed,
     )
-    return loaded.prompted(*plan.prompts) if plan.prompts else loaded
+    if plan.prompts:
+        return loaded.prompted(*plan.prompts)
+    loaded.refuse_without_prompts()
+    return loaded
 
 
 def _with_classes(model: nn.Module, example: Tensor) -> nn.Module:

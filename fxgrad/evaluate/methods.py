@@ -22,6 +22,8 @@ from fxgrad.module.converted import ConvertedModule
 
 POLICY_FREE = tuple(name for name, function in METHODS.items() if not method_of(function).takes_gradient)
 """fxgrad's methods that take no gradient, so their results are the same under every policy."""
+GENERAL = ("layer", "input", "channels", "grid", "blocks", "prefix", "class_token")
+"""Options of `fxgrad.attribute` that every method has; a layer, every method of one layer."""
 LARGEST = 16
 """The largest number of parts per side of a picture, for models without patches."""
 
@@ -112,7 +114,7 @@ def attributes(
         ['saliency', 'smoothgrad']
     """
     found = {name: named_method(name) for name in names}
-    chosen = _parsed(names, options)
+    chosen = method_options(names, options)
     return {name: functools.partial(_attribute, method, chosen[name], value, maps) for name, method in found.items()}
 
 
@@ -183,16 +185,56 @@ def _attribute(
     return Enlarged(attribute(converted, (x,), target=aimed, method=method.function, grid=grid, **chosen), maps)
 
 
-def _parsed(names: Sequence[str], options: Sequence[str]) -> dict[str, dict[str, Any]]:
-    found: dict[str, dict[str, Any]] = {name: {} for name in names}
-    for option in options:
-        left, _, value = option.partition("=")
+def method_options(names: Sequence[str], given: Sequence[str], *, seed: int | None = None) -> dict[str, dict[str, Any]]:
+    """Method -> its options, from what a command line gives.
+
+    Args:
+        names: of the methods, as for `named_method`.
+        given: "METHOD.OPTION=VALUE", or "OPTION=VALUE" for every one of these methods that has such an option. The
+            value is a Python literal; text needs no quotes.
+        seed: for the methods that take one and are given none.
+
+    Raises:
+        InputError: no such method, none of the methods has such an option, or the value is no literal.
+
+    Example:
+        >>> method_options(["smoothgrad", "saliency"], ["samples=5"])
+        {'smoothgrad': {'samples': 5}, 'saliency': {}}
+        >>> method_options(["gradcam", "input_x_gradient"], ["layer=blocks.9", "at=tokens"])
+        {'gradcam': {'layer': 'blocks.9'}, 'input_x_gradient': {'at': 'tokens'}}
+    """
+    seeded = [n for n in names if seed is not None and "seed" in inspect.signature(named_method(n).function).parameters]
+    found: dict[str, dict[str, Any]] = {n: {"seed": seed} if n in seeded else {} for n in names}
+    for option in given:
+        left, _, text = option.partition("=")
         method, _, name = left.rpartition(".")
+        problem = "there is no such method" if method and method not in METHODS and method not in found else ""
+        why = {} if problem else {n: _refused(n, name) for n in ([method] if method else names)}
+        takers = [n for n, reason in why.items() if reason is None]
+        if not takers:
+            problem = problem or "; ".join(filter(None, why.values()))
         try:
-            if (method not in METHODS and method not in found) or named_method(method).refused(name):
-                raise ValueError("there is no such option")
-            parsed = ast.literal_eval(value)
+            value = text if name in ("layer", "input") else ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
-            raise InputError(f"{option!r} is not METHOD.OPTION=VALUE, as in smoothgrad.samples=5: {error}") from error
-        found.get(method, {})[name] = parsed
+            value = text
+            if not all(_is_text(taker, name) for taker in takers):
+                problem = problem or f"its value is no literal of Python ({error})"
+        if problem:
+            raise InputError(f"{option!r} is not METHOD.OPTION=VALUE, as in smoothgrad.samples=5: {problem}.")
+        for taker in takers:
+            found.get(taker, {})[name] = value
     return found
+
+
+def _is_text(method: str, option: str) -> bool:
+    """Whether a method's own option is text, such as at=tokens, which needs no quotes."""
+    own = inspect.signature(named_method(method).function).parameters.get(option)
+    return own is not None and isinstance(own.default, str)
+
+
+def _refused(method: str, option: str) -> str | None:
+    """Why a method has no such option; None if it has."""
+    chosen = named_method(method)
+    if option in GENERAL and (option != "layer" or chosen.layered):
+        return None
+    return chosen.refused(option)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fxgrad.errors import ExportError
-from fxgrad.explainer.settings import Settings
+from fxgrad.explainer.blocks import Solver
+from fxgrad.explainer.settings import OF_BLOCKS, Settings
 from fxgrad.graph.axes import Within, where
 from fxgrad.graph.sizes import known, sizes_of
 from fxgrad.module.converted import ConvertedModule
@@ -25,6 +27,7 @@ class Explanation(nn.Module):
     Args:
         converted: what `fxgrad.convert` returned.
         settings: what to compute.
+        leaves: the flattened inputs; methods of blocks fix all sizes but the batch's at theirs.
 
     Attributes:
         at: index of the logits among the model's flattened outputs.
@@ -34,12 +37,13 @@ class Explanation(nn.Module):
         ExportError: no output is logits, or a constant's contribution cannot be split into the batch's examples.
     """
 
-    def __init__(self, converted: ConvertedModule, settings: Settings) -> None:
+    def __init__(self, converted: ConvertedModule, settings: Settings, leaves: Sequence[Any]) -> None:
         super().__init__()
         self.converted, self.settings = converted, settings
         self.at = _logits_at(converted, settings.output)
         self.rank = _outputs(converted)[self.at].dim() - 1
-        self._places = _places(converted) if settings.completeness else {}
+        self._solver = Solver(converted, settings, leaves) if settings.method in OF_BLOCKS else None
+        self._places = _places(converted) if settings.completeness and self._solver is None else {}
 
     def forward(self, inputs: list[Tensor]) -> dict[str, Tensor]:
         """Output name -> value. `inputs` are the model's tensor inputs, then the targets."""
@@ -49,22 +53,42 @@ class Explanation(nn.Module):
         entries: list[Any] = [i.constant if i.dtype is None else next(values) for i in captured.inputs]
         if self.converted.lookup:
             entries += self.converted.lookup(*self.converted.state, *entries)
-        run = Recording(self.converted, entries, sources=settings.completeness)
+        solver = self._solver
+        sources = settings.completeness if solver is None else solver.method.shares
+        run = Recording(self.converted, entries, also=solver.reads if solver else (), sources=sources)
         logits = run.outputs[self.at]
         found: dict[str, list[Tensor]] = {}
         for own in [target] if settings.targets is None else target.unbind(1):
             one_hot = _one_hot(own, logits)
-            parts = run.back([one_hot if i == self.at else None for i in range(len(run.outputs))], last=False)
-            for name, value in parts.inputs.items():
-                called = "attribution" if len(parts.inputs) == 1 else f"attribution_{identifier(name)}"
-                tokens = name in {i.name for i in captured.embedded}
-                attribution = settings.attribution(value, parts.gradients[name], tokens=tokens)
-                found.setdefault(called, []).append(attribution)
-            if settings.completeness:
-                error = _completeness_error(parts, self._places, logits, one_hot)
-                found.setdefault("completeness_error", []).append(error)
+            y = (logits * one_hot).reshape(logits.shape[0], -1).sum(1)
+            cotangents = [one_hot if i == self.at else None for i in range(len(run.outputs))]
+            parts = run.back(cotangents, last=False)
+            if solver is None:
+                outputs = self._of_inputs(parts, y)
+            else:
+                row = own[:, 0] if logits.dim() > 2 else None
+                outputs = _of_blocks(*solver(entries, parts, cotangents, y, row), y, settings.completeness)
+            for name, value in outputs.items():
+                found.setdefault(name, []).append(value)
         stacked = {name: part[0] if settings.targets is None else torch.stack(part, 1) for name, part in found.items()}
         return {"logits": logits, **stacked}
+
+    def _of_inputs(self, parts: Contributions, y: Tensor) -> dict[str, Tensor]:
+        """The attribution of every attributed input, and the completeness error if it is wanted."""
+        settings, embedded = self.settings, {i.name for i in self.converted.classified.captured.embedded}
+        outputs = {}
+        for name, value in parts.inputs.items():
+            called = "attribution" if len(parts.inputs) == 1 else f"attribution_{identifier(name)}"
+            outputs[called] = settings.attribution(value, parts.gradients[name], tokens=name in embedded)
+        if settings.completeness:
+            outputs["completeness_error"] = _relative(y - _shares(parts, self._places, y), y)
+        return outputs
+
+
+def _of_blocks(map: Tensor, shares: Tensor | None, y: Tensor, completeness: bool) -> dict[str, Tensor]:
+    if shares is None or not completeness:
+        return {"attribution": map}
+    return {"attribution": map, "completeness_error": _relative(y - shares.to(y.dtype), y)}
 
 
 def identifier(name: str) -> str:
@@ -107,17 +131,20 @@ def _outputs(converted: ConvertedModule) -> list[Any]:
     return [getattr(node, "meta", {}).get("val") for node in outputs]
 
 
-def _completeness_error(parts: Contributions, places: Mapping[str, Within], logits: Tensor, one_hot: Tensor) -> Tensor:
-    """|y - inputs - sources| / |y| of every example, (batch,): FullGrad's eq. 1 for each example."""
-    batch = logits.shape[0]
-    y = (logits * one_hot).reshape(batch, -1).sum(1)
-    kept = y
+def _shares(parts: Contributions, places: Mapping[str, Within], y: Tensor) -> Tensor:
+    """The sum of all contributions to y of every example, (batch,): FullGrad's eq. 1 for each example."""
+    batch, total = y.shape[0], torch.zeros_like(y)
     for name, value in parts.inputs.items():
-        kept = kept - (value * parts.gradients[name]).reshape(batch, -1).sum(1).to(y.dtype)
+        total = total + (value * parts.gradients[name]).reshape(batch, -1).sum(1).to(y.dtype)
     for node, tensors in parts.sources.items():
         for tensor in tensors:
-            kept = kept - places.get(node, Within(0, 1, 1)).sums(tensor, batch).to(y.dtype)
-    return kept.abs() / y.abs().clamp(min=torch.finfo(y.dtype).tiny)
+            total = total + places.get(node, Within(0, 1, 1)).sums(tensor, batch).to(y.dtype)
+    return total
+
+
+def _relative(error: Tensor, y: Tensor) -> Tensor:
+    """|error| / |y| of every example, (batch,)."""
+    return error.abs() / y.abs().clamp(min=torch.finfo(y.dtype).tiny)
 
 
 def _places(converted: ConvertedModule) -> dict[str, Within]:
@@ -146,10 +173,20 @@ def _places(converted: ConvertedModule) -> dict[str, Within]:
 
 
 def _one_hot(target: Tensor, logits: Tensor) -> Tensor:
-    """1 at the target, else 0, in the logits' shape; by scatter, which refuses indices out of range."""
+    """1 at the target, else 0, in the logits' shape.
+
+    An index out of range ends the run: it is looked up among the positions, which every runtime on a CPU refuses.
+    Runtimes take negative indices for positions from the end, or read something where a GPU does not check; so those
+    become the first number that is out of range, and what is not found again is NaN.
+    """
     target = target if logits.dim() > 2 else target.unsqueeze(-1)
-    total = logits.new_ones(logits.shape[0])
+    batch = logits.shape[0]
+    total = logits.new_ones(batch)
     for axis, size in enumerate(logits.shape[1:]):
-        hot = logits.new_zeros(target.shape[0], size).scatter(-1, target[:, axis : axis + 1], 1.0)
+        index = target[:, axis : axis + 1]
+        index = torch.where(index < 0, size, index)
+        positions = torch.arange(size, device=logits.device).expand(batch, size)
+        found = positions.gather(1, index)
+        hot = (positions == found).to(logits).masked_fill(found != index, math.nan)
         total = total.unsqueeze(-1) * hot.reshape(-1, *[1] * axis, size)
     return total

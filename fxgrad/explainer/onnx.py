@@ -14,6 +14,7 @@ from typing import Any, cast
 import torch
 
 from fxgrad.errors import ExportError, one_line
+from fxgrad.explainer.compact import compact
 from fxgrad.explainer.tracing import Traced
 from fxgrad.graph.places import Place
 
@@ -21,8 +22,14 @@ OPSET = 18
 """The newest opset that older runtimes support: layer norm is one op since 17, reductions are uniform since 18."""
 
 
-def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
+def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str], weights: str = "float32") -> None:
     """Write an explainer as an ONNX file, its metadata as metadata_props.
+
+    Args:
+        traced: the program.
+        path: of the file.
+        metadata: key -> text.
+        weights: how they are kept, one of `fxgrad.explainer.compact.WEIGHTS`.
 
     Raises:
         ExportError: onnx or onnxscript is missing; or an op has no ONNX form (named, with its place in the model).
@@ -48,6 +55,8 @@ def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
     assert exported is not None
     model = exported.model_proto
     _tidy(model, traced)
+    if weights != "float32":
+        compact(model, weights, [t.numpy(force=True) for t in traced.program.state_dict.values()])
     for key, value in metadata.items():
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)

@@ -1,4 +1,4 @@
-"""Run an explainer in onnxruntime: from a picture to its heat map. Nothing here computes with PyTorch.
+"""Run an explainer in onnxruntime: from a picture to its heat map. PyTorch computes nothing of it.
 
 Preprocessing and class names come from the file's own metadata, as `fxgrad export` writes them.
 """
@@ -6,20 +6,24 @@ Preprocessing and class names come from the file's own metadata, as `fxgrad expo
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from fxgrad.errors import ExportError, one_line
+from fxgrad.explainer.files import refuse_other
+from fxgrad.methods.entry import METHODS, known
+from fxgrad.methods.words import method_in_words, policy_in_words
+from fxgrad.reading import Window, fitted, window_of, with_channels
 
-_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 Array = NDArray[Any]
+_DTYPES: dict[str, Any] = {"tensor(float16)": np.float16, "tensor(double)": np.float64}
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,6 +36,9 @@ class HeatMap:
         attribution: (height, width), in pixels or blocks of pixels; positive values speak for the target.
         completeness_error: None if the explainer does not compute it.
         picture: the model's input before normalization, in [0, 1], (height, width, channels).
+        window: where the model's input lies in the picture that was given, in its pixels.
+        method, policy: by what it was made.
+        pool: side of the blocks that it is summed over, in pixels of the model's input; 1 for a map of patches.
     """
 
     logits: Array
@@ -39,6 +46,10 @@ class HeatMap:
     attribution: Array
     completeness_error: float | None
     picture: Array
+    window: Window | None = None
+    method: str = ""
+    policy: str = ""
+    pool: int = 1
 
 
 class OnnxExplainer:
@@ -68,6 +79,7 @@ class OnnxExplainer:
             import onnxruntime
         except ImportError as error:
             raise ExportError(f'this needs onnxruntime ({error}): pip install "fxgrad[onnx]"') from error
+        refuse_other(path)
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads:
@@ -75,11 +87,21 @@ class OnnxExplainer:
         try:
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:
-            raise ExportError(f"{path} is no ONNX file that onnxruntime can load: {one_line(error)}") from error
+            raise ExportError(
+                f"{path} is no ONNX file that onnxruntime can load: it is damaged, ends too early, or has ops that "
+                f"this onnxruntime lacks. Copy or export it again. ({one_line(error)})"
+            ) from error
         found = self.session.get_modelmeta().custom_metadata_map
         self.metadata = {key: _parsed(value) for key, value in found.items()}
         if "method" not in found or "inputs" not in found:
-            raise ExportError(f"{path} is an ONNX file, but no explainer: write one with fxgrad export.")
+            takes, gives = (
+                ", ".join(value.name for value in values)
+                for values in (self.session.get_inputs(), self.session.get_outputs())
+            )
+            raise ExportError(
+                f"{path} is an ordinary ONNX model, from {takes} to {gives}, without an attribution. Explainers are "
+                "made from the PyTorch model: fxgrad export MODEL -o explainer.onnx."
+            )
         self.inputs = [value.name for value in self.session.get_inputs()]
         self.outputs = [value.name for value in self.session.get_outputs()]
 
@@ -105,30 +127,47 @@ class OnnxExplainer:
         try:
             values = self.session.run(None, given)
         except Exception as error:
+            if "GatherElements" in str(error):
+                raise ExportError(
+                    f"there is no such target: {_listed(given.get('target'))}. It holds indices into the logits, from "
+                    "0 on."
+                ) from error
             raise ExportError(f"onnxruntime cannot run the explainer: {one_line(error)}") from error
         return dict(zip(self.outputs, values))
 
     def preprocess(self, image: Image.Image) -> Array:
-        """A picture as the model's input, float32 (1, channels, height, width).
+        """A picture of any mode as the model's input, (1, channels, height, width), in the model's dtype.
 
         Raises:
             ExportError: the file has no preprocessing.
+            InputError: the picture's pixels have no known white.
         """
         how = self.metadata.get("preprocessing")
         if not isinstance(how, dict):
             raise ExportError("this explainer does not say how to preprocess a picture: write it with fxgrad export.")
+        if how.get("letterbox"):
+            raise ExportError("this explainer's model pads its pictures, which is not done here: pass a tensor.")
         channels, height, width = how["size"]
-        pixels = np.asarray(_fitted(image.convert(_MODES[channels]), how), np.float32) / 255
+        plain = with_channels(image, channels)
+        resized, (left, top) = fitted(*plain.size, how["size"], how["crop"])
+        plain = plain.resize(resized, Image.Resampling[how["interpolation"].upper()])
+        pixels = np.asarray(plain.crop((left, top, left + width, top + height)), np.float32) / 255
         mean, std = (np.asarray(how[key], np.float32)[:, None, None] for key in ("mean", "std"))
         x: Array = (pixels.reshape(height, width, channels).transpose(2, 0, 1) - mean) / std
-        return x[None]
+        return x[None].astype(_DTYPES.get(self.session.get_inputs()[0].type, np.float32))
 
-    def explain(self, image: Image.Image, target: int | None = None) -> HeatMap:
+    @property
+    def policies(self) -> list[str]:
+        """The names of the policies in the file, as in the names of its outputs; one if it says no more."""
+        return list(self.metadata.get("policies", [self.metadata["policy"]]))
+
+    def explain(self, image: Image.Image, target: int | None = None, policy: str | None = None) -> HeatMap:
         """The heat map of a picture.
 
         Args:
             image: any picture.
             target: index of the class; by default the one with the largest logit.
+            policy: one of `policies`; by default the first.
 
         Raises:
             ExportError: the explainer does not take pictures and single targets, or there is no such class.
@@ -144,11 +183,28 @@ class OnnxExplainer:
             target, found = top, self(x, np.array([top]))
         how = self.metadata["preprocessing"]
         picture = (x[0].transpose(1, 2, 0) * np.asarray(how["std"]) + np.asarray(how["mean"])).clip(0, 1)
-        error = found.get("completeness_error")
-        attribution = found["attribution"][0]
+        policy = policy or self.policies[0]
+        if policy not in self.policies:
+            raise ExportError(f"the file has no policy {policy!r}; it has {', '.join(self.policies)}.")
+        end = f"_{policy}" if "policies" in self.metadata else ""
+        method = self.metadata["method"]
+        shares = method not in METHODS or known(method).shares  # others have no completeness to speak of
+        error = found.get(f"completeness_error{end}") if shares else None
         return HeatMap(
-            found["logits"][0], target or 0, attribution, None if error is None else float(error[0]), picture
+            found["logits"][0],
+            target or 0,
+            found[f"attribution{end}"][0],
+            None if error is None else float(error[0]),
+            picture,
+            window_of(*image.size, how["size"], how["crop"]),
+            method,
+            policy,
+            int(self.metadata.get("pool", 1)),
         )
+
+
+def _listed(target: Array | None) -> str:
+    return "the target is missing" if target is None else f"target is {target.tolist()!s:.100}"
 
 
 def _parsed(value: str) -> Any:
@@ -159,42 +215,38 @@ def _parsed(value: str) -> Any:
         return value
 
 
-def _fitted(image: Image.Image, how: dict[str, Any]) -> Image.Image:
-    """The picture, resized and center-cropped to the model's size."""
-    _, height, width = how["size"]
-    method = Image.Resampling[how["interpolation"].upper()]
-    if how["crop"] is None:  # resized without keeping the aspect ratio
-        return image.resize((width, height), method)
-    wide, high = (math.floor(side / how["crop"]) for side in (width, height))
-    if wide * image.height >= high * image.width:
-        resized = image.resize((wide, int(wide * image.height / image.width)), method)
-    else:
-        resized = image.resize((int(high * image.width / image.height), high), method)
-    left, top = round((resized.width - width) / 2), round((resized.height - height) / 2)
-    return resized.crop((left, top, left + width, top + height))
+def draw(
+    found: HeatMap | Sequence[HeatMap], path: str | Path, title: str = "", *, picture: Image.Image | None = None
+) -> None:
+    """Draw the picture, and beside it the heat map over a faint copy; red speaks for the target, blue against it.
 
-
-def draw(found: HeatMap, path: str | Path, title: str = "") -> None:
-    """Draw the picture, and the heat map over a faint grey copy: red speaks for the target, blue against it.
+    Args:
+        found: one, or one per policy.
+        path: of the file to write; its suffix is the format (.png, .pdf, .svg).
+        title: above.
+        picture: the whole picture that was given; by default the part of it that the model sees.
 
     Raises:
-        ExportError: the file cannot be written.
+        InputError: the file cannot be written.
     """
-    from matplotlib.figure import Figure
+    from fxgrad.methods import drawing
+    from fxgrad.methods.photo import photo
 
-    height, width = found.picture.shape[:2]
-    figure = Figure(figsize=(7, 3.1 * height / width + 0.9), dpi=160, layout="constrained")
-    left, right = figure.subplots(1, 2)
-    left.imshow(found.picture if found.picture.shape[2] >= 3 else found.picture[..., 0], cmap="gray", vmin=0, vmax=1)
-    limit = float(np.quantile(np.abs(found.attribution), 0.99)) or 1.0
-    strength = (found.attribution / limit).clip(-1, 1)
-    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
-    right.imshow(found.picture.mean(2), cmap="gray", vmin=-4.0, vmax=1.0)
-    right.imshow(strength, cmap="bwr", vmin=-1, vmax=1, alpha=abs(strength), extent=extent, interpolation="nearest")
-    for axes in (left, right):
-        axes.set(xticks=[], yticks=[])
+    maps = [found] if isinstance(found, HeatMap) else list(found)
+    first, size = maps[0], maps[0].picture.shape[:2]
+    pixels = torch.from_numpy(first.picture.astype(np.float32)).permute(2, 0, 1)
+    shown = photo(pixels, size) if picture is None else photo(picture, size, first.window)
+    wide = 2.8 * (1 + len(maps)) + 0.7 * len(maps) + 0.2
+    figure = drawing.Drawing(figsize=(wide, 2.8 * shown.height / shown.width + 0.95), dpi=160, layout="constrained")
+    left, *panels = figure.subplots(1, 1 + len(maps))
+    drawing.photograph(left, shown)
+    for axes, one in zip(panels, maps):
+        values = torch.from_numpy(one.attribution.astype(np.float32))
+        cell = (one.pool, one.pool) if one.pool > 1 else None
+        drawing.panel(axes, values, size, picture=shown, cell=cell, colorbar=True)
+        words = ", ".join(filter(None, (method_in_words(one.method), policy_in_words(one.policy))))
+        axes.set_title(words, loc="left", fontsize=10, parse_math=False)
+        if one.completeness_error is not None:
+            axes.set_xlabel(f"completeness error {one.completeness_error:#.2g}", loc="left", fontsize=9)
     figure.suptitle(title, x=0.01, ha="left", parse_math=False)
-    try:
-        figure.savefig(path)
-    except (OSError, ValueError) as error:
-        raise ExportError(f"the picture cannot be written to {path}: {error}") from error
+    drawing.write(figure, path)

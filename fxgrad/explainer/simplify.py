@@ -97,12 +97,13 @@ def _expanded(
     shape = node.meta["val"].shape
     sizes: list[Any] = []
     for i, size in enumerate(shape):
-        if not is_concrete_int(size):
-            owner = next((n for n in (zero, *sized) if _has(n, i, size)), None)
-            if owner is None:
-                return None
-            size = graph.call_function(aten.sym_size.int, (owner, i))
-        sizes.append(size)
+        if is_concrete_int(size):
+            sizes.append(int(size))
+            continue
+        owner = next((n for n in (zero, *sized) if _has(n, i, size)), None)
+        if owner is None:
+            return None
+        sizes.append(graph.call_function(aten.sym_size.int, (owner, i)))
     if axis == 1:
         bias = graph.call_function(aten.view.default, (bias, [-1] + [1] * (len(sizes) - 2)))
     expanded = graph.call_function(aten.expand.default, (bias, sizes))

@@ -23,11 +23,13 @@ from fxgrad.capture.higher_order import closed_call
 from fxgrad.capture.tracing import without_fast_path
 from fxgrad.errors import ExportError, FxgradError, one_line
 from fxgrad.explainer.compute import Explanation, identifier
+from fxgrad.explainer.merge import merge
 from fxgrad.explainer.plain import with_plain_ops
-from fxgrad.explainer.settings import Settings
+from fxgrad.explainer.settings import OF_BLOCKS, Settings
 from fxgrad.explainer.simplify import simplify
 from fxgrad.graph.nodes import placeholders_of
 from fxgrad.graph.places import Place, place_of
+from fxgrad.graph.sizes import sizes_of
 from fxgrad.module.converted import ConvertedModule
 
 FARTHEST = 4096
@@ -55,7 +57,7 @@ class Traced:
 
 
 def trace(
-    converted: ConvertedModule,
+    policies: Mapping[str, ConvertedModule],
     leaves: Sequence[Any],
     settings: Settings,
     decompositions: Mapping[Any, Callable[..., Any]] | None = None,
@@ -65,7 +67,8 @@ def trace(
     """Trace forward and attribution into one program.
 
     Args:
-        converted: what `fxgrad.convert` returned.
+        policies: name -> the same converted module under a policy. Where there are several, the outputs of each but
+            the logits have its name at the end.
         leaves: its flattened inputs; only sizes and dtypes matter.
         settings: what the explainer computes.
         decompositions: ATen op -> a function with the same signature to trace instead.
@@ -77,16 +80,16 @@ def trace(
     Raises:
         ExportError: no output is logits, or tracing failed.
     """
+    converted = next(iter(policies.values()))
     if call := closed_call(converted.graph):
         raise ExportError(f"{call} decides by data which program to run, so forward and attribution are not one graph.")
     sizes = _Sizes(converted, leaves)
-    if batch_only:
+    if batch_only or settings.method in OF_BLOCKS:
         sizes.fix(sizes.free_lengths())
-    explanation = Explanation(with_plain_ops(converted), settings)
+    explained = {name: Explanation(with_plain_ops(own), settings, leaves) for name, own in policies.items()}
     while True:
         try:
-            traced = _attempt(converted, explanation, sizes, decompositions or {})
-            lost = sizes.lost(traced.program)
+            traced, lost = _attempt(converted, explained, sizes, decompositions or {})
             if not lost:
                 return traced
             error: Exception | None = None
@@ -108,12 +111,13 @@ def trace(
 
 def _attempt(
     converted: ConvertedModule,
-    explanation: Explanation,
+    explained: Mapping[str, Explanation],
     sizes: _Sizes,
     decompositions: Mapping[Any, Callable[..., Any]],
-) -> Traced:
-    """The traced explainer, for these free sizes."""
-    settings, rank = explanation.settings, explanation.rank
+) -> tuple[Traced, set[str]]:
+    """The traced explainer, for these free sizes, and the names of those that torch took for constants."""
+    first = next(iter(explained.values()))
+    settings, rank = first.settings, first.rank
     examples = {name: sizes.example(name, tensor) for name, tensor in sizes.tensors.items()}
     batch, axis = sizes.batch(examples)
     shape = [n for n in (batch, settings.targets, rank if rank > 1 else None) if n is not None]
@@ -123,14 +127,20 @@ def _attempt(
 
     def explain(state: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
         given = {f"converted.{path}": t for path, t in zip(converted.classified.captured.state, state)}
-        outputs: dict[str, Tensor] = torch.func.functional_call(explanation, given, (inputs,))
+        outputs: dict[str, Tensor] = {}
+        for policy, explanation in explained.items():
+            for name, value in torch.func.functional_call(explanation, given, (inputs,)).items():
+                own = name if name == "logits" or len(explained) == 1 else f"{name}_{policy}"
+                outputs.setdefault(own, value)
         names[:] = list(outputs)
         return list(outputs.values())
 
-    graph = _traced(explain, converted.state, examples, axes, decompositions)
+    graph, echo = _traced(explain, converted.state, examples, axes, decompositions)
     simplify(graph.graph)
+    merge(graph.graph)
     program, places = _exported(graph, converted, examples, axes)
-    return Traced(program, places, tuple(examples), tuple(names), axes, sizes.fixed)
+    traced = Traced(program, places, tuple(examples), tuple(names), axes, sizes.fixed)
+    return traced, sizes.lost(echo) | sizes.lost(program)
 
 
 class _Sizes:
@@ -168,7 +178,8 @@ class _Sizes:
     def _choose(self) -> None:
         """Choose a size for every name. Tracing takes equal sizes for the same axis, and small sizes for constants."""
         self.sizes = {}
-        taken = {0, 1, 2, 3, 4, *(size for tensor in self.tensors.values() for size in tensor.shape[1:])}
+        fixed = {size for node in self.captured.graph.nodes for size in sizes_of(node) if isinstance(size, int)}
+        taken = {0, 1, 2, 3, 4, *fixed, *(size for tensor in self.tensors.values() for size in tensor.shape[1:])}
         for own, ((at, axis), *_) in self.places.items():
             start = self.leaves[at].shape[axis]
             candidates = [*range(start, start + FARTHEST), *range(start, 4, -1)]
@@ -231,8 +242,8 @@ def _traced(
     examples: Mapping[str, Tensor],
     axes: Mapping[str, Mapping[int, str]],
     decompositions: Mapping[Any, Callable[..., Any]],
-) -> fx.GraphModule:
-    """The graph of a function of the state and the inputs, with symbols for dynamic sizes."""
+) -> tuple[fx.GraphModule, ExportedProgram]:
+    """The graph of a function of the state and the inputs, with symbols for dynamic sizes; a program of these sizes."""
     # torch.export makes fake tensors with symbolic sizes. Symbolic tracing uses these, and decomposes ops in Python
     # that would specialize sizes in C++.
     program = torch.export.export(_Echo(), tuple(examples.values()), strict=False, dynamic_shapes=(_shapes(axes),))
@@ -240,7 +251,7 @@ def _traced(
     mode = inputs[0].fake_mode
     tensors = [mode.from_tensor(tensor.detach(), static_shapes=True) for tensor in state]
     with without_fast_path(), mode, fx_traceback.preserve_node_meta():
-        return make_fx(explain, dict(decompositions), tracing_mode="symbolic")(tensors, inputs)
+        return make_fx(explain, dict(decompositions), tracing_mode="symbolic")(tensors, inputs), program
 
 
 class _Echo(nn.Module):

@@ -112,7 +112,7 @@ def tokentm(problem: Problem) -> Map:
         if c is None:
             c = torch.diag_embed(h.norm(dim=2))
         values = [found.values[a.value] for a in block.attentions]
-        side_by_side = torch.cat([_heads(v, len(h)).transpose(1, 2).flatten(2) for v in values], 2)
+        side_by_side = torch.cat([_heads(v, h.shape[0]).transpose(1, 2).flatten(2) for v in values], 2)
         stream, branch = (_rows(problem, found, name) for name in _branch(block))
         c = c + next(relevant) @ (_transformed(problem, block, h, side_by_side)[:, :, None] * c)
         c = c + _transformed(problem, block, stream, branch)[:, :, None] * c
@@ -214,7 +214,7 @@ def _rows(problem: Problem, found: Contributions, name: str) -> Tensor:
     where = layout(value, problem.nodes[name], problem.anatomy, problem.batch)
     if where is not None:
         return where.rows(value)
-    if value.dim() != 3 or len(value) != problem.batch:
+    if value.dim() != 3 or value.shape[0] != problem.batch:
         raise InputError(
             f"tokentm compares tokens with their values, and in {name!r} of shape {tuple(value.shape)} there are no "
             "tokens of each example. Use genatt, which looks at attention only."

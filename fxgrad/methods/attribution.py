@@ -171,37 +171,60 @@ class Attribution:
         self,
         path: str | Path | IO[bytes] | None = None,
         *,
-        picture: Tensor | None = None,
+        picture: Any = None,
+        window: tuple[float, float, float, float] | None = None,
         example: int = 0,
         clip: float | None = 0.99,
+        scale: float | None = None,
         title: str = "",
+        cmap: Any = None,
+        colorbar: bool = True,
+        size: float = 4.2,
+        ax: Any = None,
     ) -> Any:
         """Draw one example: red speaks for the target, blue against it, on a symmetric scale.
 
         Args:
             path: path of a file to write (.png, .svg, .pdf), or an open file for a PNG; None writes none.
-            picture: drawn beneath the attribution, in [0, 1], (C, H, W).
+            picture: drawn beneath the attribution: a PIL image, or a tensor (C, H, W) in [0, 1].
+            window: left, top, right and bottom edge of the model's input in the picture, in the picture's pixels; by
+                default the whole picture.
             example: index in the batch.
             clip: the quantile of |attribution| from which the colour is full, such as 0.99; None: the maximum.
+            scale: the value from which the colour is full, in place of that quantile: one for all that is compared.
             title: title above the picture.
+            cmap: a colormap of matplotlib or its name, from the lowest to the highest value; by default red and blue.
+            colorbar: beside the picture, with numbers.
+            size: width of the figure in inches.
+            ax: axes of matplotlib to draw on, in place of a figure of its own.
 
         Returns:
-            The matplotlib figure.
+            The matplotlib figure, which a notebook shows; or `ax`.
 
         Raises:
-            InputError: the input is no picture, there is no such example, or the file cannot be written.
+            InputError: the input is no picture, there is no such example or colormap, the picture does not fit, or the
+                file cannot be written.
         """
         from fxgrad.methods import drawing
+        from fxgrad.methods.photo import photo
+        from fxgrad.methods.words import method_in_words, policy_in_words
 
         self._has(example)
-        size, error = self.anatomy.size, self.completeness_error
-        if size is None or len(size) != 2:
+        height_width, error = self.anatomy.size, self.completeness_error
+        if height_width is None or len(height_width) != 2:
             raise InputError("the input is no picture: show a text's tokens by .text(words); .map has the numbers.")
         values = (self.map if self.of_pixels else self.patches)[example].detach().float().cpu()
         complete = "" if error is None else f", completeness error {error:#.2g}"
         title = title or f"{self.label}: {float(self.output[example]):.3g}"
-        caption = f"{self.method}, {self.rules}{complete}"
-        return drawing.single(values, size, path, picture=picture, clip=clip, title=title, caption=caption)
+        shown = None if picture is None else photo(picture, height_width, window)
+        axes = drawing.alone(shown, height_width, size) if ax is None else ax
+        drawing.panel(axes, values, height_width, picture=shown, clip=clip, scale=scale, cmap=cmap, colorbar=colorbar)
+        axes.set_title(title, loc="left", fontsize=10, parse_math=False)
+        caption = f"{method_in_words(self.method)}, {policy_in_words(self.rules)}{complete}"
+        axes.set_xlabel(caption, loc="left", fontsize=9, parse_math=False)
+        if path is not None:
+            drawing.write(axes.figure, path)
+        return axes.figure if ax is None else ax
 
     def text(self, words: Sequence[str], example: int = 0, clip: float | None = None) -> Text:
         """Coloured tokens: for the terminal (rich), a notebook, or as HTML.
@@ -263,6 +286,18 @@ class Attribution:
 
     def __repr__(self) -> str:
         return str(self)
+
+    def _repr_mimebundle_(self, **_: Any) -> dict[str, Any]:
+        """For notebooks: the first example's picture, or its tokens by number; text alone where it has neither."""
+        of = f", the first of {len(self.map)}" if len(self.map) > 1 else ""
+        try:
+            if self.anatomy.size is not None and len(self.anatomy.size) == 2:
+                title = f"{self.label}: {float(self.output[0]):.3g}{of}"
+                return {"text/plain": str(self), "image/png": self.plot(title=title)._repr_png_()}
+            words = [str(i) for i in range(self.tokens.shape[1])]
+            return {"text/plain": str(self), "text/html": self.text(words).html()}
+        except InputError:
+            return {"text/plain": str(self)}
 
     def _has(self, example: int) -> None:
         if not -len(self.map) <= example < len(self.map):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import operator
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Union
 
@@ -11,6 +12,9 @@ from fxgrad.errors import InputError
 
 Names = Union[Sequence[str], Mapping[int, str], Mapping[str, int], Any]
 """All forms of the names: one per logit in order, index -> name, name -> index, or a tokenizer with `get_vocab()`."""
+MOST = 12
+"""The most names that a message offers."""
+_WORD = re.compile(r"[^\W_]+")
 SPACES = ("Ġ", "▁")
 """How the vocabularies of tokenizers write a space ahead of a word."""
 
@@ -77,8 +81,9 @@ def resolve(target: int | str, count: int, names: Sequence[str] | None = None) -
     wanted = target.strip().lower()
     known: dict[str, list[int]] = {}
     for index, name in enumerate(names[:count]):
-        for synonym in {name.lower(), *(part.strip().lower() for part in name.split(","))} - {""}:
-            known.setdefault(synonym, []).append(index)
+        for synonym in dict.fromkeys((*(part.strip().lower() for part in name.split(",")), name.strip().lower())):
+            if synonym:
+                known.setdefault(synonym, []).append(index)
     matches = known.get(wanted, [])
     if len(matches) == 1:
         return matches[0]
@@ -128,5 +133,14 @@ def token_id(token: str, count: int, names: Sequence[str] | None) -> int:
 
 
 def _close(wanted: str, known: Mapping[str, Any]) -> str:
-    close = difflib.get_close_matches(wanted, known, 5) or [name for name in known if wanted in name][:5]
-    return "; ".join(close) or "none"
+    """Names that may be meant: those with all of its words in them, one per class; else those written alike."""
+    words = _WORD.findall(wanted.lower())
+    having: dict[str, str] = {}  # a class -> the first of its names
+    for name, classes in known.items():
+        if words and set(words) <= set(_WORD.findall(name.lower())):
+            having.setdefault(str(classes), name)
+    # A tiger cat is a cat, a cat bear is none.
+    found = sorted(having.values(), key=lambda name: _WORD.findall(name.lower())[-1] != words[-1])
+    found = found or difflib.get_close_matches(wanted, known, 5) or [name for name in known if wanted in name][:5]
+    more = f"; and {len(found) - MOST} more" if len(found) > MOST else ""
+    return "; ".join(found[:MOST]) + more or "none"

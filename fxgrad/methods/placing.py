@@ -69,7 +69,7 @@ def layout(value: Tensor, node: fx.Node, anatomy: Anatomy, batch: int) -> Layout
         found = _of_atoms(value, node, anatomy, batch)
         if found is not None or anatomy.tokens is not None:
             return found
-    if anatomy.grid is None or value.dim() != len(anatomy.grid) + 2 or (examples != (0, 1, 1) and len(value) != 1):
+    if anatomy.grid is None or value.dim() != len(anatomy.grid) + 2 or (examples != (0, 1, 1) and value.shape[0] != 1):
         return None
     axes = spatial_axes(node)
     return Layout(tuple(value.shape), 0, axes, 0, tuple(value.shape[axis] for axis in axes))

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from fxgrad.data.factory import load_object
+from fxgrad.data.models import load_model
+from fxgrad.data.specs import SOURCES, wanted_of
 from fxgrad.errors import InputError, one_line
 from fxgrad.zoo.case import Built, Case, Limits
 from fxgrad.zoo.packages import PACKAGES, cases, missing
@@ -56,9 +58,10 @@ def named(spec: str, limits: Limits = DEFAULT) -> Case:
     """The case of one model.
 
     Args:
-        spec: `timm:NAME`, `torchvision:NAME`, `transformers:NAME`, or `module.path:factory`: called without
-            arguments, it returns (model, args, kwargs). The module is looked for in the current directory
-            and on sys.path.
+        spec: `timm:NAME`, `torchvision:NAME`, `transformers:NAME`; `hf:NAME` and `open_clip:NAME` as for
+            `fxgrad.data.models.load_model`; any of these with arguments, as in `timm:NAME?img_size=64`; or
+            `module.path:factory`, which returns (model, args, kwargs). The module is looked for in the current
+            directory and on sys.path.
         limits: see `Limits`.
 
     Raises:
@@ -71,6 +74,8 @@ def named(spec: str, limits: Limits = DEFAULT) -> Case:
     package, _, name = spec.partition(":")
     if not package or not name:
         raise InputError(f"a model is PACKAGE:NAME, as in timm:resnet18; {spec!r} is not.")
+    if package in SOURCES and ("?" in spec or package not in _FINDERS):
+        return Case(spec, package, partial(_from_source, spec))
     if package not in _FINDERS and package not in PACKAGES:
         return Case(spec, package, partial(_from_factory, spec, os.getcwd()))
     find = _FINDERS.get(package) or partial(_find_in_package, package)
@@ -236,8 +241,15 @@ def _find_in_package(package: str, name: str, limits: Limits) -> Iterator[Case]:
     yield from cases(PACKAGES[package])
 
 
+def _from_source(spec: str) -> Built:
+    loaded = load_model(spec)
+    return Built(loaded.model, (loaded.example(),), {})
+
+
 def _from_factory(spec: str, directory: str) -> Built:
-    model, args, kwargs = load_object(spec, call=True, directory=directory)[1]
+    wanted = wanted_of(spec)
+    path = f"{wanted.source}:{wanted.name}"
+    model, args, kwargs = load_object(path, call=True, directory=directory, options=wanted.options)[1]
     return Built(model, args, kwargs)
 
 

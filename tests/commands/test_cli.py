@@ -22,7 +22,7 @@ from PIL import Image
 import fxgrad
 from fxgrad import installed
 from fxgrad.commands import cli, terminal
-from fxgrad.data import models
+from fxgrad.data import models, reach
 from fxgrad.explainer.run import OnnxExplainer
 
 ROOT = Path(__file__).parents[2]
@@ -75,15 +75,16 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def run(*arguments: str) -> Result:
     """The command line, as it is called; nothing but an exit may come out of it."""
-    result = CliRunner().invoke(cli.main, list(arguments))
+    result = CliRunner(env={"COLUMNS": "80"}).invoke(cli.main, list(arguments))
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
     return result
 
 
 def succeed(*arguments: str) -> str:
+    """What a command prints; it always fits 80 columns."""
     result = run(*arguments)
     assert result.exit_code == 0, result.output
-    assert result.stderr == ""
+    assert result.stderr == "" and max(map(len, result.stdout.splitlines())) <= 80
     return result.stdout
 
 
@@ -140,7 +141,9 @@ def test_check_that_fails_exits_with_1() -> None:
 
 
 def test_check_of_a_timm_model() -> None:
-    assert "timm:test_vit: random weights, input 3 x 160 x 160" in succeed("check", "timm:test_vit", "--batch", "1")
+    assert "timm:test_vit: random weights (seed 0), input 3 x 160 x 160" in succeed(
+        "check", "timm:test_vit", "--batch", "1"
+    )
 
 
 def test_rules_of_ones_own(here: Path) -> None:
@@ -157,7 +160,7 @@ def test_explain(here: Path) -> None:
     assert "wrote bee.png" in text and "wrote bee.html" in text
     assert (here / "bee.png").read_bytes().startswith(b"\x89PNG")
     page = (here / "bee.html").read_text("utf-8")
-    assert "data:image/png;base64," in page and "Check of libragrad" in page and "hold_scale" in page
+    assert "data:image/jpeg;base64," in page and "Check of libragrad" in page and "hold_scale" in page
 
 
 def test_explain_the_largest_logit_by_default(here: Path) -> None:
@@ -210,13 +213,31 @@ def test_export_and_run(here: Path) -> None:
     assert "cannot be written" in refuse("run", "net.onnx", "cat.png", "-o", "absent/a.png")
 
 
+def test_export_of_several_policies_with_rounded_weights(here: Path) -> None:
+    wanted = "outputs logits, attribution_libragrad, attribution_gradient wrote net.onnx"
+    options = "--policies", "libragrad,gradient", "--weights", "float16", "--option", "channels=None"
+    said = succeed("export", "my_nets:net", "-o", "net.onnx", "--no-completeness", *options)
+    assert wanted in " ".join(said.split())
+    explainer = OnnxExplainer(here / "net.onnx")
+    picture = Image.open(here / "cat.png")
+    libra, plain = (explainer.explain(picture, 1, policy) for policy in explainer.policies)
+    assert libra.attribution.ndim == 3 and not (libra.attribution == plain.attribution).all()
+
+
 def test_export_refuses_what_it_cannot() -> None:
     assert "net.txt must end in one of .onnx, .pt2, .aoti" in refuse("export", "my_nets:net", "-o", "net.txt")
-    assert "no ONNX file that onnxruntime can load" in refuse("run", "my_nets.py", "cat.png")
+    assert "my_nets.py is no explainer in ONNX; it is a text file" in refuse("run", "my_nets.py", "cat.png")
+    for option, said in (
+        (["--method", "genatt"], "genatt needs attention, and none of the model's 3 blocks"),
+        (["--option", "at='tokens'"], "--option at=... cannot be chosen for a file"),
+        (["--policies", "libragrad,libra"], "libra"),
+        (["--weights", "int8", "--dtype", "float64"], "weights='int8' is for models in float32"),
+    ):
+        assert said in refuse("export", "my_nets:net", "-o", "net.onnx", *option)
 
 
 def test_a_model_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "'resnet18' is neither" in refuse("convert", "resnet18")
+    assert "'resnet18' is none of these" in refuse("convert", "resnet18")
     assert "timm has no model 'resnet19'" in refuse("check", "timm:resnet19")
     assert "--input-size C H W" in refuse("convert", "my_nets:Odd")
 
@@ -224,7 +245,7 @@ def test_a_model_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("name or service not known")
 
     monkeypatch.setattr(timm, "create_model", unreachable)
-    monkeypatch.setattr(models, "hub_reachable", lambda: False)
+    monkeypatch.setattr(reach, "hub_reachable", lambda: False)
     message = refuse("convert", "timm:test_vit", "--pretrained")
     assert "out of reach" in message and "leave out --pretrained for random weights" in message
 

@@ -12,7 +12,9 @@ import torch
 from PIL import Image
 
 import fxgrad
+from fxgrad.data import reach
 from fxgrad.data.models import load_model
+from fxgrad.data.open_clip_models import twin_of
 from fxgrad.errors import CaptureError
 
 open_clip = pytest.importorskip("open_clip")
@@ -43,8 +45,13 @@ def test_a_prompted_model_is_open_clip_s_cosine_with_the_texts(tiny: str) -> Non
         assert torch.allclose(prompted.model(x), scale * picture @ words.T, atol=1e-5)
         assert loaded.model(x).shape == (1, 12)
     assert prompted.class_names == texts and prompted.model.num_classes == 3
+    prompted.refuse_without_prompts()
     with pytest.raises(CaptureError, match="a CLIP classifies by texts: give at least one --prompt"):
         loaded.prompted()
+    with pytest.raises(
+        CaptureError, match="open_clip:Tiny-8 classifies by texts, and gives embeddings without: give at"
+    ):
+        loaded.refuse_without_prompts()
 
 
 def test_it_is_balanced_and_has_tokens(tiny: str) -> None:
@@ -54,6 +61,82 @@ def test_it_is_balanced_and_has_tokens(tiny: str) -> None:
     assert torch.equal(libra(x), prompted.model(x))
     found = fxgrad.attribute(libra, (x,), target=1, method="input_x_gradient", at="tokens")
     assert found.patches.shape == (2, 4, 4) and found.completeness_error < 1e-3  # type: ignore[operator]
+
+
+def test_both_towers_are_captured_and_complete(tiny: str) -> None:
+    """Words and pixels share one logit; the lengths of both embeddings are held."""
+    loaded = load_model(tiny, dtype=torch.float64)
+    x, ids = loaded.example(1), loaded.model.tokenizer(["a zebra"])  # type: ignore[operator]
+    libra = fxgrad.convert(loaded.model, (x, ids))
+    with torch.no_grad():
+        picture, words, scale = loaded.model.clip(x, ids)[:3]  # type: ignore[operator]
+        assert torch.allclose(libra(x, ids), scale * picture @ words.T)
+    report = fxgrad.check(libra, (x, ids), original=loaded.model)
+    assert report.passed and report.completeness_error < 1e-10
+    found = fxgrad.attribute(libra, (x, ids), target=0)
+    assert {name: tuple(map.shape) for name, map in found.maps.items()} == {
+        "image": (1, 32, 32),
+        "clip.token_embedding": (1, 1, 16),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "pretrained", "spec"),
+    [
+        ("vit_base_patch16_clip_224", False, "ViT-B-16"),
+        ("vit_base_patch16_clip_quickgelu_224", False, "ViT-B-16-quickgelu"),
+        ("vit_base_patch16_clip_224.openai", True, "ViT-B-16-quickgelu@openai"),
+        ("vit_base_patch16_clip_224.laion2b", True, "ViT-B-16@laion2b_s34b_b88k"),
+        ("vit_base_patch16_siglip_224.webli", True, "ViT-B-16-SigLIP@webli"),
+        ("vit_base_patch16_siglip_224.v2_webli", True, "ViT-B-16-SigLIP2@webli"),
+        ("eva02_large_patch14_clip_336", True, "EVA02-L-14-336@merged2b_s6b_b61k"),
+    ],
+)
+def test_timm_s_picture_towers_have_a_twin_with_texts(name: str, pretrained: bool, spec: str) -> None:
+    assert twin_of(name, pretrained) == f"open_clip:{spec}"
+
+
+def test_a_tower_of_timm_takes_prompts(tiny: str, tmp_path: Path) -> None:
+    """The witness: what open_clip's own model says, with weights of the same seed."""
+    vision = {"image_size": 160, "timm_model_name": "test_vit", "timm_pool": "", "timm_proj": "linear"}
+    config = {"embed_dim": 12, "vision_cfg": vision, "text_cfg": TEXT, "custom_text": True}
+    (tmp_path / "Small-16.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "Small-16.json")
+    prompted = load_model("timm:test_vit", seed=3).prompted("a dog", "a cat")
+    assert (prompted.name, prompted.described_weights) == ("open_clip:Small-16", "random weights (seed 3)")
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(3)
+        clip = open_clip.create_model("Small-16").eval()
+        x = prompted.preprocess(Image.effect_noise((300, 200), 90))
+        picture, words, scale = clip(x, open_clip.get_tokenizer("Small-16")(["a dog", "a cat"]))[:3]
+        assert torch.allclose(prompted.model(x), scale * picture @ words.T, atol=1e-4)
+
+
+def test_a_tokenizer_on_the_hub_is_asked_for_when_there_are_texts(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"embed_dim": 12, "vision_cfg": VISION, "text_cfg": {**TEXT, "hf_tokenizer_name": "nobody/nothing"}}
+    (tmp_path / "Far-8.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "Far-8.json")
+    monkeypatch.setattr(reach, "hub_reachable", lambda: False)
+    loaded = load_model("open_clip:Far-8")
+    assert loaded.model(loaded.example(1)).shape == (1, 12)
+    with pytest.raises(
+        CaptureError, match=r"the tokenizer of open_clip:Far-8 cannot be had: .* out of reach"
+    ) as raised:
+        loaded.prompted("a dog")
+    assert "\n" not in str(raised.value)
+
+
+def test_towers_without_texts() -> None:
+    with pytest.raises(
+        CaptureError, match=r"no text tower for timm:vit_base_patch32_clip_224\.tin; it has weights for"
+    ):
+        twin_of("vit_base_patch32_clip_224.tin", True)
+    with pytest.raises(
+        CaptureError, match=r"timm:test_vit knows no prompts\. A CLIP does, as open_clip:NAME or hf:NAME"
+    ):
+        load_model("timm:test_vit").prompted("a dog")
 
 
 def test_weights_come_from_a_checkpoint_of_open_clip_s_model(tiny: str, tmp_path: Path) -> None:
@@ -112,7 +195,7 @@ def test_the_paper_s_models_have_these_names() -> None:
         ),
         ("open_clip:Tiny-8@gold", {}, "open_clip has no weights 'gold' of Tiny-8; it has none"),
         ("open_clip:ViT-B-32@gold", {}, "open_clip has no weights 'gold' of ViT-B-32; it has openai, "),
-        ("open_clip:Tiny-8", {"pretrained": True}, "The weights of an open_clip model are its tag: NAME@TAG"),
+        ("open_clip:Tiny-8", {"pretrained": True}, "the weights of an open_clip model are its tag: NAME@TAG"),
         ("open_clip:local-dir:/absent", {}, "open_clip:local-dir:/absent cannot be had: "),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import email.message
 import sys
 import urllib.error
@@ -18,7 +19,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from fxgrad.data import models
+from fxgrad.data import reach
 from fxgrad.data.models import load_model, randomize
 from fxgrad.errors import CaptureError, InputError
 
@@ -120,8 +121,8 @@ def test_channels_that_no_picture_has(here: Path) -> None:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("resnet18", "timm:NAME, as in timm:resnet18, or module.path:factory; 'resnet18' is neither"),
-        ("timm:", "is neither"),
+        ("resnet18", r"open_clip:NAME, or module.path:factory, .* 'resnet18' is none of these\. Try timm:resnet18, or"),
+        ("timm:", "'timm:' is none of these.$"),
         ("timm:resnet19", r"timm has no model 'resnet19'\. Close to it: resnet1"),
         ("timm:zzzzqqqq", r"no model 'zzzzqqqq'\. timm\.list_models\(\) has all"),
         ("no.such.module:f", "no.such.module:f cannot be imported .* ModuleNotFoundError: No module named 'no'"),
@@ -155,7 +156,7 @@ def test_hub_out_of_reach_is_one_line_that_names_the_way_out(monkeypatch: pytest
         raise OSError("no such repository\nmore lines")
 
     before = huggingface_hub.constants.HF_HUB_OFFLINE
-    monkeypatch.setattr(models, "hub_reachable", lambda: reachable)
+    monkeypatch.setattr(reach, "hub_reachable", lambda: reachable)
     monkeypatch.setattr(timm, "create_model", refuse)
     cause = "no such repository" if reachable else "out of reach"
     with pytest.raises(CaptureError, match=f"{cause}.*leave out --pretrained .*--checkpoint FILE") as raised:
@@ -174,10 +175,10 @@ def test_one_question_to_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
         return urlopen
 
     monkeypatch.setattr("urllib.request.urlopen", answer(urllib.error.URLError("no route")))
-    assert not models.hub_reachable()
+    assert not reach.hub_reachable()
     forbidden = urllib.error.HTTPError("https://hub", 403, "forbidden", email.message.Message(), None)
     monkeypatch.setattr("urllib.request.urlopen", answer(forbidden))
-    assert models.hub_reachable()
+    assert reach.hub_reachable()
 
 
 def test_without_timm_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -209,8 +210,15 @@ def test_a_head_of_one_logit_and_a_backbone_s_checkpoint(suffix: str, packed: An
     loaded = load_model("timm:test_vit", checkpoint=f"w{suffix}", strip_prefix="backbone.", num_classes=1)
     assert all(torch.equal(loaded.model.state_dict()[key], value) for key, value in wanted.items())
     assert loaded.model(loaded.example(3)).shape == (3, 1) and loaded.class_names is None
-    for options in ({"pretrained": True}, {"spec": "my_factories:described"}):
-        with pytest.raises(CaptureError, match="--num-classes is for timm models whose head's weights are random or a"):
+    for options, message in (
+        (
+            {"pretrained": True},
+            "has a head that no pretrained weights are for. Leave out --pretrained, or give all weights",
+        ),
+        ({"spec": "my_factories:described"}, r"a factory takes arguments: my_factories:described\?num_classes=1"),
+        ({"spec": "timm:test_vit?num_classes=1"}, "has num_classes already. Leave out --num-classes"),
+    ):
+        with pytest.raises(CaptureError, match=message):
             load_model(**{"spec": "timm:test_vit", "num_classes": 1, **options})
 
 
@@ -223,6 +231,9 @@ def test_checkpoints_that_do_not_fit(here: Path) -> None:
     fail("absent.safetensors", "absent.safetensors cannot be read as safetensors: .*No such file")
     torch.save({"1.weight": torch.rand(3, 48), "of": Path}, "pickle.pt")
     fail("pickle.pt", "pickle.pt cannot be read by torch.load with weights_only=True: .* save model.state_dict")
+    torch.save({"state_dict": {}, "hyper_parameters": argparse.Namespace()}, "lightning.ckpt")
+    fail("lightning.ckpt", r"weights_only=True: it has an object of argparse.Namespace\. Objects other than tensors")
+    fail("my_factories.py", r"weights_only=True: it is not what torch.save writes\. Objects other than tensors")
     torch.save({"epoch": 3, "weights": {}}, "trainer.ckpt")
     fail("trainer.ckpt", "trainer.ckpt holds no state_dict, a dict of tensors, at its top or as 'state_dict'")
     torch.save({"net.1.weight": torch.rand(3, 48), "net.1.bias": torch.rand(3)}, "behind.pth")

@@ -289,7 +289,8 @@ def test_plots(method: str, model: tuple, tmp_path: Path) -> None:  # type: igno
     assert "<svg" in (tmp_path / "a.svg").read_text("utf-8")
     axes = figure.axes[0]
     assert axes.get_title(loc="left").startswith("class 1: ")
-    assert f"{method}, libragrad, completeness error" in axes.get_xaxis().get_label().get_text()
+    words = {"input_x_gradient": "Input × Gradient", "fullgrad_plus": "FullGrad+"}[method]  # noqa: RUF001
+    assert f"{words}, LibraGrad, completeness error" in axes.get_xaxis().get_label().get_text()
     strength = axes.images[-1].get_alpha()
     values = (found.map if found.of_pixels else found.patches)[1].abs()
     wanted = (values / values.float().quantile(0.99)).clamp(max=1)

@@ -141,7 +141,9 @@ def test_reports_print_and_serialise(net: nn.Module) -> None:
     rows = json.loads(report.to_json())
     assert list(rows[0]) == ["node", "op", "kind", "roles", "rule", "reason", "module_path", "source_line"]
     assert report.to_json() == fxgrad.convert(net, (torch.randn(5, 4).double(),)).report.to_json()
-    assert report._repr_html_().count("<tr>") == len(report) + 1
+    short, _, rest = report._repr_html_().rpartition("<details>")
+    assert short.count("<tr>") == len(report.summary()) + 1  # the summary is shown, every node folded
+    assert rest.count("<tr>") == len(report) + 1 and f"<summary>All {len(report)} nodes</summary>" in rest
     checked = fxgrad.check(libra)
     text = str(checked)
     assert text.startswith("passed: forward identical") and "Ledger, least balanced first" in text

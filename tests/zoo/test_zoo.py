@@ -477,3 +477,19 @@ def test_workers_end_with_their_parent(tmp_path: Path) -> None:
     process.kill()
     process.wait(timeout=30)
     assert process.returncode != 0 and not psutil.wait_procs(children, timeout=30)[1]
+
+
+def test_models_by_source_and_with_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "triples.py").write_text(
+        "import torch\n\ndef line(width=3):\n    return torch.nn.Linear(width, 2), (torch.randn(2, width),), {}\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    for spec, shape in (
+        ("timm:test_vit?img_size=64", (2, 3, 64, 64)),
+        ("hf:vit?hidden_size=24&num_hidden_layers=1&num_attention_heads=2&image_size=32", (2, 3, 32, 32)),
+        ("triples:line?width=5", (2, 5)),
+    ):
+        case = suites.named(spec)
+        built = case.build()
+        assert (case.name, built.args[0].shape) == (spec, shape)
+        built.model(*built.args)

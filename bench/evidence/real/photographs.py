@@ -15,7 +15,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from fxgrad import InputError
-from fxgrad.data.pictures import read_image
+from fxgrad.reading import read_image
 
 FOLDERS = {"skimage": "data", "sklearn": "datasets/images", "matplotlib": "mpl-data/sample_data"}
 NAMES = {

@@ -1,4 +1,4 @@
-"""Build the page that explains digits in the browser: `make web`, then serve build/web with any static server.
+"""Build the pages that explain photos and digits in the browser: `make web`, then serve build/web with any server.
 
     python docs/examples/web/build.py [OUT]
 
@@ -21,7 +21,10 @@ from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import CLASS_NAMES, digits_vit
 
 HERE = Path(__file__).parent
-PAGE = ("index.html", "style.css", "app.js")
+PAGE = (
+    *("index.html", "style.css", "app.js", "explainer.js", "pictures.js"),
+    *("digits.html", "digits.css", "digits.js"),
+)
 RUNTIME = ("ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm")
 PATCH = 6
 SHOWN = 12
@@ -47,12 +50,15 @@ def build(out: Path) -> None:
     config = model.pretrained_cfg
     x = torch.zeros(2, *config["input_size"])
     libra = fxgrad.convert(model, (x,))
-    fxgrad.export_explainer(libra, (x,), out / "digits.onnx", pool=PATCH)
+    (mean,), (std,) = config["mean"], config["std"]
+    size = list(config["input_size"])
+    how = {"size": size, "mean": [mean], "std": [std], "interpolation": "bicubic", "crop": None}
+    about = {"model": "the demo's ViT", "preprocessing": how, "class_names": list(CLASS_NAMES)}
+    fxgrad.export_explainer(libra, (x,), out / "digits.onnx", pool=PATCH, metadata=about)
     canvases = [canvas(number) for number in range(SHOWN)]
     samples = [
         {"labels": c.labels, "pixels": (c.image * 255).round().astype(np.uint8).ravel().tolist()} for c in canvases
     ]
-    (mean,), (std,) = config["mean"], config["std"]
     described = {"classes": CLASS_NAMES, "mean": mean, "std": std, "canvases": samples}
     (out / "samples.json").write_text(json.dumps(described), "utf-8")
 

@@ -11,6 +11,7 @@ from click.core import ParameterSource
 
 from fxgrad.commands.options import each_loads, refuse_absent, weight_options
 from fxgrad.commands.parsing import command, output_file
+from fxgrad.commands.printing import document
 from fxgrad.commands.terminal import progress, write
 from fxgrad.data import DATA
 from fxgrad.errors import InputError
@@ -195,7 +196,7 @@ def evaluate(
         runs = read_values(values)
         click.echo(f"wrote {values}", err=out is None)
     if out is None:
-        click.echo("\n".join(pages(runs).values()), nl=False)
+        document("\n".join(pages(runs).values()))
         return
     for name, text in pages(runs, Path(out).stem).items():
         path = Path(out).parent / name if name != f"{Path(out).stem}.md" else Path(out)

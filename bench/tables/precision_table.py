@@ -55,7 +55,7 @@ def random_of(name: str) -> Callable[[], tuple[nn.Module, Callable[[int], Tensor
     return build
 
 
-BUILDS = {"digits ViT, trained": digits, **{f"{name}, random": random_of(name) for name in ("ViT", "ResNet", "Swin")}}
+BUILDS = {"digits ViT, trained": digits, **{f"{name}, random": random_of(name) for name in ("ViT", "ResNet")}}
 """Name in the table -> what builds the model."""
 
 

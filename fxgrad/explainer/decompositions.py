@@ -65,8 +65,10 @@ def _max_pool2d_backward(
     ceil_mode: bool,
     indices: Tensor,
 ) -> Tensor:
-    zeros = grad.new_zeros(*x.shape[:-2], x.shape[-2] * x.shape[-1])
-    return zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2)).reshape(x.shape)
+    # onnxruntime adds no float16 on CPUs.
+    wide = torch.float32 if grad.dtype is torch.float16 else grad.dtype
+    zeros = grad.new_zeros(*x.shape[:-2], x.shape[-2] * x.shape[-1], dtype=wide)
+    return zeros.scatter_add(-1, indices.flatten(-2), grad.flatten(-2).to(wide)).reshape(x.shape).to(grad.dtype)
 
 
 @_of(aten.avg_pool2d_backward.default)

@@ -347,15 +347,22 @@ class Problem:
         """
         apart = self._nothing(found)
         tokens = apart.new_zeros(self.batch, self.anatomy.count + self.anatomy.prefix)
-        for name, parts in found.sources.items():
+        for name in found.sources:
             if name in nodes:
-                for part in parts:
-                    on, off = per_token(part, self.nodes[name], self.anatomy, self.batch, self.example)
-                    tokens, apart = tokens + on, apart + off
+                on, off = self.spread(found, name)
+                tokens, apart = tokens + on, apart + off
         if self.anatomy.class_token is not None and self.anatomy.class_token < tokens.shape[1]:
             tokens[:, self.anatomy.class_token] += apart
             apart = torch.zeros_like(apart)
         return tokens, apart
+
+    def spread(self, found: Contributions, name: str) -> tuple[Tensor, Tensor]:
+        """The contributions of a node's constants: (per token, the rest)."""
+        pairs = [
+            per_token(part, self.nodes[name], self.anatomy, self.batch, self.example) for part in found.sources[name]
+        ]
+        tokens, apart = zip(*pairs)
+        return sum(tokens[1:], tokens[0]), sum(apart[1:], apart[0])
 
     def _nothing(self, found: Contributions) -> Tensor:
         return found.inputs[self.anatomy.input].new_zeros(self.batch)

@@ -46,6 +46,13 @@ def _checked_rules(context: click.Context, option: click.Parameter, value: tuple
     return value
 
 
+def each_loads(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """The callback of an option for several policies: reads each once, so that a wrong one ends the command at once."""
+    for name in value:
+        load(name)
+    return value
+
+
 def weight_options(function: Decorated) -> Decorated:
     """Add the options for a model's weights and input size."""
     return _all(

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from fxgrad.commands.parsing import command
-from fxgrad.commands.printing import columns, say
+from fxgrad.commands.printing import columns, document, say
 from fxgrad.commands.terminal import progress
 from fxgrad.errors import InputError
 from fxgrad.zoo.case import Limits
@@ -70,7 +70,7 @@ def zoo(
       fxgrad zoo --summary timm-families.csv > architectures.md
     """
     if tables:
-        click.echo(page({Path(table).stem: _read(table) for table in tables}), nl=False)
+        document(page({Path(table).stem: _read(table) for table in tables}))
         return
     limits = Limits(max_parameters, image_size)
     cases = [case for name in suites for case in suite(name, limits)] + [named(spec, limits) for spec in models]

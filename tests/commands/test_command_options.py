@@ -58,6 +58,7 @@ def run(*arguments: str) -> Result:
         (["run", "absent.onnx", "cat.png"], "absent.onnx cannot be read: no such file."),
         (["run", "said.py", "cat.png", "-o", "a.bmp"], "a.bmp must end in one of .png, .pdf, .svg: the ending says"),
         (["check", "said:net", "--checkpoint", "absent.pth"], "checkpoint absent.pth cannot be read by torch.load"),
+        (["evaluate", "said:net", "--policy", "nonsense"], "there is no policy 'nonsense'. Shipped: attnlrp, "),
         (["evaluate", "said:net", "--values", "a.csv"], "a.csv must end in one of .npz"),
         (["export", "said:net", "-o", "a.onnx", "--output", "b.onnx"], "--output is given more than once"),
     ],

@@ -190,7 +190,7 @@ def test_what_a_model_lacks_is_noted_with_the_reason(tmp_path: Path) -> None:
 def test_other_settings_or_weights_do_not_mix(tmp_path: Path) -> None:
     plan = replace(evaluated.plan(count=2), methods=("saliency",), policies=("gradient",))
     evaluate(plan, str(tmp_path))
-    with pytest.raises(InputError, match="holds results of another run: settings was "):
+    with pytest.raises(InputError, match=r"another run: settings was {'seed': 0} and is now {'seed': 1}"):
         evaluate(replace(plan, seed=1), str(tmp_path))
     original, evaluated.model = evaluated.model, lambda: evaluated.Tiny()
     try:

@@ -22,6 +22,7 @@ from fxgrad.demo.model import CLASS_NAMES, preprocess
 from fxgrad.demo.models import clip, vit
 from fxgrad.evaluate.methods import POLICY_FREE
 from fxgrad.methods import METHODS, Attribution, drawing
+from fxgrad.methods.words import method_in_words, policy_in_words
 
 CANVAS, COLOURED = 7, 4
 """Numbers of the held-out canvases that are shown."""
@@ -89,7 +90,8 @@ def methods(folder: Path) -> dict[str, str]:
             )
             for axes, found, mask in zip(pair, maps, shown.masks):
                 _map(axes, found, shown, mask)
-            title = method if method in POLICY_FREE else f"{method}, {'plain' if policy == 'gradient' else 'libra'}"
+            words = method_in_words(method)
+            title = words if method in POLICY_FREE else f"{words}, {'plain' if policy == 'gradient' else 'Libra'}"
             pair[0].set_title(title, loc="left", fontsize=7.5)
     drawing.write(figure, folder / "gallery-methods.png")
     return {"digits": " and ".join(CLASS_NAMES[label] for label in shown.labels)}
@@ -107,7 +109,7 @@ def prompts(folder: Path) -> dict[str, str]:
     grid = figure.subplots(len(POLICIES), 1 + len(texts))
     for axes, policy in zip(grid, POLICIES):
         drawing.photograph(axes[0], torch.from_numpy(shown.image))
-        axes[0].set_ylabel("plain" if policy == "gradient" else policy)
+        axes[0].set_ylabel(policy_in_words(policy))
         found = fxgrad.attribute(libra.under(policy), (x,), target=list(range(len(texts))))
         first, second = shown.masks
         for panel, one, text, mask in zip(axes[1:], found, texts, (first, second, first | second, first)):
@@ -134,8 +136,7 @@ def worse(folder: Path) -> dict[str, object]:
     drawing.photograph(photo, torch.from_numpy(canvases[at].image))
     for axes, (policy, one) in zip(panels, found.items()):
         _map(axes, one, canvases[at], canvases[at].masks[which[at]], at)
-        name = "plain" if policy == "gradient" else policy
-        axes.set_title(f"{name}: {float(precision[policy][at]):.2f}", fontsize=9)
+        axes.set_title(f"{policy_in_words(policy)}: {float(precision[policy][at]):.2f}", fontsize=9)
     drawing.write(figure, folder / "gallery-worse.png")
     ours = found["libragrad"]
     assert ours.apart is not None

@@ -9,8 +9,9 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from fxgrad.commands.options import present, weight_options
+from fxgrad.commands.options import each_loads, refuse_absent, weight_options
 from fxgrad.commands.parsing import command, output_file
+from fxgrad.commands.printing import document
 from fxgrad.commands.terminal import progress, write
 from fxgrad.data import DATA
 from fxgrad.errors import InputError
@@ -54,7 +55,14 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @click.option("--mode", metavar="MODE", help="Take only pictures of this mode of Pillow's, such as RGB.")
 @click.option("--prompt", "prompts", multiple=True, metavar="TEXT", help="For CLIP models, one per label. Repeatable.")
 @click.option("--method", "methods", multiple=True, metavar="NAME", help=_METHODS_HELP)
-@click.option("--policy", "policies", multiple=True, metavar="NAME|FILE", help="Repeatable. Default: all presets.")
+@click.option(
+    "--policy",
+    "policies",
+    multiple=True,
+    metavar="NAME|FILE",
+    callback=each_loads,
+    help=f"{', '.join(POLICIES)}; or a file. Repeatable. Default: all of these.",
+)
 @click.option("--target", type=click.Choice(["label", "predicted", "second"]), default="label", show_default=True)
 @click.option(
     "--value",
@@ -100,7 +108,6 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
     type=click.Choice(["cpu", "cuda"]),
     default="cpu",
     show_default=True,
-    callback=present,
     help="With cuda, each process of torchrun takes its own.",
 )
 @click.option("--dtype", type=click.Choice(["float32", "float64", "bfloat16"]), default="float32", show_default=True)
@@ -179,6 +186,7 @@ def evaluate(
                 return
         else:
             plan = Plan(models, **chosen)
+        refuse_absent(plan.device)
         with progress() as watch:
             runs = [measure(plan, stores[0], watch=watch)]
         if os.environ.get("RANK", "0") != "0":
@@ -188,7 +196,7 @@ def evaluate(
         runs = read_values(values)
         click.echo(f"wrote {values}", err=out is None)
     if out is None:
-        click.echo("\n".join(pages(runs).values()), nl=False)
+        document("\n".join(pages(runs).values()))
         return
     for name, text in pages(runs, Path(out).stem).items():
         path = Path(out).parent / name if name != f"{Path(out).stem}.md" else Path(out)

@@ -33,7 +33,10 @@ PAGE_TARGETS = 3
 
 def _listed(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
     """Names that are separated by commas, or given one by one; each once."""
-    return tuple(dict.fromkeys(name.strip() for part in value for name in part.split(",") if name.strip()))
+    found = tuple(dict.fromkeys(name.strip() for part in value for name in part.split(",") if name.strip()))
+    if value and not found:
+        raise InputError(f"{option.opts[0]} names nothing. Give one or more names, separated by commas.")
+    return found
 
 
 def _methods(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
@@ -81,7 +84,7 @@ def _policies(context: click.Context, option: click.Parameter, value: tuple[str,
 @click.option("--html", "html_file", metavar="FILE", callback=output_file(".html"), help="Also write a page.")
 @click.option("--pool", type=click.IntRange(1), help="Sum over blocks of so many pixels. Default: a patch, or 1.")
 @click.option("--scale", type=click.Choice(["panel", "row"]), default="panel", show_default=True, help="One for each.")
-@click.option("--cmap", metavar="NAME", help="A colormap of matplotlib. Default: red for, blue against.")
+@click.option("--cmap", metavar="NAME", help="Of figures: a colormap of matplotlib. Default: red, blue.")
 def explain(
     pictures: tuple[str, ...],
     targets: tuple[str, ...],
@@ -122,6 +125,7 @@ def explain(
     files, given = pictures_in(pictures), method_options(methods, options, seed=which["seed"])
     for file in files:
         readable(file)
+    _spare(files, [output, *([html_file] if html_file else [])])
     loaded = loaded_model(**which)
     loaded = prompted(loaded, prompts)
     targets = tuple(map(str, range(len(prompts)))) or targets
@@ -139,6 +143,13 @@ def explain(
         show(len(files), len(files), "writing")
         written = result.write()
     say("\n".join([heading(loaded), *result.said(), *(f"wrote {path}" for path in written)]))
+
+
+def _spare(files: Sequence[Path], outputs: Sequence[str]) -> None:
+    """Refuse to write over a picture, or beside the pictures, where the next call would take maps for pictures."""
+    for path in map(Path, outputs):
+        if any(path.resolve() in (file.resolve(), file.resolve().parent) for file in files):
+            raise InputError(f"{path} is where the pictures are that are to be explained. Choose another --output.")
 
 
 def _converted(

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxgrad.errors import InputError
 from fxgrad.methods import Attribution, Target, attribute
 from fxgrad.methods.drawing import pool_sum
-from fxgrad.methods.entry import known
+from fxgrad.methods.entry import METHODS, known
 from fxgrad.methods.photo import Photo, photo
 from fxgrad.methods.targets import class_of, scored
 from fxgrad.module.converted import ConvertedModule
@@ -67,6 +67,11 @@ def map_of(found: Attribution, pool: int = 1) -> Tensor:
             "range, such as --dtype float32; fxgrad check names the node where they begin."
         )
     return pool_sum(values, pool) if found.of_pixels and pool > 1 else values
+
+
+def takes_gradient(method: str) -> bool:
+    """Whether a method's map depends on the policy."""
+    return method not in METHODS or known(method).takes_gradient
 
 
 def proof(module: ConvertedModule, x: Tensor, target: Target) -> CheckReport:
@@ -130,7 +135,7 @@ def explain(
     fitted = [scored(target, logits, names) for target in asked]
     found: list[list[Attribution]] = [[] for _ in asked]
     for method in methods:
-        for module in modules if known(method).takes_gradient else modules[:1]:
+        for module in modules if takes_gradient(method) else modules[:1]:
             given: Any = dict((options or {}).get(method, {}))
             several = attribute(module, (x,), target=list(asked), method=method, class_names=names, **given)
             for own, attribution in zip(found, several):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from fxgrad.commands.explanation import Explanation, map_of
+from fxgrad.commands.explanation import Explanation, map_of, takes_gradient
 from fxgrad.errors import InputError
 from fxgrad.methods import Attribution, drawing
 from fxgrad.methods.words import method_in_words, policy_in_words
@@ -31,8 +31,8 @@ class _Row:
 
     @property
     def height(self) -> float:
-        """In inches, for panels that are `_WIDE`."""
-        return _WIDE * self.of.picture.height / self.of.picture.width + 0.55
+        """In inches, for panels that are `_WIDE`; a very tall picture is drawn narrower."""
+        return _WIDE * min(max(self.of.picture.height / self.of.picture.width, 0.25), 1.5) + 0.55
 
 
 _WIDE, _BAR = 2.8, 0.7
@@ -130,18 +130,10 @@ def _map(axes: Any, of: Explanation, found: Attribution, values: Tensor, methods
         style["cell"] = None
     drawing.panel(axes, values, size, picture=of.picture, colorbar=True, **style)
     method, policy = method_in_words(found.method), policy_in_words(found.rules)
-    title = f"{method}, {policy}" if methods else policy
-    if not _takes_gradient(found):
-        title = method
+    title = method if not takes_gradient(found.method) else f"{method}, {policy}" if methods else policy
     axes.set_title(title[:1].upper() + title[1:], loc="left", fontsize=10, parse_math=False)
     if found.completeness_error is not None:
         axes.set_xlabel(f"completeness error {found.completeness_error:#.2g}", loc="left", fontsize=9)
-
-
-def _takes_gradient(found: Attribution) -> bool:
-    from fxgrad.methods.entry import METHODS, known
-
-    return found.method not in METHODS or known(found.method).takes_gradient
 
 
 def _outline(axes: Any, row: _Row) -> None:

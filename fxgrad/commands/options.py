@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import click
 import torch
 
-from fxgrad.commands.parsing import input_file
 from fxgrad.commands.terminal import stage
+from fxgrad.data.hf_texts import TokenIds
 from fxgrad.data.models import LoadedModel, load_model
 from fxgrad.errors import InputError
 from fxgrad.table.loading import load
@@ -21,23 +21,22 @@ from fxgrad.table.loading import load
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 DTYPES = ("float32", "float64", "bfloat16", "float16")
 _RULES_HELP = "A policy's name, or a TOML file of rows or of a policy. Repeatable. Default: libragrad."
-_CHECKPOINT_HELP = "Weights that fit exactly: .safetensors, .ckpt, .pth, .pt."
 _PROMPT_HELP = "For CLIP and SigLIP: a text, which is a class then. Repeatable."
 _OPTION_HELP = "Of the method, such as n_steps=20; or layer=blocks.9, ... Repeatable."
 
 
-def present(context: click.Context, option: click.Parameter, value: str) -> str:
-    """The callback of --device: checks that it is there.
-
-    Raises:
-        InputError: it is not; the message says what is.
-    """
+def refuse_absent(device: str) -> None:
+    """Raise `InputError` if a device is not there; the message says what is."""
     try:
-        torch.empty(0, device=value)
+        torch.empty(0, device=device)
     except (RuntimeError, AssertionError, ImportError) as error:
         there = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
         there += ["mps"] if torch.backends.mps.is_available() else []
-        raise InputError(f"--device {value} is not here; there is {', '.join(there)}.") from error
+        raise InputError(f"--device {device} is not here; there is {', '.join(there)}.") from error
+
+
+def _present(context: click.Context, option: click.Parameter, value: str) -> str:
+    refuse_absent(value)
     return value
 
 
@@ -47,17 +46,19 @@ def _checked_rules(context: click.Context, option: click.Parameter, value: tuple
     return value
 
 
+def each_loads(context: click.Context, option: click.Parameter, value: tuple[str, ...]) -> tuple[str, ...]:
+    """The callback of an option for several policies: reads each once, so that a wrong one ends the command at once."""
+    for name in value:
+        load(name)
+    return value
+
+
 def weight_options(function: Decorated) -> Decorated:
     """Add the options for a model's weights and input size."""
     return _all(
         function,
         click.option("--pretrained", is_flag=True, help="The package's weights; random otherwise."),
-        click.option(
-            "--checkpoint",
-            metavar="FILE",
-            callback=input_file,
-            help="Weights that fit exactly: .safetensors, .ckpt, .pth, .pt.",
-        ),
+        click.option("--checkpoint", metavar="FILE", help="Weights that fit exactly: .safetensors, .ckpt, .pth, .pt."),
         click.option("--strip-prefix", default="", metavar="TEXT", help="Cut off the checkpoint's keys: backbone."),
         click.option("--num-classes", type=click.IntRange(1), help="Size of the head, for a checkpoint."),
         click.option("--input-size", nargs=3, type=click.IntRange(1), metavar="C H W", help="Size of one input."),
@@ -68,7 +69,7 @@ def place_options(function: Decorated) -> Decorated:
     """Add the options --device, --dtype and --seed."""
     return _all(
         function,
-        click.option("--device", default="cpu", show_default=True, callback=present, help="cpu, cuda, cuda:1, mps."),
+        click.option("--device", default="cpu", show_default=True, callback=_present, help="cpu, cuda, cuda:1, mps."),
         click.option("--dtype", type=click.Choice(DTYPES), default="float32", show_default=True, help="Of the model."),
         click.option("--seed", type=int, default=0, show_default=True, help="Of all that is random, weights included."),
     )
@@ -129,4 +130,5 @@ def prompted(loaded: LoadedModel, prompts: Sequence[str]) -> LoadedModel:
 def heading(loaded: LoadedModel, more: str = "") -> str:
     """The first line of a command's output."""
     size = " x ".join(map(str, loaded.preprocess.size))
+    size += " token ids" if isinstance(loaded.preprocess, TokenIds) else ""
     return f"{loaded.name}: {loaded.described_weights}, input {size}{', ' if more else ''}{more}"

@@ -14,9 +14,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from fxgrad.commands.explanation import Explanation, map_of
+from fxgrad.commands.explanation import Explanation, map_of, takes_gradient
 from fxgrad.methods import Attribution
-from fxgrad.methods.entry import METHODS, known
 from fxgrad.methods.photo import Photo
 from fxgrad.methods.words import method_in_words, policy_in_words
 
@@ -67,7 +66,7 @@ def _data(explanations: Sequence[Explanation], pool: int) -> dict[str, Any]:
             {
                 "name": name,
                 "words": method_in_words(name),
-                "gradient": name not in METHODS or known(name).takes_gradient,
+                "gradient": takes_gradient(name),
             }
             for name in dict.fromkeys(one.method for one in found)
         ],

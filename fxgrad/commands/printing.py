@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 from rich.console import Console
+from rich.markdown import Markdown
 from rich.table import Table as RichTable
 from rich.text import Text
 
@@ -32,6 +33,14 @@ def say(text: str, hang: int = 2) -> None:
         indent = " " * (len(line) - len(line.lstrip()) + hang)
         options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
         click.echo("\n".join(textwrap.wrap(line, columns(), subsequent_indent=indent, **options)))
+
+
+def document(text: str) -> None:
+    """Print a page of Markdown on stdout: drawn to fit, in a terminal; else as it is, for a file."""
+    if sys.stdout.isatty():
+        Console(file=sys.stdout).print(Markdown(text))
+    else:
+        click.echo(text, nl=False)
 
 
 def narrow(table: Table[Any], *keep: str) -> str:

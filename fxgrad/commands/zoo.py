@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from fxgrad.commands.parsing import command
-from fxgrad.commands.printing import columns, say
+from fxgrad.commands.printing import columns, document, say
 from fxgrad.commands.terminal import progress
 from fxgrad.errors import InputError
 from fxgrad.zoo.case import Limits
@@ -55,8 +55,9 @@ def zoo(
 ) -> None:
     """Put MODELS, or every model of a suite, through the pass, and keep a row of each.
 
-    A model is timm:NAME, torchvision:NAME, transformers:NAME, PACKAGE:NAME as in x-transformers:decoder, or
-    module.path:factory, where the factory returns (model, args, kwargs). Each is converted in float64 in a process of
+    A model is one of the suites', as timm:NAME, torchvision:NAME, transformers:NAME or PACKAGE:NAME, such as
+    x-transformers:decoder; hf:NAME or open_clip:NAME; or module.path:factory, where the factory returns
+    (model, args, kwargs). Arguments may follow: "timm:NAME?img_size=64". Each is converted in float64 in a process of
     its own, its forward compared bit for bit at batches of one and two, its completeness checked. The exit code is 1
     where one of them does not pass; a model that fails itself, or is random, does not count. A package of the suite
     "packages" that is not installed is skipped, and a line says how to install it.
@@ -69,7 +70,7 @@ def zoo(
       fxgrad zoo --summary timm-families.csv > architectures.md
     """
     if tables:
-        click.echo(page({Path(table).stem: _read(table) for table in tables}), nl=False)
+        document(page({Path(table).stem: _read(table) for table in tables}))
         return
     limits = Limits(max_parameters, image_size)
     cases = [case for name in suites for case in suite(name, limits)] + [named(spec, limits) for spec in models]

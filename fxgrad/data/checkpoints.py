@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -76,13 +77,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Tensor]:
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         raise CaptureError(
-            f"checkpoint {path} cannot be read by torch.load with weights_only=True: {one_line(error)}. Objects other "
+            f"checkpoint {path} cannot be read by torch.load with weights_only=True: {_cause(error)}. Objects other "
             "than tensors are not loaded: save model.state_dict() alone, best as .safetensors."
         ) from error
     nested = next((content[key] for key in _NESTED if isinstance(content, Mapping) and key in content), content)
     if not isinstance(nested, Mapping) or not all(isinstance(value, Tensor) for value in nested.values()):
         raise CaptureError(f"checkpoint {path} holds no state_dict, a dict of tensors, at its top or as 'state_dict'.")
     return {str(key): value for key, value in nested.items()}
+
+
+def _cause(error: Exception) -> str:
+    """What is wrong with a file; torch's own words would have it loaded without a check."""
+    if type(error).__name__ != "UnpicklingError":
+        return one_line(error).rstrip(".")
+    other = re.search(r"GLOBAL (\S+)", str(error))
+    return f"it has an object of {other[1]}" if other else "it is not what torch.save writes"
 
 
 def _advice(wanted: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> str:

@@ -1,4 +1,4 @@
-"""Models of transformers that classify pictures, alone or by texts: from the hub, its cache, a folder, or a config."""
+"""Models of transformers, of pictures above all: from the hub, its cache, a folder, or a config."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fxgrad.data import reach
 from fxgrad.data.clip import Clip, Tokenizer
 from fxgrad.data.hf_pictures import processed
+from fxgrad.data.hf_texts import TextLogits, text_model, token_ids
 from fxgrad.data.pictures import Preprocessing
 from fxgrad.data.resizing import resizing
 from fxgrad.data.specs import Built, Wanted
@@ -58,19 +59,32 @@ def hf_model(wanted: Wanted) -> Built:
 
     Returns:
         The model. With two towers it gives embeddings of pictures, and is to be prompted. Its preprocessing is that of
-        the repository or folder; without one, pictures are resized to the model's size, mean and deviation 0.5.
+        the repository or folder; without one, pictures are resized to the model's size, mean and deviation 0.5. A
+        language model has `TokenIds` instead.
 
     Raises:
-        CaptureError: transformers is not installed, or has no such model; it is no model of pictures; it cannot be
-            built; or its weights cannot be had.
+        CaptureError: transformers is not installed, or has no such model; it is neither of pictures nor of texts; it
+            cannot be built; or its weights cannot be had.
     """
     transformers = _transformers()
     place = _Place(transformers, wanted.name)
     config = place.config(transformers, wanted)
     headed = any("ForImageClassification" in name for name in config.architectures or ())
     two = config.model_type in _TOWERS and not headed
+    pictures = two or type(config) in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING
+    auto = transformers.AutoModel if two else transformers.AutoModelForImageClassification
+    if not pictures:
+        auto = text_model(transformers, config, "num_classes" in wanted.options)
+        config.use_cache = False
+    if auto is None:
+        raise CaptureError(
+            f"{wanted.spec}: transformers has no classifier of pictures and no language model of the type "
+            f"{config.model_type}. fxgrad.convert takes any model, in Python."
+        )
     with _quiet(transformers):
-        model, weights = _model(transformers, place, config, wanted, two)
+        model, weights = _model(place, auto, config, wanted)
+    if not pictures:
+        return Built(TextLogits(model), token_ids(config), weights, holder=model)
     preprocess = place.preprocessing(transformers, wanted, config)
     if two:
         clip = HfClip(model, place.tokenizer(transformers, wanted, config)).eval()
@@ -166,17 +180,11 @@ class _Place:
         return processed(processor, size, channels)
 
 
-def _model(transformers: Any, place: _Place, config: Any, wanted: Wanted, two: bool) -> tuple[nn.Module, str]:
+def _model(place: _Place, auto: Any, config: Any, wanted: Wanted) -> tuple[nn.Module, str]:
     """(model, where its weights come from)."""
     if wanted.pretrained and place.type:
         raise CaptureError(
             f"{wanted.spec} is a type of model and has no weights. Give hf:OWNER/NAME, or leave out --pretrained."
-        )
-    auto = transformers.AutoModel if two else transformers.AutoModelForImageClassification
-    if not two and type(config) not in transformers.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING:
-        raise CaptureError(
-            f"{wanted.spec}: transformers has no classifier of pictures of the type {config.model_type}. "
-            "fxgrad.convert takes any model, in Python."
         )
     try:
         if not wanted.pretrained:

@@ -15,6 +15,7 @@ from fxgrad.data.checkpoints import fit_checkpoint, read_checkpoint
 from fxgrad.data.clip import Clip
 from fxgrad.data.factory import load_object
 from fxgrad.data.hf_models import hf_model
+from fxgrad.data.hf_texts import TokenIds
 from fxgrad.data.open_clip_models import open_clip_model, twin_of
 from fxgrad.data.pictures import Preprocessing, Size
 from fxgrad.data.specs import SOURCES, Built, Source, Wanted, wanted_of
@@ -102,9 +103,11 @@ class LoadedModel:
     def example(self, batch: int = 2, *, seed: int | None = None, scale: float = 1.0) -> Tensor:
         """Normal noise with standard deviation `scale`, (batch, C, H, W): drawn in float32 on the CPU, then placed.
 
-        The seed is the loaded model's by default.
+        The seed is the loaded model's by default. A language model gets random token ids, int64 (batch, length).
         """
         generator = torch.Generator().manual_seed(self.seed if seed is None else seed)
+        if isinstance(self.preprocess, TokenIds):
+            return self.preprocess.drawn(batch, generator).to(self.device)
         return (scale * torch.randn(batch, *self.preprocess.size, generator=generator)).to(self.device, self.dtype)
 
 

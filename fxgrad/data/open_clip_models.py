@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fxgrad.data import reach
-from fxgrad.data.clip import Clip
+from fxgrad.data.clip import Clip, Tokenizer
 from fxgrad.data.pictures import Preprocessing
 from fxgrad.data.specs import Built, Wanted
 from fxgrad.errors import CaptureError, one_line
@@ -143,20 +143,27 @@ def _refuse(record: logging.LogRecord) -> bool:
     return False
 
 
-def _tokenizer(module: Any, model: str, spec: str) -> Any:
-    """open_clip's tokenizer; that of some models is on the hub."""
-    try:
-        return module.get_tokenizer(model)
-    except Exception as error:
-        cause = one_line(error)
+def _tokenizer(module: Any, model: str, spec: str) -> Tokenizer:
+    """open_clip's tokenizer, made when there are texts; that of some models is on the hub."""
 
-        def refuse(texts: list[str]) -> Tensor:
+    def made() -> Any:
+        try:
+            with reach.hub(False), _quiet():
+                return module.get_tokenizer(model)
+        except Exception as error:
+            if reach.hub_reachable():
+                return module.get_tokenizer(model)
             raise CaptureError(
-                f"the tokenizer of {spec} cannot be had ({cause}). It is on the hub: run this once where the hub can "
-                "be reached; then it is in the cache."
-            )
+                f"the tokenizer of {spec} cannot be had: it is on the hub, which is out of reach, and its cache does "
+                "not have it. Run this once where the hub can be reached; a model with open_clip's own tokenizer, such "
+                "as open_clip:ViT-B-16, needs none."
+            ) from error
 
-        return refuse
+    def tokenize(texts: list[str]) -> Tensor:
+        ids: Tensor = made()(texts)
+        return ids
+
+    return tokenize
 
 
 def _preprocessing(model: OpenClip) -> Preprocessing:

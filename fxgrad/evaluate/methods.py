@@ -22,7 +22,7 @@ from fxgrad.module.converted import ConvertedModule
 
 POLICY_FREE = tuple(name for name, function in METHODS.items() if not method_of(function).takes_gradient)
 """fxgrad's methods that take no gradient, so their results are the same under every policy."""
-GENERAL = ("layer", "input", "channels", "prefix", "class_token")
+GENERAL = ("layer", "input", "channels", "grid", "blocks", "prefix", "class_token")
 """Options of `fxgrad.attribute` that every method has; a layer, every method of one layer."""
 LARGEST = 16
 """The largest number of parts per side of a picture, for models without patches."""
@@ -191,7 +191,7 @@ def method_options(names: Sequence[str], given: Sequence[str], *, seed: int | No
     Args:
         names: of the methods, as for `named_method`.
         given: "METHOD.OPTION=VALUE", or "OPTION=VALUE" for every one of these methods that has such an option. The
-            value is a Python literal; of layer and input, plain text.
+            value is a Python literal; text needs no quotes.
         seed: for the methods that take one and are given none.
 
     Raises:
@@ -200,8 +200,8 @@ def method_options(names: Sequence[str], given: Sequence[str], *, seed: int | No
     Example:
         >>> method_options(["smoothgrad", "saliency"], ["samples=5"])
         {'smoothgrad': {'samples': 5}, 'saliency': {}}
-        >>> method_options(["gradcam"], ["layer=blocks.9"])
-        {'gradcam': {'layer': 'blocks.9'}}
+        >>> method_options(["gradcam", "input_x_gradient"], ["layer=blocks.9", "at=tokens"])
+        {'gradcam': {'layer': 'blocks.9'}, 'input_x_gradient': {'at': 'tokens'}}
     """
     seeded = [n for n in names if seed is not None and "seed" in inspect.signature(named_method(n).function).parameters]
     found: dict[str, dict[str, Any]] = {n: {"seed": seed} if n in seeded else {} for n in names}
@@ -216,12 +216,20 @@ def method_options(names: Sequence[str], given: Sequence[str], *, seed: int | No
         try:
             value = text if name in ("layer", "input") else ast.literal_eval(text)
         except (ValueError, SyntaxError) as error:
-            problem = problem or f"its value is no literal of Python ({error})"
+            value = text
+            if not all(_is_text(taker, name) for taker in takers):
+                problem = problem or f"its value is no literal of Python ({error})"
         if problem:
             raise InputError(f"{option!r} is not METHOD.OPTION=VALUE, as in smoothgrad.samples=5: {problem}.")
         for taker in takers:
             found.get(taker, {})[name] = value
     return found
+
+
+def _is_text(method: str, option: str) -> bool:
+    """Whether a method's own option is text, such as at=tokens, which needs no quotes."""
+    own = inspect.signature(named_method(method).function).parameters.get(option)
+    return own is not None and isinstance(own.default, str)
 
 
 def _refused(method: str, option: str) -> str | None:

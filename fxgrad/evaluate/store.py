@@ -129,8 +129,9 @@ class Store:
         """
         known = read(self.folder, facts_only=True).facts
         if name in known and known[name] != value:
+            before, now = _differing(known[name], value)
             raise InputError(
-                f"{self.folder} holds results of another run: {name} was {known[name]!r} and is now {value!r}. "
+                f"{self.folder} holds results of another run: {name} was {before!r} and is now {now!r}. "
                 "Use another --store, or delete that folder."
             )
         if name not in known:
@@ -196,3 +197,12 @@ def _rows(path: Path, table: str) -> Iterator[tuple[Any, ...]]:
                 yield from file.execute(f"SELECT * FROM {table}")
     except sqlite3.Error as error:
         raise InputError(f"{path} is not a file of results: {error}. Move it away.") from error
+
+
+def _differing(before: Any, now: Any) -> tuple[Any, Any]:
+    """Two values; of two dicts, the entries that differ alone."""
+    if not isinstance(before, dict) or not isinstance(now, dict):
+        return before, now
+    missing = object()
+    keys = [key for key in {**before, **now} if before.get(key, missing) != now.get(key, missing)]
+    return {k: before[k] for k in keys if k in before}, {k: now[k] for k in keys if k in now}

@@ -17,6 +17,7 @@ from PIL import Image
 
 from fxgrad.commands import cli, explain, manifest
 from fxgrad.data.models import load_model
+from fxgrad.evaluate.methods import method_options
 
 FACTORY = """
 import torch
@@ -140,6 +141,7 @@ def test_sixteen_bits_and_alpha_are_seen_as_they_are(here: Path) -> None:
 def test_options_reach_their_method(here: Path) -> None:
     many = succeed("a.png", "--methods", "smoothgrad,saliency", "--option", "samples=2", "--target", "bee")
     assert "smoothgrad" in many and "saliency" in many
+    assert method_options(["fullgrad"], ["grid=(4, 4)"]) == {"fullgrad": {"grid": (4, 4)}}
     assert "saliency has no option 'samples'" in refuse("a.png", "--method", "saliency", "--option", "samples=2")
 
 
@@ -157,6 +159,9 @@ def test_many_are_counted(here: Path) -> None:
         (["a.png", "-o", "photos/b.png/c"], "cannot be written"),
         (["a.png", "-o", "photos.d/c.png"], "photos.d/c.png cannot be written: there is no folder photos.d"),
         (["a.png", "-o", "b.png", "-o", "c.png"], "--output is given more than once"),
+        (["a.png", "-o", "a.png"], "a.png is where the pictures are that are to be explained. Choose another --output"),
+        (["photos/b.png", "-o", "photos"], "photos is where the pictures are"),
+        (["a.png", "--methods", ","], "--methods names nothing. Give one or more names, separated by commas"),
         (["a.png", "--html", "c.png"], "c.png must end in one of .html"),
         (["a.png", "photos/notes.txt"], "Pillow cannot read the image photos/notes.txt"),
         (["a.png", "absent.png"], "Pillow cannot read the image absent.png: No such file"),

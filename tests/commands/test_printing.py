@@ -5,6 +5,8 @@ The tests of the command line ask the same of the other commands.
 
 from __future__ import annotations
 
+import io
+import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,7 +17,7 @@ from click.testing import CliRunner
 
 from bench.speed.startup import LIMIT, seconds
 from fxgrad.commands import cli
-from fxgrad.commands.printing import narrow, say
+from fxgrad.commands.printing import document, narrow, say
 from fxgrad.report import Table
 
 NET = """
@@ -111,6 +113,24 @@ def test_long_lines_are_broken_between_words(
     )
     say("one two three four five", hang=0)
     assert capsys.readouterr().out == "one two three four\nfive\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_pages_of_markdown_are_drawn_in_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = f"# Results\n\n{'word ' * 40}\n\n| method | {' | '.join(['policy'] * 12)} |\n|{' --- |' * 13}\n"
+    text += f"| fullgrad_plus | {' | '.join(['0.123 [0.1, 0.2]'] * 12)} |\n"
+    for file in (io.StringIO(), Terminal()):
+        with monkeypatch.context() as patch:
+            patch.setenv("COLUMNS", "80")
+            patch.setattr(sys, "stdout", file)
+            document(text)
+        found = re.sub(r"\x1b\[[0-9;]*m", "", file.getvalue())
+        assert found == text if not file.isatty() else max(map(len, found.splitlines())) <= 80
+    assert "Results" in found and "word word" in found and "#" not in found
 
 
 def test_help_comes_at_once() -> None:

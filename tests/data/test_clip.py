@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import fxgrad
+from fxgrad.data import reach
 from fxgrad.data.models import load_model
 from fxgrad.data.open_clip_models import twin_of
 from fxgrad.errors import CaptureError
@@ -109,6 +110,22 @@ def test_a_tower_of_timm_takes_prompts(tiny: str, tmp_path: Path) -> None:
         x = prompted.preprocess(Image.effect_noise((300, 200), 90))
         picture, words, scale = clip(x, open_clip.get_tokenizer("Small-16")(["a dog", "a cat"]))[:3]
         assert torch.allclose(prompted.model(x), scale * picture @ words.T, atol=1e-4)
+
+
+def test_a_tokenizer_on_the_hub_is_asked_for_when_there_are_texts(
+    tiny: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = {"embed_dim": 12, "vision_cfg": VISION, "text_cfg": {**TEXT, "hf_tokenizer_name": "nobody/nothing"}}
+    (tmp_path / "Far-8.json").write_text(json.dumps(config))
+    open_clip.add_model_config(tmp_path / "Far-8.json")
+    monkeypatch.setattr(reach, "hub_reachable", lambda: False)
+    loaded = load_model("open_clip:Far-8")
+    assert loaded.model(loaded.example(1)).shape == (1, 12)
+    with pytest.raises(
+        CaptureError, match=r"the tokenizer of open_clip:Far-8 cannot be had: .* out of reach"
+    ) as raised:
+        loaded.prompted("a dog")
+    assert "\n" not in str(raised.value)
 
 
 def test_towers_without_texts() -> None:

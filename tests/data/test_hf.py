@@ -9,13 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
 from PIL import Image
 
 import fxgrad
+from fxgrad.commands.cli import main
 from fxgrad.data import reach
 from fxgrad.data.clip import Clip
 from fxgrad.data.models import load_model
-from fxgrad.errors import CaptureError
+from fxgrad.errors import CaptureError, InputError
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")
@@ -142,7 +144,7 @@ def test_both_towers_are_captured_and_complete(kind: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("spec", "options", "message"),
     [
-        ("hf:gpt2", {}, "transformers has no classifier of pictures of the type gpt2"),
+        ("hf:timesfm", {}, "has no classifier of pictures and no language model of the type timesfm"),
         (f"{VIT}&hidden_sise=3", {}, "a config of vit has no 'hidden_sise'. Close to it: hidden_size"),
         ("hf:vit", {"pretrained": True}, "is a type of model and has no weights. Give hf:OWNER/NAME, or leave out --p"),
         ("hf:google/vit", {}, r"cannot be had from the hub \(which is out of reach, .* hf:FOLDER, or a type of model"),
@@ -180,6 +182,61 @@ def test_tokenizers_that_are_not_there(tmp_path: Path, monkeypatch: pytest.Monke
     both = "text_config={'num_hidden_layers':1}&vision_config={'num_hidden_layers':1}"
     with pytest.raises(CaptureError, match=r"hf:clip.* has no tokenizer: its folder or repository has"):
         load_model(f"hf:clip?{both}").prompted("a dog")
+
+
+@pytest.mark.parametrize(
+    ("spec", "shape"),
+    [
+        ("hf:gpt2?n_embd=32&n_layer=2&n_head=2&vocab_size=40", (2, 16, 40)),
+        ("hf:bert?hidden_size=32&num_hidden_layers=1&num_attention_heads=2&intermediate_size=48", (2, 16, 30522)),
+        ("hf:gpt2?n_embd=32&n_layer=1&n_head=2&vocab_size=40&pad_token_id=0&num_classes=3", (2, 3)),
+    ],
+)
+def test_language_models(spec: str, shape: tuple[int, ...]) -> None:
+    loaded = load_model(spec, dtype=torch.float64)
+    ids = loaded.example()
+    with torch.no_grad():
+        assert ids.dtype == torch.int64 and loaded.model(ids).shape == shape
+        assert torch.equal(loaded.model(ids), loaded.model.model(input_ids=ids).logits)  # type: ignore[operator]
+    with pytest.raises(InputError, match="takes token ids, no pictures: convert and check take it here; in Python"):
+        loaded.preprocess(PHOTO)
+
+
+def test_a_language_model_is_checked_on_the_command_line() -> None:
+    done = CliRunner().invoke(main, ["check", "hf:gpt2?n_embd=32&n_layer=1&n_head=2&vocab_size=40", "--randomize"])
+    assert (
+        done.exit_code == 0
+        and "input 16 token ids, float32" in done.stdout
+        and "passed: forward identical" in done.stdout
+    ), done.output
+
+
+def test_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stock CLIP is explained and exported by prompts; without any, its embeddings are no classes."""
+    clip_folder(tmp_path / "small", "clip")
+    PHOTO.save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+    prompts = ["--prompt", "a dog", "--prompt", "a red cat"]
+    done = CliRunner().invoke(main, ["explain", "hf:small", "photo.png", "--pretrained", *prompts, "-o", "dog.png"])
+    assert done.exit_code == 0 and done.stderr == "", done.output
+    wanted = load_model("hf:small", pretrained=True).prompted("a dog").model
+    logit = wanted(load_model("hf:small").preprocess(PHOTO)).item()
+    assert f"prompt 'a dog', logit {logit:.4g}" in done.stdout and (tmp_path / "dog.png").exists()
+    described = {}
+
+    def write(
+        converted: Any, args: Any, path: str, *, metadata: dict[str, Any], **options: Any
+    ) -> dict[str, list[str]]:
+        described.update(metadata)
+        Path(path).touch()
+        return {"inputs": [], "outputs": []}
+
+    monkeypatch.setattr("fxgrad.commands.export.export_explainer", write)
+    done = CliRunner().invoke(main, ["export", "hf:small", "--pretrained", *prompts, "-o", "dog.pt2"])
+    assert done.exit_code == 0 and described["class_names"] == ("a dog", "a red cat"), done.output
+    for command in (["explain", "hf:small", "photo.png"], ["export", "hf:small", "-o", "a.pt2"]):
+        refused = CliRunner().invoke(main, command)
+        assert refused.exit_code == 2 and "give at least one --prompt, such as --prompt" in refused.stderr
 
 
 def test_without_transformers_the_error_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

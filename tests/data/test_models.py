@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import email.message
 import sys
 import urllib.error
@@ -230,6 +231,9 @@ def test_checkpoints_that_do_not_fit(here: Path) -> None:
     fail("absent.safetensors", "absent.safetensors cannot be read as safetensors: .*No such file")
     torch.save({"1.weight": torch.rand(3, 48), "of": Path}, "pickle.pt")
     fail("pickle.pt", "pickle.pt cannot be read by torch.load with weights_only=True: .* save model.state_dict")
+    torch.save({"state_dict": {}, "hyper_parameters": argparse.Namespace()}, "lightning.ckpt")
+    fail("lightning.ckpt", r"weights_only=True: it has an object of argparse.Namespace\. Objects other than tensors")
+    fail("my_factories.py", r"weights_only=True: it is not what torch.save writes\. Objects other than tensors")
     torch.save({"epoch": 3, "weights": {}}, "trainer.ckpt")
     fail("trainer.ckpt", "trainer.ckpt holds no state_dict, a dict of tensors, at its top or as 'state_dict'")
     torch.save({"net.1.weight": torch.rand(3, 48), "net.1.bias": torch.rand(3)}, "behind.pth")

@@ -190,7 +190,7 @@ def test_what_a_model_lacks_is_noted_with_the_reason(tmp_path: Path) -> None:
 def test_other_settings_or_weights_do_not_mix(tmp_path: Path) -> None:
     plan = replace(evaluated.plan(count=2), methods=("saliency",), policies=("gradient",))
     evaluate(plan, str(tmp_path))
-    with pytest.raises(InputError, match="holds results of another run: settings was "):
+    with pytest.raises(InputError, match=r"another run: settings was {'seed': 0} and is now {'seed': 1}"):
         evaluate(replace(plan, seed=1), str(tmp_path))
     original, evaluated.model = evaluated.model, lambda: evaluated.Tiny()
     try:
@@ -303,7 +303,8 @@ def test_command_line(tmp_path: Path) -> None:
     for wrong, message in (
         (["evaluate"], "there is nothing to evaluate: name at least one model"),
         ([*common, "--option", "smoothgrad.sample=2"], "'smoothgrad.sample=2' is not METHOD.OPTION=VALUE"),
-        ([*common, "--data", "mura"], "'mura' should be mura:ROOT"),
+        (["mura" if given == evaluated.DATA else given for given in common], "'mura' should be mura:ROOT"),
+        ([*common, "--data", "mura"], "--data is given more than once, and only one can count. Give it once."),
     ):
         failed = CliRunner().invoke(main, [*wrong, "--store", str(tmp_path / "none")])
         assert failed.exit_code == 2 and message in failed.stderr

@@ -64,6 +64,10 @@ class Kind(str, enum.Enum):
     """An op without a row, kept with its own gradient on request."""
 
 
+LINEAR = frozenset({Kind.LINEAR, Kind.PIECEWISE_LINEAR, Kind.CONSTANT})
+"""The kinds whose own gradient is balanced as it is."""
+
+
 @dataclass(frozen=True)
 class Operand:
     """One operand of one node, as the analysis sees it.

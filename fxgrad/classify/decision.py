@@ -11,7 +11,7 @@ from torch import fx
 from fxgrad.capture.captured import Captured
 from fxgrad.graph.nodes import arguments_of
 from fxgrad.graph.places import Place
-from fxgrad.kinds import Kind, Operand, Role
+from fxgrad.kinds import LINEAR, Kind, Operand, Role
 from fxgrad.ops.backward import Backward
 from fxgrad.ops.weights import HELD, NATIVE
 from fxgrad.table.loading import RuleTable
@@ -179,8 +179,7 @@ class Classified:
     @property
     def balances(self) -> bool:
         """Whether the gradient is balanced, not the derivative: some op that is not linear has another backward."""
-        linear = (Kind.LINEAR, Kind.PIECEWISE_LINEAR, Kind.CONSTANT)
-        return any(d.live and d.backward.balanced and d.kind not in linear for d in self.decisions.values())
+        return any(d.live and d.backward.balanced and d.kind not in LINEAR for d in self.decisions.values())
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Classified:
         return self  # immutable

@@ -132,13 +132,17 @@ class _Tracker:
         known = [self.axes[n] for n in operands]
         for i, size in enumerate(shape):
             back = len(shape) - i
-            own = [axes[-back] for axes in known if back <= len(axes)]
-            fitting = [axis for axis in own if axis and i not in but and same(length(axis), size)]
-            best = next((a for a in fitting if self.labelled(a)), fitting[0] if fitting else fresh(node.name, i, size))
-            for axis in fitting:
-                self.unite(best, axis)
-            found.append(best)
+            own = [axes[-back] for axes in known if back <= len(axes) and i not in but]
+            found.append(self.shared(node, i, size, own))
         return tuple(found)
+
+    def shared(self, node: fx.Node, i: int, size: Size, own: Iterable[Axis]) -> Axis:
+        """An axis of a result that is the same axis of several operands: one that is known, if any fits."""
+        fitting = [axis for axis in own if axis and same(length(axis), size)]
+        best = next((a for a in fitting if self.labelled(a)), fitting[0] if fitting else fresh(node.name, i, size))
+        for axis in fitting:
+            self.unite(best, axis)
+        return best
 
     def joined(self, node: fx.Node, move: Move, shape: tuple[Size, ...]) -> Axes:
         parts = [n for n in node.all_input_nodes if n in self.axes]
@@ -164,11 +168,7 @@ class _Tracker:
         found = []
         for i, (letter, size) in enumerate(zip(result, shape)):
             own = [self.axes[n][axes.index(letter)] for n, axes in operands if n in self.axes and letter in axes]
-            fitting = [axis for axis in own if same(length(axis), size)]
-            best = next((a for a in fitting if self.labelled(a)), fitting[0] if fitting else fresh(node.name, i, size))
-            for axis in fitting:
-                self.unite(best, axis)
-            found.append(best)
+            found.append(self.shared(node, i, size, own))
         return tuple(found)
 
     def other(self, node: fx.Node, shape: tuple[Size, ...], operands: list[fx.Node]) -> Axes:

@@ -12,13 +12,12 @@ from torch import Tensor
 from fxgrad.errors import IncompleteWarning
 from fxgrad.graph.nodes import op_name
 from fxgrad.graph.places import Place
-from fxgrad.kinds import Kind
+from fxgrad.kinds import LINEAR
 from fxgrad.methods.attribution import Attribution
 from fxgrad.methods.definition import Method
 from fxgrad.methods.problem import Problem
 from fxgrad.proof.ledger import TOLERANCE, Ledger
 
-_LINEAR = (Kind.LINEAR, Kind.PIECEWISE_LINEAR, Kind.CONSTANT)
 _UNCUT = (
     "every node is balanced, so the method's places do not cut the model: some of the flow does not pass through them. "
     "Pass other blocks=[...] (or layer=...), or use input_x_gradient or fullgrad."
@@ -103,7 +102,7 @@ def _coarsest(output: Tensor, problem: Problem) -> torch.dtype:
 def _own_gradients(problem: Problem) -> str:
     """The ops whose own gradient is kept though it is not balanced, with their numbers."""
     decisions = problem.converted.classified.decisions.values()
-    kept = Counter(d.op for d in decisions if d.live and not d.backward.balanced and d.kind not in _LINEAR)
+    kept = Counter(d.op for d in decisions if d.live and not d.backward.balanced and d.kind not in LINEAR)
     shown = ", ".join(f"{op} ({count} x)" for op, count in kept.most_common(3))
     return f"{shown} and {len(kept) - 3} more" if len(kept) > 3 else shown
 

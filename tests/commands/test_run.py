@@ -16,19 +16,7 @@ from PIL import Image
 from fxgrad.commands import cli
 from fxgrad.data.models import load_model
 from fxgrad.explainer.run import OnnxExplainer
-
-FACTORY = """
-import torch
-from torch import nn
-
-CLASS_NAMES = ["ant", "bee", "cat"]
-
-def net():
-    torch.manual_seed(0)
-    model = nn.Sequential(nn.Conv2d(3, 4, 2, 2), nn.GELU(), nn.Flatten(), nn.LayerNorm(64), nn.Linear(64, 3))
-    model.default_cfg = dict(input_size=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3, crop_pct=0.8)
-    return model
-"""
+from tests.helpers.small_nets import FACTORY
 
 
 @pytest.fixture(scope="module", autouse=True)

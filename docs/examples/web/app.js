@@ -1,6 +1,6 @@
 // The page: files in, a map over the photo out. One run at a time; what is asked for meanwhile is run afterwards.
 
-import { load } from "./explainer.js";
+import { load, oneAtATime } from "./explainer.js";
 import { decoded, prepared } from "./pictures.js";
 
 const byId = (id) => document.getElementById(id);
@@ -9,7 +9,8 @@ const MOST = 60; // classes in the list at once
 const SIDE = 512; // pixels of the view at least
 
 let explainer = null, photos = [], chosen = null; // chosen: index of the photo
-let target = null, found = null, seen = null, running = false, stale = false;
+let target = null, found = null, seen = null;
+const explain = oneAtATime(() => run().catch((error) => say(`The explainer cannot run: ${error.message}`, true)));
 
 function say(text, wrong = false) {
   const status = byId("status");
@@ -62,17 +63,6 @@ async function setExplainer(bytes, name) {
   byId("search").disabled = false;
   byId("search").value = "";
   byId("list").replaceChildren();
-}
-
-async function explain() {
-  stale = true;
-  if (running) return;
-  running = true;
-  while (stale) {
-    stale = false;
-    try { await run(); } catch (error) { say(`The explainer cannot run: ${error.message}`, true); }
-  }
-  running = false;
 }
 
 async function run() {

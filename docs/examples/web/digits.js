@@ -1,5 +1,6 @@
 // The page: a canvas to draw on, and for each class its map, from one run of the explainer per change.
 
+import { oneAtATime } from "./explainer.js";
 import * as ort from "./ort.wasm.min.mjs";
 
 const SIDE = 48;
@@ -9,7 +10,7 @@ const pen = paper.getContext("2d", { willReadFrequently: true });
 const pixels = new Float32Array(SIDE * SIDE); // ink from 0 to 1: what the model sees, whatever is laid over it
 
 let session, about, tiles, chosen = null;
-let running = false, stale = false;
+const explain = oneAtATime(run);
 
 ort.env.wasm.numThreads = 1; // more would need headers from the server
 ort.env.wasm.wasmPaths = "./";
@@ -85,18 +86,6 @@ function stroke([x0, y0], [x1, y1]) {
     pixels[i] = erase ? Math.min(pixels[i], 1 - ink) : Math.max(pixels[i], ink);
   }
   explain();
-}
-
-// One run at a time; what changes meanwhile is run afterwards.
-async function explain() {
-  stale = true;
-  if (running) return;
-  running = true;
-  while (stale) {
-    stale = false;
-    await run();
-  }
-  running = false;
 }
 
 async function run() {

@@ -118,3 +118,18 @@ class Explainer {
     });
   }
 }
+
+// A function that calls `run`, one call at a time; what is asked for meanwhile is run once more afterwards.
+export function oneAtATime(run) {
+  let running = false, stale = false;
+  return async () => {
+    stale = true;
+    if (running) return;
+    running = true;
+    while (stale) {
+      stale = false;
+      await run();
+    }
+    running = false;
+  };
+}

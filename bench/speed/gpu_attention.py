@@ -154,7 +154,7 @@ def _settings(shape: Shape) -> Settings:
 
 
 def _own(shape: Shape, device: str) -> dict[str, Any]:
-    """Forward, and PyTorch's backward for all operands and for the value alone."""
+    """PyTorch's backward for all operands and for the value alone; its forward; copies of q and k, as roads keep."""
     q, k, v, g = operands(shape, device)
     s = _settings(shape)
     attend = partial(torch.nn.functional.scaled_dot_product_attention, is_causal=s.causal, enable_gqa=s.grouped)
@@ -166,6 +166,7 @@ def _own(shape: Shape, device: str) -> dict[str, Any]:
         "seconds": seconds_of(partial(torch.autograd.grad, y, leaves, g, retain_graph=True), device),
         "value only": seconds_of(partial(torch.autograd.grad, held, leaves[2], g, retain_graph=True), device),
         "forward": seconds_of(partial(attend, q, k, v), device),
+        "copies": seconds_of(lambda: [t.clone(memory_format=torch.contiguous_format) for t in (q, k)], device),
         "off": wrong_by(dv, q, k, g, s),
     }
 

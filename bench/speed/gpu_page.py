@@ -143,14 +143,16 @@ def _attention(rows: Rows) -> str:
     lines = []
     for shape, found in shapes.items():
         own = found.get("own", {})
-        cells = [shape, own.get("kernel", ""), *(_time(own.get(key)) for key in ("forward", "seconds", "value only"))]
+        keys = ("forward", "copies", "seconds", "value only")
+        cells = [shape, own.get("kernel", ""), *(_time(own.get(key)) for key in keys)]
         lines.append(cells + [_road(found.get(road, {}), own.get("seconds")) for road in roads])
     note = (
-        "Batch x heads (of queries / of keys) x tokens x width. *Own*: PyTorch's fused backward for all three "
-        "operands, and for the value alone, which runs the same products. A road: its time over own, and the relative "
-        "error of its gradient against float64; `full` runs behind a kernel that allows it."
+        "Batch x heads (of queries / of keys) x tokens x width. *Copies*: of q and k, which a road keeps. *Own*: "
+        "PyTorch's fused backward for all three operands, and for the value alone, which runs the same products. A "
+        "road: its time over own, and the relative error of its gradient against float64; `full` runs behind a kernel "
+        "that allows it."
     )
-    head = ["attention", "kernel", "forward", "own", "own, value only", *roads]
+    head = ["attention", "kernel", "forward", "copies", "own", "own, value only", *roads]
     return table(head, lines) + "\n\n" + note
 
 

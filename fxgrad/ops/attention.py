@@ -167,12 +167,12 @@ def value_only(
         return own()
     settings = Settings(is_causal, scale, query.shape[-1] ** -0.5 if scale is None else scale, enable_gqa)
     q, k = query.detach(), key.detach()
-    if op is SDPA and q.device.type != "cpu":
+    if op is SDPA and fused.serves(q):
         road, kernel = fused.chosen(q, k, value, attn_mask, settings)
         if road == fused.OWN:
             return own()
         if kernel is not None:
-            return fused.Attention.call(kernel, road, settings, q, k, value)[0]  # type: ignore[no-any-return]
+            return fused.attention(kernel, road, settings, q, k, value)
     if op is SDPA and attn_mask is None and _takes_flash(q, k, value, settings):
         return _Fused.call(settings, q, k, value)[0]  # type: ignore[no-any-return]
     # A parameter keeps its requires_grad, since PyTorch picks kernels by it.

@@ -15,6 +15,7 @@ Source: Dao, arXiv:2307.08691, algorithm 2 (P = exp(scale q k^T - lse), dV = P^T
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -25,10 +26,14 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend
 
+from fxgrad.ops.blocks import split_axis
+from fxgrad.ops.blocks import weights_transposed_times as blockwise
 from fxgrad.ops.function import Function
 
 CHOICE: Any = getattr(torch, "_fused_sdp_choice", None)
 """The function by which attention picks its kernel; None if PyTorch no longer has it."""
+OLD_VMAP: Any = getattr(getattr(torch._C, "_functorch", None), "is_legacy_batchedtensor", None)
+"""Whether a tensor is one of the vmap before torch.func's; None if PyTorch no longer has it."""
 SMALL = 2**28
 """Multiply-adds of one product (rows x columns x width, of all heads) below which a GPU waits for Python."""
 ALIGNED = 16
@@ -87,10 +92,19 @@ class Kernel:
 
     def operator(self, backward: bool = False) -> Any:
         """The forward or backward; None where this PyTorch has none that takes the arguments."""
-        packet = getattr(torch.ops.aten, f"_scaled_dot_product_{self.name}{'_backward' * backward}", None)
-        op = getattr(packet, "default", None)
-        wanted = self.back if backward else self.ahead
-        return op if op and " ".join(a.name for a in op._schema.arguments) == wanted else None
+        name = f"_scaled_dot_product_{self.name}{'_backward' * backward}"
+        return _operator(name, self.back if backward else self.ahead)
+
+
+@functools.cache
+def _operator(name: str, arguments: str) -> Any:
+    op = getattr(getattr(torch.ops.aten, name, None), "default", None)
+    return op if op and " ".join(a.name for a in op._schema.arguments) == arguments else None
+
+
+@functools.cache
+def _there(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 def _flash(op: Any, q: Tensor, k: Tensor, v: Tensor, s: Settings) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -181,7 +195,14 @@ def swapped(kernel: Kernel, kept: Kept, g: Tensor, settings: Settings) -> Tensor
 
 
 def triton(kernel: Kernel, kept: Kept, g: Tensor, settings: Settings) -> Tensor:
-    """A kernel of our own with the two products that dV takes."""
+    """A kernel of our own with the two products that dV takes.
+
+    The vmap of `torch.autograd.grad(is_grads_batched=True)` knows neither a function's rule nor its tensors' pointers,
+    so that under it P is made block by block.
+    """
+    if OLD_VMAP is not None and OLD_VMAP(g):
+        rows = split_axis(kept.q, 1, kept.k.shape[1])
+        return blockwise(g, rows, kept.k.mT, None, settings.causal, settings.scale)
     from fxgrad.ops.fused_triton import weights_transposed_times
 
     return weights_transposed_times(g, kept.q, kept.k, kept.rows(), settings.causal, settings.scale)
@@ -217,13 +238,23 @@ def takes(road: str, kernel: Kernel, q: Tensor, k: Tensor, v: Tensor, settings: 
     if road == "swapped":
         return EFFICIENT.operator() is not None and not (settings.causal and q.shape[1:3] != k.shape[1:3])
     widest = {torch.float32: 128, torch.float16: 256, torch.bfloat16: 256}.get(q.dtype, 0)
-    return find_spec("triton") is not None and max(q.shape[-1], v.shape[-1]) <= widest
+    return _there("triton") and max(q.shape[-1], v.shape[-1]) <= widest
 
 
 OWN = "own"
 """PyTorch's own backward."""
 BLOCKWISE = "blockwise"
 """P made again block by block."""
+
+
+def serves(q: Tensor) -> bool:
+    """Whether attention of these queries is for this file to choose: everywhere but on a CPU.
+
+    Example:
+        >>> serves(torch.empty(0)), serves(torch.empty(0, device="meta"))
+        (False, True)
+    """
+    return q.device.type != "cpu"
 
 
 def chosen(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: Settings) -> tuple[str, Kernel | None]:
@@ -261,28 +292,49 @@ def _small(q: Tensor, k: Tensor) -> bool:
     return all(isinstance(size, int) for size in sizes) and math.prod(sizes) < SMALL
 
 
-class Attention(Function):
-    """Attention by a fused kernel; its backward takes a road.
+def attention(kernel: Kernel, road: str, settings: Settings, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """Attention by a fused kernel; its vjp takes a road, and gives the value alone a cotangent.
 
-    q and k are kept as copies, since they are often views of one projection, which a kept view would keep in memory.
+    Args:
+        kernel, road: what `chosen` returned.
+        settings: attention's settings.
+        q, k, v: its operands, q and k detached.
+
+    Returns:
+        What attention returns, bit for bit: the same kernel made it.
     """
+    kept = (t if _alone(t) else t.clone(memory_format=torch.contiguous_format) for t in (q, k))
+    return _Attention.call(kernel, road, settings, q, k, v, *kept)[0]  # type: ignore[no-any-return]
+
+
+def _alone(x: Tensor) -> bool:
+    """Whether a tensor has its storage for itself: q, k and v are often views of one, which a kept view would keep."""
+    try:
+        return x.untyped_storage().nbytes() == x.numel() * x.element_size()
+    except (RuntimeError, NotImplementedError):  # wrapped by a transformation of torch.func
+        return False
+
+
+class _Attention(Function):
+    """Attention by a fused kernel; its backward takes a road."""
 
     @staticmethod
-    def forward(kernel: Kernel, road: str, settings: Settings, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, ...]:
-        y, *rest = kernel.forward(kernel.operator(), q, k, v.detach(), settings)
-        return y, *(t.clone(memory_format=torch.contiguous_format) for t in (q, k)), *rest
+    def forward(
+        kernel: Kernel, road: str, settings: Settings, q: Tensor, k: Tensor, v: Tensor, *kept: Tensor
+    ) -> tuple[Tensor, ...]:
+        return kernel.forward(kernel.operator(), q, k, v.detach(), settings)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.way = inputs[:3]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*output[1:])
+        ctx.save_for_backward(*inputs[6:], *output[1:])
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None, *_: None) -> tuple[Any, ...]:
         dv = None if cotangent is None else _Gradient.call(*ctx.way, cotangent, *ctx.saved_tensors)
-        return None, None, None, None, None, dv
+        return None, None, None, None, None, dv, None, None
 
 
 class _Gradient(Function):

@@ -16,9 +16,11 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend
 
+import fxgrad
 from fxgrad.ops import fused, fused_triton
 from fxgrad.ops.attention import SDPA, value_only
-from fxgrad.ops.fused import ALL, EFFICIENT, KERNELS, Attention, Kept, Kernel, Settings, chosen
+from fxgrad.ops.fused import ALL, EFFICIENT, KERNELS, Kept, Kernel, Settings, attention, chosen
+from tests.helpers import balanced_vit
 
 WIDTH = 8
 NONE = torch.empty(0)
@@ -257,7 +259,7 @@ def test_value_only_away_from_a_cpu(backend: SDPBackend, monkeypatch: pytest.Mon
     y = value_only(SDPA, q, k, v)
     gradients = torch.autograd.grad(y, (k, v), torch.empty_like(y), allow_unused=True)
     assert gradients[0] is None and gradients[1].shape == v.shape
-    assert (y.grad_fn.name() == "AttentionBackward") == (backend is SDPBackend.FLASH_ATTENTION)
+    assert (y.grad_fn.name() == "_AttentionBackward") == (backend is SDPBackend.FLASH_ATTENTION)
 
 
 def test_a_compiled_program_takes_pytorchs_backward(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -278,7 +280,7 @@ def test_a_compiled_program_takes_pytorchs_backward(monkeypatch: pytest.MonkeyPa
 
 
 def function(kernel: Kernel = OF_CPU, road: str = "full") -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    return lambda q, k, v: Attention.call(kernel, road, Settings(False, None, WIDTH**-0.5, False), q, k, v)[0]
+    return lambda q, k, v: attention(kernel, road, Settings(False, None, WIDTH**-0.5, False), q, k, v)
 
 
 def test_the_function_is_attention_whose_weights_are_held() -> None:
@@ -303,14 +305,35 @@ def test_neither_values_nor_outputs_are_kept() -> None:
     assert {y.untyped_storage().data_ptr(), qkv.untyped_storage().data_ptr()}.isdisjoint(storages)
 
 
-def test_many_cotangents_at_once() -> None:
-    q, k, v = torch.randn(3, 2, 3, 11, WIDTH).double()
+def test_what_is_no_view_is_not_copied() -> None:
+    q, k, v = (torch.randn(2, 11, 3, WIDTH).transpose(1, 2) for _ in range(3))
+    kept: list[Tensor] = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        function()(q, k, v.requires_grad_())
+    assert {q.data_ptr(), k.data_ptr()} <= {t.data_ptr() for t in kept} and v.data_ptr() not in {
+        t.data_ptr() for t in kept
+    }
+
+
+@pytest.mark.parametrize("road", ["full", "triton"])
+def test_many_cotangents_at_once(road: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch.func's vmap joins them with the batch; the vmap of is_grads_batched has a way of its own."""
+    if road == "triton":
+        interpreted(monkeypatch)
+    q, k, v = torch.randn(3, 2, 3, 11, WIDTH)
     v.requires_grad_()
-    y = function()(q, k, v)
-    many = torch.randn(4, *y.shape).double()
-    (batched,) = torch.autograd.grad(y, v, many, is_grads_batched=True, retain_graph=True)
+    y = function(road=road)(q, k, v)
+    many = torch.randn(4, *y.shape)
     singly = torch.stack([torch.autograd.grad(y, v, g, retain_graph=True)[0] for g in many])
-    torch.testing.assert_close(batched, singly)
+    (batched,) = torch.autograd.grad(y, v, many, is_grads_batched=True, retain_graph=True)
+    torch.testing.assert_close(batched, singly, rtol=1e-5, atol=1e-6)
+    sizes: list[int] = []
+    run = ALL[road]
+    counted: Callable[..., Tensor] = lambda kernel, kept, g, s: sizes.append(len(g)) or run(kernel, kept, g, s)  # type: ignore[func-returns-value]  # noqa: E731
+    monkeypatch.setattr(fused, "ALL", {road: counted})
+    found = torch.func.vmap(lambda g: torch.autograd.grad(y, v, g, retain_graph=True)[0])(many)
+    torch.testing.assert_close(found, singly, rtol=1e-5, atol=1e-6)
+    assert sizes == [8]
 
 
 def test_functional_transformations() -> None:
@@ -331,3 +354,29 @@ def test_no_second_derivative() -> None:
     (dv,) = torch.autograd.grad(function()(q, k, v), v, g, create_graph=True)
     with pytest.raises(NotImplementedError, match="attention with held weights has no second derivative"):
         dv.sum().backward()
+
+
+def test_a_whole_model_takes_the_road(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the same outputs, a complete gradient, many targets, and blocks that run again in the backward."""
+    monkeypatch.setattr(balanced_vit, "HEADS", 1)
+    monkeypatch.setattr(fused, "serves", lambda q: True)
+    monkeypatch.setattr(fused, "KERNELS", {SDPBackend.FLASH_ATTENTION.value: OF_CPU})
+    monkeypatch.setattr(fused, "SMALL", 0)
+    monkeypatch.setitem(fused.ROADS, OF_CPU.name, "full")
+    taken: list[int] = []
+
+    def counted(kernel: Kernel, kept: Kept, g: Tensor, settings: Settings) -> Tensor:
+        taken.append(len(g))
+        return fused.full(kernel, kept, g, settings)
+
+    monkeypatch.setattr(fused, "ALL", {"full": counted})
+    model, x = balanced_vit.vit()
+    libra = fxgrad.convert(model, (x,))
+    report = fxgrad.check(libra, (x,), original=model)
+    assert report.passed and report.completeness_error < 1e-12 and taken and set(taken) == {2}
+    targets = torch.eye(3, balanced_vit.CLASSES).double()[:, None].expand(3, 2, -1)
+    (gradients,) = fxgrad.vjp(libra, (x,), targets, chunk=3).gradients.values()
+    leaf = x.clone().requires_grad_()
+    for run in (libra, libra.checkpointed()):
+        (wanted,) = torch.autograd.grad(run(leaf)[:, 1].sum(), leaf)
+        torch.testing.assert_close(gradients[1], wanted, rtol=1e-10, atol=1e-12)

@@ -7,7 +7,7 @@ said to be. The results so far are on the disk after every measurement.
 
     python -m bench.gpu --out bench/measured                 writes gpu.json and gpu.md there
     python -m bench.gpu --smoke --out build/gpu-smoke        small models on the CPU, for the script itself
-    python -m bench.gpu --page bench/measured/gpu.json       the page again, from the results
+    python -m bench.gpu --page bench/measured/gpu.json       the page again; rows of further files join the first's
 
 On the device machine, which has PyTorch, timm and transformers, but neither zennit nor lxt. Here, once:
 
@@ -92,9 +92,21 @@ def run(out: Path, seconds: float, smoke: bool, chosen: list[Stage]) -> dict[str
     return found
 
 
-def write_page(path: Path) -> None:
-    """The page beside a JSON file."""
-    path.with_suffix(".md").write_text(page(json.loads(path.read_text("utf-8"))), "utf-8")
+def write_page(path: Path, *others: Path) -> None:
+    """The page beside a JSON file.
+
+    Args:
+        path: the file.
+        others: of further runs; their rows join the file's, or take their places.
+    """
+    found = json.loads(path.read_text("utf-8"))
+    for other in others:
+        newer = json.loads(other.read_text("utf-8"))
+        found["rows"].update(newer["rows"])
+        found["seconds"] += newer["seconds"]
+    if others:
+        path.write_text(json.dumps(found, indent=1) + "\n", "utf-8")
+    path.with_suffix(".md").write_text(page(found), "utf-8")
 
 
 def _rounded(value: Any) -> Any:
@@ -111,12 +123,10 @@ def _rounded(value: Any) -> Any:
 @click.option("--seconds", default=350.0, show_default=True, help="The budget for all.")
 @click.option("--smoke", is_flag=True, help="Small models on the CPU.")
 @click.option("--only", multiple=True, help="Jobs whose name begins so.")
-@click.option(
-    "--page", "only_page", type=click.Path(exists=True, path_type=Path), help="Write the page of these results."
-)
-def main(out: Path, seconds: float, smoke: bool, only: tuple[str, ...], only_page: Path | None) -> None:
-    if only_page:
-        write_page(only_page)
+@click.option("--page", "files", multiple=True, type=click.Path(exists=True, path_type=Path), help="Only the page.")
+def main(out: Path, seconds: float, smoke: bool, only: tuple[str, ...], files: tuple[Path, ...]) -> None:
+    if files:
+        write_page(*files)
         return
     if not smoke and not torch.cuda.is_available():
         raise click.ClickException("there is no GPU that PyTorch sees; --smoke tries the script on the CPU.")

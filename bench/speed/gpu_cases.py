@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.speed.gpu_attention import roads, tiles
+from bench.speed.gpu_attention import flexible, roads, tiles
 from bench.speed.workers import Case, Job, Stage
 from bench.tables.paper_models import MODELS
 
@@ -45,8 +45,9 @@ def stages(small: bool) -> list[Stage]:
     """All jobs, the most valuable first; what is timed runs alone."""
     vits = {tokens: Job(f"ViT-B/16, {tokens:,} tokens", least=25, most=60) for tokens in SIDES}
     models = [Job(f"model {name}", least=25, most=90) for name in ([*OTHERS][-1:] if small else every_model())]
-    rest = [vits[16385], *(Job(f"compiled, {mode}", 60, 150) for mode in COMPILED)]
-    rest += [Job("toolkits", 30, 60), Job("Llama 1B", 30, 90), Job("tiles", 15, 40)]
+    compiled = [Job(f"compiled, {mode}", 60, 150) for mode in COMPILED]
+    rest = [vits[16385], compiled[0], Job("Llama 1B", 30, 90), Job("toolkits", 25, 60), Job("tiles", 15, 40)]
+    rest += [compiled[1], Job("FlexAttention", 25, 60)]
     first = [Job("attention", 20, 60), vits[197], vits[4097], vits[1025]]
     return [Stage(first), Stage(models, workers=1 if small else 4), Stage(rest)]
 
@@ -75,7 +76,8 @@ def cases(device: str, small: bool, job: str) -> Iterator[Case]:
     elif job.startswith("compiled"):
         yield from _compiled(job.partition(", ")[2], device, small)
     else:
-        yield from {"attention": roads, "tiles": tiles, "toolkits": _toolkits, "Llama 1B": _llama}[job](device, small)
+        others = {"attention": roads, "FlexAttention": flexible, "tiles": tiles, "toolkits": _toolkits}
+        yield from {**others, "Llama 1B": _llama}[job](device, small)
 
 
 def _tf32(allowed: bool) -> None:
@@ -135,7 +137,7 @@ def _over_plain(model: nn.Module, converted: nn.Module, x: Tensor, dtype: str, d
             row["refused"][f"{name}, CUDA graph"] = str(error).splitlines()[0]
     turns = Turns(runs, device=device)
     total = sum(turns.timed(name) for name in runs)
-    turns.interleave(min(max(int(2.5 / total), 3), 25) if device == "cuda" else 2)
+    turns.interleave(min(max(int(1.5 / total), 3), 25) if device == "cuda" else 2)
     return {**row, "times": turns.times}
 
 

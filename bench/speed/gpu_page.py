@@ -131,11 +131,11 @@ def _bars(rows: Rows) -> str:
 
 def _attention(rows: Rows) -> str:
     """One line per shape; times of the roads, over PyTorch's own backward."""
-    prefix = "attention: "
     shapes: dict[str, dict[str, Mapping[str, Any]]] = {}
     for name, row in rows.items():
-        if name.startswith(prefix):
-            shape, _, road = name.removeprefix(prefix).rpartition(", ")
+        job, _, case = name.partition(": ")
+        if case and job in ("attention", "FlexAttention"):
+            shape, _, road = case.rpartition(", ")
             shapes.setdefault(shape, {})[road] = row
     if not shapes:
         return ""

@@ -64,9 +64,13 @@ def test_a_smoke_run_from_the_command_line(tmp_path: Path) -> None:
     # Without a GPU its kernels fail, each by itself.
     assert "error" in rows[f"{shape}, swapped"] and "bfloat16" in list(rows)[-1]
     assert "A smoke run" in (tmp_path / "gpu.md").read_text("utf-8")
+    other = tmp_path / "other.json"
+    other.write_text(json.dumps({"seconds": 5, "rows": {"FlexAttention": {"skipped": "no time"}}}))
     (tmp_path / "gpu.md").unlink()
-    assert CliRunner().invoke(gpu.main, ["--page", str(tmp_path / "gpu.json")]).exit_code == 0
-    assert "| float32 2 x 4 x 24 x 8 |" in (tmp_path / "gpu.md").read_text("utf-8")
+    told = CliRunner().invoke(gpu.main, ["--page", str(tmp_path / "gpu.json"), "--page", str(other)])
+    assert told.exit_code == 0, told.output
+    text = (tmp_path / "gpu.md").read_text("utf-8")
+    assert "| float32 2 x 4 x 24 x 8 |" in text and text.endswith("- FlexAttention: no time\n")
 
 
 def test_what_the_command_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -106,7 +110,7 @@ def test_every_bar_has_its_row() -> None:
     }
     assert {bar.row for bar in BARS} <= names
     jobs = [job.name for stage in gpu_cases.stages(False) for job in stage.jobs]
-    assert len(jobs) == len(set(jobs)) == 10 + len(gpu_cases.every_model())
+    assert len(jobs) == len(set(jobs)) == 11 + len(gpu_cases.every_model())
     assert all(stage.workers == 1 for stage in gpu_cases.stages(False) if not stage.jobs[0].name.startswith("model"))
 
 

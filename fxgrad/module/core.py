@@ -160,7 +160,8 @@ class Core(nn.Module):
         found = []
         for owner, name in self._slots:
             holder = self if owner is None else owner
-            found.append(holder._parameters.get(name, holder._buffers.get(name)))
+            tensor = holder._parameters.get(name)
+            found.append(holder._buffers.get(name) if tensor is None else tensor)
         return found  # type: ignore[return-value]
 
     @property

@@ -27,6 +27,7 @@ from fxgrad.ops.backward import Decided, Rewriting, replace_call
 from fxgrad.ops.blocks import split_axis, weights_transposed_times
 from fxgrad.ops.function import Function
 from fxgrad.ops.fused import CHOICE, Settings
+from fxgrad.ops.short import Short, short
 from fxgrad.ops.weights import Weighted, recording, share, weighted
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
@@ -42,6 +43,8 @@ REACH = 256.0
 class _Fused(Function):
     """Attention by the fused kernel; the backward calls the same kernel with q and k swapped."""
 
+    keeps = True
+
     @staticmethod
     def forward(settings: Settings, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         causal, given, scale, _ = settings
@@ -54,15 +57,12 @@ class _Fused(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
         ctx.settings = inputs[0]
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output[1:])
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor | None, *_: None) -> tuple[Any, ...]:
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         queries, keys = ctx.saved_tensors
-        dv = None if cotangent is None else _Swapped.call(ctx.settings, queries, keys, cotangent)
-        return None, None, None, dv
+        return None, None, None, _Swapped.call(ctx.settings, queries, keys, cotangent)
 
 
 class _Swapped(Function):
@@ -173,8 +173,10 @@ def value_only(
             return own()
         if kernel is not None:
             return fused.attention(kernel, road, settings, q, k, value)
+    if attn_mask is None and short(q, k, value):
+        return Short.call(op, is_causal, scale, settings.scale, q, k, value)  # type: ignore[no-any-return]
     if op is SDPA and attn_mask is None and _takes_flash(q, k, value, settings):
-        return _Fused.call(settings, q, k, value)[0]  # type: ignore[no-any-return]
+        return _Fused.call(settings, q, k, value)  # type: ignore[no-any-return]
     # A parameter keeps its requires_grad, since PyTorch picks kernels by it.
     mask = attn_mask if attn_mask is None or attn_mask.is_leaf else attn_mask.detach()
     rows, columns = _laid_out(q, k, value, enable_gqa)

@@ -9,23 +9,33 @@ import torch
 
 TRANSFORMED: Any = getattr(torch._C, "_are_functorch_transforms_active", None)
 """Tells whether a call is inside a transformation of `torch.func`; None if PyTorch no longer has the function."""
+MODES: Any = getattr(torch._C, "_len_torch_dispatch_stack", None)
+"""The number of active modes that see every op, such as a trace; None if PyTorch no longer has the function."""
 
 
 def transformed() -> bool:
-    """Whether a call is inside `torch.compile` or a transformation of `torch.func`.
+    """Whether a call is transformed or recorded: by `torch.compile`, by `torch.func`, or by a mode such as a trace.
+
+    If not, it may take whatever kernels are fastest.
 
     Example:
         >>> transformed()
         False
     """
-    return TRANSFORMED is None or torch.compiler.is_compiling() or TRANSFORMED()
+    if TRANSFORMED is None or MODES is None:
+        return True
+    return torch.compiler.is_compiling() or TRANSFORMED() or MODES() > 0
 
 
 class Function(torch.autograd.Function):
     """An autograd function that works with `torch.func` and `torch.compile`, and is as cheap as an op in eager mode.
 
-    `torch.func` and `torch.compile` need a separate `setup_context`. With it, `apply` binds every call to the signature
-    of `forward` and takes five times as long as a small op. So each class has an eager form whose `forward` does both.
+    `torch.func` and `torch.compile` need a separate `setup_context`, and take what it keeps from the outputs. With it,
+    `apply` binds every call to the signature of `forward` and takes five times as long as a small op. So each class has
+    an eager form, whose `forward` does both and returns the result alone.
+
+    Attributes:
+        keeps: whether `forward` returns (result, *what only the backward needs), tensors all.
 
     Example:
         >>> class Twice(Function):
@@ -43,20 +53,38 @@ class Function(torch.autograd.Function):
     """
 
     generate_vmap_rule = True
+    keeps: ClassVar[bool] = False
     _eager: ClassVar[Any]
 
     def __init_subclass__(cls) -> None:
+        run, keep, pull, keeps = cls.forward, cls.setup_context, cls.backward, cls.keeps
+
         def forward(ctx: Any, *args: Any) -> Any:
-            output = cls.forward(*args)
-            cls.setup_context(ctx, args, output)
-            return output
+            output = run(*args)
+            keep(ctx, args, output)
+            return output[0] if keeps else output
 
         def body(namespace: dict[str, Any]) -> None:
-            namespace.update(forward=staticmethod(forward), backward=staticmethod(cls.backward))
+            namespace.update(forward=staticmethod(forward), backward=staticmethod(pull))
 
         cls._eager = new_class(cls.__name__, (torch.autograd.Function,), exec_body=body)
+        if not keeps:
+            return
+
+        def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Any, ...]) -> None:
+            ctx.set_materialize_grads(False)
+            ctx.mark_non_differentiable(*output[1:])
+            keep(ctx, inputs, output)
+
+        def backward(ctx: Any, cotangent: Any, *_: None) -> Any:
+            return (None,) * len(ctx.needs_input_grad) if cotangent is None else pull(ctx, cotangent)
+
+        cls.setup_context, cls.backward = staticmethod(setup_context), staticmethod(backward)  # type: ignore[method-assign]
 
     @classmethod
     def call(cls, *args: Any) -> Any:
-        """Like `apply`, but with an argument for every parameter of `forward`."""
-        return (cls if transformed() else cls._eager).apply(*args)
+        """Like `apply`, but with an argument for every parameter of `forward`; returns the result alone."""
+        if not transformed():
+            return cls._eager.apply(*args)
+        output = cls.apply(*args)
+        return output[0] if isinstance(output, tuple) else output

@@ -304,7 +304,7 @@ def attention(kernel: Kernel, road: str, settings: Settings, q: Tensor, k: Tenso
         What attention returns, bit for bit: the same kernel made it.
     """
     kept = (t if _alone(t) else t.clone(memory_format=torch.contiguous_format) for t in (q, k))
-    return _Attention.call(kernel, road, settings, q, k, v, *kept)[0]  # type: ignore[no-any-return]
+    return _Attention.call(kernel, road, settings, q, k, v, *kept)  # type: ignore[no-any-return]
 
 
 def _alone(x: Tensor) -> bool:
@@ -318,6 +318,8 @@ def _alone(x: Tensor) -> bool:
 class _Attention(Function):
     """Attention by a fused kernel; its backward takes a road."""
 
+    keeps = True
+
     @staticmethod
     def forward(
         kernel: Kernel, road: str, settings: Settings, q: Tensor, k: Tensor, v: Tensor, *kept: Tensor
@@ -327,13 +329,11 @@ class _Attention(Function):
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.way = inputs[:3]
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*inputs[6:], *output[1:])
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor | None, *_: None) -> tuple[Any, ...]:
-        dv = None if cotangent is None else _Gradient.call(*ctx.way, cotangent, *ctx.saved_tensors)
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+        dv = _Gradient.call(*ctx.way, cotangent, *ctx.saved_tensors)
         return None, None, None, None, None, dv, None, None
 
 

@@ -40,11 +40,18 @@ class Rows(NamedTuple):
     @property
     def where(self) -> slice | list[int]:
         """The indices of its features; a slice where possible, so that the weight need not be copied."""
+        run = 1
+        for size, stride in reversed(self.axes):
+            if stride != run and size != 1:
+                return self._listed()
+            run *= size
+        return slice(self.first, self.first + run)
+
+    def _listed(self) -> list[int]:
         index = [self.first]
         for size, stride in self.axes:
             index = [i + stride * step for i in index for step in range(size)]
-        run = range(self.first, self.first + len(index))
-        return slice(run.start, run.stop) if index == list(run) else index
+        return index
 
 
 NO_ROWS = Rows((), 0, ())
@@ -70,7 +77,8 @@ class _Rows(Function):
         g = cotangent.permute(ctx.rows.order).reshape(*ctx.outer, ctx.rows.features)
         dx = dw = db = None
         if ctx.needs_input_grad[2]:
-            dx = torch.matmul(g, weight[where].to(g.dtype))
+            rows = weight[where]
+            dx = torch.matmul(g, rows if rows.dtype is g.dtype else rows.to(g.dtype))
         if ctx.needs_input_grad[3]:
             part = torch.matmul(g.reshape(-1, g.shape[-1]).T, x.reshape(-1, x.shape[-1]).to(g.dtype))
             dw = _placed(part, where, weight.shape).to(weight.dtype)

@@ -24,7 +24,7 @@ from fxgrad.graph.nodes import tensors_of
 from fxgrad.graph.replay import Replay
 from fxgrad.kinds import Kind
 from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting, replace_call
-from fxgrad.ops.function import Function
+from fxgrad.ops.function import Function, transformed
 from fxgrad.ops.weights import Weighted, homogeneous, recording
 
 Taylor = tuple[float, ...]
@@ -133,11 +133,11 @@ def _slope(
 def _quotient(series: Taylor, x: Tensor, y: Tensor) -> Tensor:
     """f(x) / x; for |x| below eps the limit, which is exact there, while f(x) may have lost digits.
 
-    Allocates one tensor, since allocation costs most here: a tiny x becomes 0, its reciprocal infinite, the quotient
-    infinite or NaN, and these become the limit. So the slope means nothing where x or f(x) is not finite; the forward
-    shows that.
+    Allocates one tensor, since allocation costs most here: a tiny x becomes 0, the quotient infinite or NaN, and these
+    become the limit. So the slope means nothing where x or f(x) is not finite; the forward shows that.
     """
-    slope = torch.nn.functional.hardshrink(x, torch.finfo(x.dtype).eps).reciprocal_().mul_(y)
+    slope = torch.hardshrink(x, torch.finfo(x.dtype).eps)
+    slope = y / slope if transformed() else torch.div(y, slope, out=slope)
     if len(series) == 2:
         return slope.nan_to_num_(series[1], series[1], series[1])
     kinked = torch.where(x > 0, series[1], torch.full_like(x, series[2]))
@@ -145,6 +145,8 @@ def _quotient(series: Taylor, x: Tensor, y: Tensor) -> Tensor:
 
 
 class _Secant(Function):
+    keeps = True
+
     @staticmethod
     def forward(
         op: Any, series: Taylor, x: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], point: float
@@ -155,14 +157,12 @@ class _Secant(Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-        ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(output[1])
         ctx.save_for_backward(output[1])
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor | None, _: None) -> tuple[Any, ...]:
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
         (slope,) = ctx.saved_tensors
-        return None, None, None if cotangent is None else cotangent * slope, None, None, None
+        return None, None, cotangent * slope, None, None, None
 
 
 def secant(op: Any, series: Taylor, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -188,7 +188,7 @@ def secant(op: Any, series: Taylor, x: Tensor, *args: Any, **kwargs: Any) -> Ten
     """
     if not recording(x):
         return op(x, *args, **kwargs)  # type: ignore[no-any-return]
-    return _Secant.call(op, series, x, args, kwargs, 0.0)[0]  # type: ignore[no-any-return]
+    return _Secant.call(op, series, x, args, kwargs, 0.0)  # type: ignore[no-any-return]
 
 
 Reference = tuple[float, Taylor]
@@ -242,7 +242,7 @@ def rescale(op: Any, about: Reference, x: Tensor, *args: Any, **kwargs: Any) -> 
     """
     if not recording(x):
         return op(x, *args, **kwargs)  # type: ignore[no-any-return]
-    return _Secant.call(op, about[1], x, args, kwargs, about[0])[0]  # type: ignore[no-any-return]
+    return _Secant.call(op, about[1], x, args, kwargs, about[0])  # type: ignore[no-any-return]
 
 
 def root_of(op: Any, point: float, *args: Any, **kwargs: Any) -> tuple[float, float]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fxgrad.ops import attention, blocks
+from fxgrad.ops import attention, blocks, short
 from fxgrad.ops.attention import value_only
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
@@ -46,9 +46,23 @@ def masks(lead: tuple[int, ...], columns: int) -> dict[str, Tensor]:
     return {**added, **boolean, **heads}
 
 
-@pytest.fixture(params=[(2**19, 256), (40, 3), (1, 1)], ids=["one block", "some blocks", "many blocks"])
+@pytest.fixture(params=[0, short.SCORES], ids=["long", "short"])
+def scores(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many scores are made at once."""
+    monkeypatch.setattr(short, "SCORES", request.param)
+    return int(request.param)
+
+
+long_and_short = pytest.mark.usefixtures("scores")
+
+
+@pytest.fixture(
+    params=[(0, 2**19, 256), (0, 40, 3), (0, 1, 1), (short.SCORES, 1, 1)],
+    ids=["one block", "some blocks", "many blocks", "at once"],
+)
 def _blocks(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    scores, rows = request.param
+    at_once, scores, rows = request.param
+    monkeypatch.setattr(short, "SCORES", at_once)
     monkeypatch.setitem(blocks.BLOCK, "cpu", scores)
     monkeypatch.setattr(blocks, "ROWS", rows)
 
@@ -74,6 +88,7 @@ def test_gradient_of_the_value(lead: tuple[int, ...], grouped: bool, columns: in
             torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-13, msg=f"{name}, scale {scale}")
 
 
+@long_and_short
 def test_values_that_are_broadcast_get_the_sum() -> None:
     q, k = torch.randn(2, 4, ROWS, WIDTH).double(), torch.randn(1, 4, 6, WIDTH).double()
     v = torch.randn(4, 6, WIDTH).double().requires_grad_()
@@ -83,6 +98,7 @@ def test_values_that_are_broadcast_get_the_sum() -> None:
     torch.testing.assert_close(torch.autograd.grad(y, v, g)[0], wanted)
 
 
+@long_and_short
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_takes_its_weights_in_float32(dtype: torch.dtype) -> None:
     q, k, v = torch.randn(3, 1, 2, 300, 16).to(dtype)
@@ -104,16 +120,17 @@ def test_dropped_weights_are_the_same_backward() -> None:
     torch.testing.assert_close((v * dv).sum(), (y * y).sum())
 
 
-def test_neither_scores_nor_values_are_kept() -> None:
+def test_neither_scores_nor_values_are_kept(scores: int) -> None:
     q, k, v = torch.randn(3, 2, 4, 64, 8)
     v.requires_grad_()
     kept: list[Tensor] = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
         value_only(SDPA, q, k, v)
-    # One entry a row more, for lse.
-    assert sum(t.numel() for t in kept) == (q.numel() + k.numel()) * 9 // 8
+    # In the fused kernel's way one entry a row more, for lse.
+    assert sum(t.numel() for t in kept) == (q.numel() + k.numel()) * (8 if scores else 9) // 8
 
 
+@long_and_short
 def test_empty_attention() -> None:
     for rows, columns in [(0, 3), (3, 0)]:
         q, k, v = (torch.randn(1, 2, n, 4) for n in (rows, columns, columns))
@@ -128,6 +145,7 @@ def test_the_fused_kernel_is_where_it_was() -> None:
     assert SDPBackend.FLASH_ATTENTION.value == attention.IS_FLASH
 
 
+@long_and_short
 @pytest.mark.parametrize("missing", ["FLASH", "CHOICE"])
 @pytest.mark.parametrize("causal", [False, True])
 def test_without_the_fused_kernel(causal: bool, missing: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,6 +158,7 @@ def test_without_the_fused_kernel(causal: bool, missing: str, monkeypatch: pytes
     torch.testing.assert_close(fused, without, rtol=1e-13, atol=1e-14)
 
 
+@long_and_short
 def test_another_backend_of_attention_is_kept_to() -> None:
     q, k, v = torch.randn(3, 2, 4, 7, 3)
     v.requires_grad_()
@@ -150,6 +169,7 @@ def test_another_backend_of_attention_is_kept_to() -> None:
     torch.testing.assert_close(torch.autograd.grad(y.sum(), v)[0].double(), wanted, rtol=1e-5, atol=1e-6)
 
 
+@long_and_short
 def test_weights_that_almost_vanish() -> None:
     """Scores far apart: a key that hardly anybody sees, and log-sum-exps far from 0."""
     q, k, v = torch.randn(3, 1, 2, 9, 4).double()
@@ -161,6 +181,7 @@ def test_weights_that_almost_vanish() -> None:
     assert found.isfinite().all() and (found - wanted).abs().max() < 1e-12 * wanted.abs().max()
 
 
+@long_and_short
 @pytest.mark.parametrize("factor", [1e1, 1e3, 1e5])
 def test_scores_far_from_zero(factor: float) -> None:
     """Attention to one key each: its weight is 1, however the scores are rounded."""

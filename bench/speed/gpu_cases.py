@@ -88,6 +88,8 @@ def _converted(make: Callable[[], nn.Module], x: Tensor, device: str) -> tuple[n
     import fxgrad
     from fxgrad.data.models import randomize
 
+    gc.unfreeze()
+    gc.collect()  # the models of the job before
     torch.manual_seed(0)
     with torch.device(device):
         model = make().eval().requires_grad_(False)

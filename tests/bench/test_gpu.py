@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import doctest
+import importlib
 import importlib.util
 import json
 from pathlib import Path
@@ -20,6 +22,13 @@ from bench.speed import gpu_cases, gpu_page
 from bench.speed.gpu_page import BARS, PEAK, bars, page
 from bench.speed.workers import Job, Stage, supervise
 from tests.helpers import failing_cases
+
+
+@pytest.mark.parametrize(
+    "name", ["bench.gpu", "bench.speed.workers", "bench.speed.gpu_attention", "bench.speed.gpu_page"]
+)
+def test_examples_run(name: str) -> None:
+    assert doctest.testmod(importlib.import_module(name)).failed == 0
 
 
 def supervised(*jobs: Job, seconds: float = 60, workers: int = 1) -> dict[str, dict[str, Any]]:
@@ -148,4 +157,7 @@ def test_a_road_over_pytorchs_own() -> None:
     }
     rows = {"attention: a, own": own, "attention: a, triton": {"seconds": 1e-3, "off": 2e-3}}
     rows["attention: a, swapped"] = {"error": "no"}
-    assert "| a | flash_attention | 1 ms | 100 µs | 4 ms | 4 ms | 0.25 (2e-03) | failed |" in gpu_page._attention(rows)
+    assert (
+        "| a | flash_attention | 1 ms | 100 µs | 4 ms | 4 ms | 0.25 (2e-03) | failed | triton |"
+        in gpu_page._attention(rows)
+    )

@@ -168,6 +168,9 @@ def value_only(
     settings = Settings(is_causal, scale, query.shape[-1] ** -0.5 if scale is None else scale, enable_gqa)
     q, k = query.detach(), key.detach()
     if op is SDPA and fused.serves(q):
+        if torch.compiler.is_compiling():
+            mask = None if attn_mask is None else attn_mask.detach()
+            return fused.traced(q, k, value, mask, is_causal, scale, enable_gqa) if fused.ALLOWED else own()
         road, kernel = fused.chosen(q, k, value, attn_mask, settings)
         if road == fused.OWN:
             return own()
@@ -251,6 +254,7 @@ class HoldWeights(Weighted):
     def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
         if node.target is not SDPA:
             return super().call(node, decided, done)
+        fused.allow()
         replace_call(node, value_only)
         return node
 

@@ -267,12 +267,12 @@ def chosen(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, settings: Setti
 
     Returns:
         A name of `ALL` with the kernel; or `OWN`, where the fused backward is as good or all that there is (masks,
-        small inputs, within torch.compile, where the kernel is not known); or `BLOCKWISE`, where a backward of
-        PyTorch's would keep the matrix of weights, or give a mask a gradient.
+        small inputs); or `BLOCKWISE`, where a backward of PyTorch's would keep the matrix of weights, or give a mask a
+        gradient.
     """
     if mask is not None and mask.requires_grad and mask.is_leaf:
         return BLOCKWISE, None
-    if torch.compiler.is_compiling() or CHOICE is None:
+    if CHOICE is None:
         return OWN, None
     try:
         backend = CHOICE(q, k, v, mask, 0.0, settings.causal, scale=settings.given, enable_gqa=settings.grouped)
@@ -313,6 +313,36 @@ def _alone(x: Tensor) -> bool:
         return x.untyped_storage().nbytes() == x.numel() * x.element_size()
     except (RuntimeError, NotImplementedError):  # wrapped by a transformation of torch.func
         return False
+
+
+ALLOWED = False
+"""Whether `allow` was called: dynamo keeps a list of such functions."""
+
+
+def allow() -> None:
+    """Let torch.compile put `traced` into its graphs as one call, for every converted program with attention."""
+    global ALLOWED
+    if not ALLOWED:
+        torch.compiler.allow_in_graph(traced)  # type: ignore[no-untyped-call]
+        ALLOWED = True
+
+
+def traced(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, causal: bool, given: float | None, grouped: bool
+) -> Tensor:
+    """Attention within torch.compile: no tracer can follow the choice of a kernel, but it can be made while the call's
+    own graph is made of fake tensors, which have a device, strides and a dtype. PyTorch's own backward elsewhere.
+
+    Args:
+        q, k, v, mask: attention's operands, all but v detached.
+        causal, given, grouped: its settings, as in `Settings`.
+    """
+    settings = Settings(causal, given, q.shape[-1] ** -0.5 if given is None else given, grouped)
+    road, kernel = chosen(q, k, v, mask, settings)
+    if kernel is not None:
+        return attention(kernel, road, settings, q, k, v)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    return attend(q, k, v, mask, 0.0, causal, scale=given, enable_gqa=grouped)
 
 
 class _Attention(Function):

@@ -9,11 +9,12 @@ Source: Dao, arXiv:2307.08691, algorithm 2; Triton's language.
 
 from __future__ import annotations
 
-import math
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fxgrad.ops.function import transformed
 
 try:
     import triton
@@ -119,7 +120,8 @@ def weights_transposed_times(
     widest = max(16, 1 << (max(width, value_width) - 1).bit_length())
     cut = cut or tiles(g.dtype, widest)
     fits: dict[str, Any] = {"num_warps": cut.warps, "num_stages": cut.stages}
-    KERNEL[(math.ceil(columns / cut.keys), batch * heads)](
+    kernel = torch.library.wrap_triton(KERNEL) if transformed() else KERNEL
+    kernel[(-(-columns // cut.keys), batch * heads)](
         g, q, k, lse, dv, *g.stride(), *q.stride(), *k.stride(), *lse.stride(), *dv.stride(),
         heads, q.shape[1] // heads, rows, columns, width, value_width, scale,
         KEYS=cut.keys, ROWS=cut.rows,

@@ -7,12 +7,15 @@ compiler; and on fake tensors PyTorch checks shapes and arguments of the GPU's o
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func
 from torch import Tensor
+from torch._dynamo.backends.common import aot_autograd
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend
 
@@ -262,18 +265,53 @@ def test_value_only_away_from_a_cpu(backend: SDPBackend, monkeypatch: pytest.Mon
     assert (y.grad_fn.name() == "_AttentionBackward") == (backend is SDPBackend.FLASH_ATTENTION)
 
 
-def test_a_compiled_program_takes_pytorchs_backward(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel is not known while a program is traced; its graph has PyTorch's fused backward, whole."""
+def compiled_graphs(
+    monkeypatch: pytest.MonkeyPatch, road: str, allowed: bool = True, dynamic: bool = False
+) -> list[str]:
+    """The code of the forward's and the backward's graph that torch.compile makes of attention on meta tensors."""
     q, _ = on_meta(monkeypatch, SDPBackend.FLASH_ATTENTION)
+    monkeypatch.setitem(fused.ROADS, "flash_attention", road)
+    monkeypatch.setattr(fused, "ALLOWED", allowed)
+    if allowed:
+        torch.compiler.allow_in_graph(fused.traced)
     torch.compiler.reset()
+    made: list[str] = []
 
-    @torch.compile(backend="aot_eager", fullgraph=True)
+    def keep(graph: torch.fx.GraphModule, _: Any) -> Any:
+        made.append(graph.code)
+        return make_boxed_func(graph.forward)
+
+    @torch.compile(backend=aot_autograd(fw_compiler=keep, bw_compiler=keep), fullgraph=True, dynamic=dynamic)
     def attended(q: Tensor, v: Tensor) -> Tensor:
         return value_only(SDPA, q, q, v)
 
     v = torch.empty_like(q).requires_grad_()
     y = attended(q, v)
     assert torch.autograd.grad(y, v, torch.empty_like(y))[0].shape == v.shape
+    return made
+
+
+@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
+def test_a_compiled_program_takes_the_road(dynamic: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel is chosen while the graph is made; neither values nor outputs are kept for its backward."""
+    forward, backward = compiled_graphs(monkeypatch, "full", dynamic=dynamic)
+    assert "_scaled_dot_product_flash_attention.default" in forward
+    kept = forward.rpartition("return ")[2]
+    call = re.search(r"flash_attention_backward\.default\((\w+), (\w+), (\w+), (\w+), (\w+), ", backward)
+    values = re.search(r"_flash_attention\.default\(\w+, \w+, (\w+)", forward)
+    assert call and call[1] == call[5] and call[3] == call[4] and values and values[1] not in re.split(r"\W+", kept)
+
+
+def test_a_compiled_call_without_a_conversion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dynamo was not told of the choice: PyTorch's own backward, and still one graph."""
+    monkeypatch.setattr(fused, "chosen", None)
+    assert len(compiled_graphs(monkeypatch, "full", allowed=False)) == 2
+
+
+def test_a_compiled_program_has_the_triton_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton", reason="Triton comes with PyTorch for CUDA")
+    _, backward = compiled_graphs(monkeypatch, "triton")
+    assert "triton_kernel_wrapper" in backward and "flash_attention_backward" not in backward
 
 
 # The function around the roads, with the CPU's kernel.
@@ -356,11 +394,11 @@ def test_no_second_derivative() -> None:
         dv.sum().backward()
 
 
-def test_a_whole_model_takes_the_road(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As on a GPU: the same outputs, a complete gradient, many targets, and blocks that run again in the backward."""
-    monkeypatch.setattr(balanced_vit, "HEADS", 1)
+def on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Let the CPU's kernel be a GPU's; returns the batches for which the road is taken."""
     monkeypatch.setattr(fused, "serves", lambda q: True)
     monkeypatch.setattr(fused, "KERNELS", {SDPBackend.FLASH_ATTENTION.value: OF_CPU})
+    monkeypatch.setattr(fused, "CHOICE", lambda *args, **kwargs: SDPBackend.FLASH_ATTENTION.value)
     monkeypatch.setattr(fused, "SMALL", 0)
     monkeypatch.setitem(fused.ROADS, OF_CPU.name, "full")
     taken: list[int] = []
@@ -370,6 +408,13 @@ def test_a_whole_model_takes_the_road(monkeypatch: pytest.MonkeyPatch) -> None:
         return fused.full(kernel, kept, g, settings)
 
     monkeypatch.setattr(fused, "ALL", {"full": counted})
+    return taken
+
+
+def test_a_whole_model_takes_the_road(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU: the same outputs, a complete gradient, many targets, blocks that run again in the backward."""
+    monkeypatch.setattr(balanced_vit, "HEADS", 1)
+    taken = on_a_cpu(monkeypatch)
     model, x = balanced_vit.vit()
     libra = fxgrad.convert(model, (x,))
     report = fxgrad.check(libra, (x,), original=model)
@@ -380,3 +425,17 @@ def test_a_whole_model_takes_the_road(monkeypatch: pytest.MonkeyPatch) -> None:
     for run in (libra, libra.checkpointed()):
         (wanted,) = torch.autograd.grad(run(leaf)[:, 1].sum(), leaf)
         torch.testing.assert_close(gradients[1], wanted, rtol=1e-10, atol=1e-12)
+
+
+def test_a_compiled_block_takes_the_road(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(balanced_vit, "HEADS", 1)
+    taken = on_a_cpu(monkeypatch)
+    x = torch.randn(2, 6, balanced_vit.WIDTH)
+    libra = fxgrad.convert(balanced_vit.Block().eval(), (x,))
+    leaf, g = x.clone().requires_grad_(), torch.randn_like(x)
+    (wanted,) = torch.autograd.grad(libra(leaf), leaf, g)
+    taken.clear()
+    torch.compiler.reset()
+    compiled = torch.compile(libra, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(torch.autograd.grad(compiled(leaf), leaf, g)[0], wanted)
+    assert taken == [2]  # while the graph was made

@@ -8,44 +8,36 @@ applies it. There are two ways:
   lse, q gets one more column (-lse / scale), and so does k (1). The swapped kernel normalizes along the other axis,
   P / Z, and returns log Z, so that Z * kernel(k, q, g) = P^T g.
 - Block by block, for any kernel (`blocks.py`).
+
+That is for a CPU; on a GPU `fused.py` chooses.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxgrad.kinds import Kind, Operand
+from fxgrad.ops import fused
 from fxgrad.ops.backward import Decided, Rewriting, replace_call
 from fxgrad.ops.blocks import split_axis, weights_transposed_times
 from fxgrad.ops.function import Function
+from fxgrad.ops.fused import CHOICE, Settings
 from fxgrad.ops.short import Short, short
 from fxgrad.ops.weights import Weighted, recording, share, weighted
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
 """The CPU's fused kernel, (q, k, v, dropout, causal, scale=) -> (output, lse); None if PyTorch no longer has it."""
-CHOICE: Any = getattr(torch, "_fused_sdp_choice", None)
-"""The function by which attention picks its kernel; None if PyTorch no longer has it."""
 IS_FLASH = 1
 """Its return value for the fused kernel (`torch.nn.attention.SDPBackend.FLASH_ATTENTION`)."""
 
 REACH = 256.0
 """The largest |score| for the swapped kernel: the error of P is at most that many roundings."""
-
-
-class Settings(NamedTuple):
-    """The non-tensor arguments of attention, as in `torch.nn.functional.scaled_dot_product_attention`."""
-
-    causal: bool
-    given: float | None
-    """The scale as passed to the kernel; None lets the kernel compute 1/sqrt(width)."""
-    scale: float
-    grouped: bool
 
 
 class _Fused(Function):
@@ -166,11 +158,24 @@ def value_only(
 
     Source: LibraGrad, arXiv:2411.16760, section 3.2 (attention); Vaswani et al., arXiv:1706.03762, eq. 1.
     """
-    if dropout_p > 0 or not recording(value):
+
+    def own() -> Tensor:
         args = (query, key, value, attn_mask, dropout_p, is_causal)
         return weighted(op, (0, 0, 1, 0, 1, 1), *args, scale=scale, enable_gqa=enable_gqa)  # type: ignore[no-any-return]
+
+    if dropout_p > 0 or not recording(value):
+        return own()
     settings = Settings(is_causal, scale, query.shape[-1] ** -0.5 if scale is None else scale, enable_gqa)
     q, k = query.detach(), key.detach()
+    if op is SDPA and fused.serves(q):
+        if torch.compiler.is_compiling():
+            mask = None if attn_mask is None else attn_mask.detach()
+            return fused.traced(q, k, value, mask, is_causal, scale, enable_gqa) if fused.ALLOWED else own()
+        road, kernel = fused.chosen(q, k, value, attn_mask, settings)
+        if road == fused.OWN:
+            return own()
+        if kernel is not None:
+            return fused.attention(kernel, road, settings, q, k, value)
     if attn_mask is None and short(q, k, value):
         return Short.call(op, is_causal, scale, settings.scale, q, k, value)  # type: ignore[no-any-return]
     if op is SDPA and attn_mask is None and _takes_flash(q, k, value, settings):
@@ -249,6 +254,7 @@ class HoldWeights(Weighted):
     def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
         if node.target is not SDPA:
             return super().call(node, decided, done)
+        fused.allow()
         replace_call(node, value_only)
         return node
 

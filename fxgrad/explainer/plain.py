@@ -16,7 +16,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.ops.attention import SDPA, value_only
+from fxgrad.ops.attention import value_only
+from fxgrad.ops.swapped import SDPA
 from fxgrad.ops.weights import weighted
 
 

@@ -25,7 +25,7 @@ from fxgrad.graph.sizes import free_sizes, known, sizes_of
 from fxgrad.kinds import Kind, Role
 from fxgrad.methods.maps import channels_given, channels_read, is_map, spatial_axes
 from fxgrad.methods.parts import TOKENS, Anatomy, Attention, Block, Grid
-from fxgrad.ops.attention import SDPA
+from fxgrad.ops.swapped import SDPA
 from fxgrad.run.examples import Examples, examples_of, tracked
 from fxgrad.run.rows import rows_apart
 

@@ -24,7 +24,7 @@ from fxgrad.graph.copies import prune
 from fxgrad.graph.replay import Interpreter
 from fxgrad.kinds import Kind
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.ops.attention import SDPA
+from fxgrad.ops.swapped import SDPA
 
 Grid = tuple[int, int]
 """Rows and columns of parts that a picture is divided into."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, TypeVar, cast
 
@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.capture.admission import refuse_other_dtype
 from fxgrad.classify.decision import Classified
-from fxgrad.errors import FxgradError, InputError, MissingError
+from fxgrad.errors import FxgradError, InputError, MissingError, one_line
 from fxgrad.graph.replay import failure
 from fxgrad.module.checkpoint import checkpointed
 from fxgrad.module.rewrite import rewrite
@@ -23,6 +23,16 @@ from fxgrad.ops.once import once
 Self = TypeVar("Self", bound="Core")
 _FORWARD_MODE = "balanced ops have no forward-mode derivative: use reverse mode, such as torch.func.jacrev."
 _TABLES = ("_parameters", "_buffers", "_modules", "_non_persistent_buffers_set")
+
+
+def as_function(runner: Any) -> Callable[..., Any]:
+    """A runner's forward: a failed call of a GraphModule prints its code to stderr."""
+    return runner.forward if isinstance(runner, fx.GraphModule) else runner
+
+
+def compiled(runner: nn.Module, options: Mapping[str, Any]) -> Callable[..., Any]:
+    """A runner by `torch.compile`."""
+    return torch.compile(as_function(runner), **options)
 
 
 class Core(nn.Module):
@@ -40,6 +50,8 @@ class Core(nn.Module):
     lookup: fx.GraphModule | None
     _slots: list[tuple[nn.Module | None, str]]
     _attributed: set[int]
+    _options: Mapping[str, Any] | None = None
+    _compiled: Callable[..., Any] | None = None
 
     def __init__(self, classified: Classified, graph: fx.Graph | None = None) -> None:
         super().__init__()
@@ -120,6 +132,34 @@ class Core(nn.Module):
         """From now on, run with `runner`."""
         self.form = form
         object.__setattr__(self, "runner", runner)
+        self._compiled = None if self._options is None else compiled(runner, self._options)
+
+    def compile(self, **options: Any) -> None:
+        """Compile the program in place, as `torch.nn.Module.compile` does; calls and `fxgrad.vjp` then run it compiled.
+
+        What is compiled is this module's own program, in one graph, so that any number of converted modules can be
+        compiled, and a failed check of an input says what it says without. A batch of another size compiles once more,
+        for all sizes. Compiled code rounds otherwise than eager mode, so that outputs are no longer the original's bit
+        for bit. `fxgrad.attribute` and `fxgrad.check` look at values inside the program: they run it uncompiled.
+
+        Args:
+            **options: of `torch.compile`, such as `mode` and `dynamic`; `fullgraph` is True unless given.
+
+        Raises:
+            FxgradError: when called, if what `torch.compile` makes cannot run.
+
+        Example:
+            >>> import fxgrad, torch
+            >>> model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.GELU(), torch.nn.Linear(4, 2)).eval()
+            >>> x = torch.randn(5, 3, requires_grad=True)
+            >>> libra = fxgrad.convert(model, (x,))
+            >>> wanted = torch.autograd.grad(libra(x).sum(), x)[0]
+            >>> libra.compile(backend="aot_eager")
+            >>> torch.allclose(torch.autograd.grad(libra(x).sum(), x)[0], wanted, atol=1e-6)
+            True
+        """
+        self._options = {"fullgraph": True, **options}
+        self._compiled = compiled(self.runner, self._options)
 
     def _tensors(self) -> list[Tensor]:
         return [*self.parameters(), *self.buffers()]
@@ -211,9 +251,9 @@ class Core(nn.Module):
     def _called(self, runner: Any, entries: list[Any]) -> Any:
         if torch.compiler.is_compiling():
             return runner(*self.state, *entries)
-        # As a function: a failed call of a GraphModule prints its code to stderr.
-        function = runner.forward if isinstance(runner, fx.GraphModule) else runner
-        guarded = self._attributed if runner is self.runner else ()
+        function, guarded = as_function(runner), self._attributed if runner is self.runner else set()
+        if runner is self.runner and self._compiled is not None:
+            function, guarded = self._compiled, set()  # compiled code has no second derivatives anyway
         try:
             return function(*self.state, *(once(e) if i in guarded else e for i, e in enumerate(entries)))
         except (FxgradError, torch.OutOfMemoryError):
@@ -224,7 +264,26 @@ class Core(nn.Module):
             part = self.lookup if runner is self.lookup else self.program
             if part is self.program:
                 self.refuse_other_dtype(entries, error)
+            if function is self._compiled:
+                self._refuse_compiled(entries, error)
             raise InputError(failure(part, [*self.state, *entries], error)) from error
+
+    def _refuse_compiled(self, entries: list[Any], error: Exception) -> None:
+        """Raise `FxgradError` if the program fails on these entries only because it is compiled."""
+        try:
+            with torch.no_grad():
+                self.program.forward(*self.state, *entries)
+        except Exception:
+            return
+        raise FxgradError(
+            f"what torch.compile makes of the program fails: {one_line(error)}. Uncompiled it runs: convert the model "
+            'again, or try other options, such as compile(fullgraph=False) or compile(backend="aot_eager").'
+        ) from error
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether calls run compiled code; see `compile`."""
+        return self._compiled is not None
 
     def refuse_other_dtype(self, entries: list[Any], error: BaseException) -> None:
         """Raise `InputError` if `error`, raised on these entries, comes of inputs of another dtype than the weights."""

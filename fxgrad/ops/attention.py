@@ -2,14 +2,13 @@
 
 With P = softmax(scale q k^T + mask) held, attention is linear in v. A fused kernel's own backward computes three
 cotangents with five matrix products, and two of them would be dropped. Two products suffice: one recomputes P, one
-applies it. There are two ways:
+applies it. On a CPU there are three ways, on a GPU `fused.py` chooses:
 
-- The fused forward kernel, with q and k swapped. The forward returns lse, and log P = scale q k^T - lse. To subtract
-  lse, q gets one more column (-lse / scale), and so does k (1). The swapped kernel normalizes along the other axis,
-  P / Z, and returns log Z, so that Z * kernel(k, q, g) = P^T g.
+- All weights at once, where they are few (`short.py`).
+- The fused forward kernel, with q and k swapped (`swapped.py`).
 - Block by block, for any kernel (`blocks.py`).
 
-That is for a CPU; on a GPU `fused.py` chooses.
+`torch.compile` calls the last two as operators (`opaque.py`).
 """
 
 from __future__ import annotations
@@ -22,80 +21,15 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.kinds import Kind, Operand
-from fxgrad.ops import fused
+from fxgrad.ops import fused, swapped
 from fxgrad.ops.backward import Decided, Rewriting, replace_call
-from fxgrad.ops.blocks import split_axis, weights_transposed_times
-from fxgrad.ops.function import Function
-from fxgrad.ops.fused import CHOICE, Settings
+from fxgrad.ops.blocks import laid_out, weights_transposed_times
+from fxgrad.ops.function import Function, transformed
+from fxgrad.ops.fused import Settings
+from fxgrad.ops.opaque import Opaque
 from fxgrad.ops.short import Short, short
+from fxgrad.ops.swapped import SDPA
 from fxgrad.ops.weights import Weighted, recording, share, weighted
-
-SDPA = torch.ops.aten.scaled_dot_product_attention.default
-FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)
-"""The CPU's fused kernel, (q, k, v, dropout, causal, scale=) -> (output, lse); None if PyTorch no longer has it."""
-IS_FLASH = 1
-"""Its return value for the fused kernel (`torch.nn.attention.SDPBackend.FLASH_ATTENTION`)."""
-
-REACH = 256.0
-"""The largest |score| for the swapped kernel: the error of P is at most that many roundings."""
-
-
-class _Fused(Function):
-    """Attention by the fused kernel; the backward calls the same kernel with q and k swapped."""
-
-    keeps = True
-
-    @staticmethod
-    def forward(settings: Settings, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        causal, given, scale, _ = settings
-        y, lse = FLASH(q, k, v.detach(), 0.0, causal, scale=given)
-        queries = torch.cat([q, lse.to(q.dtype).unsqueeze(-1) / -scale], -1)
-        keys = torch.nn.functional.pad(k, (0, 1), value=1.0)
-        # Row i of P sees columns up to i; row j of P^T sees columns from j on, which is causal in reversed order.
-        return (y, queries.flip(-2), keys.flip(-2)) if causal else (y, queries, keys)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
-        ctx.settings = inputs[0]
-        ctx.save_for_backward(*output[1:])
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
-        queries, keys = ctx.saved_tensors
-        return None, None, None, _Swapped.call(ctx.settings, queries, keys, cotangent)
-
-
-class _Swapped(Function):
-    """P^T g by the fused kernel; under vmap block by block, so that all cotangents share P."""
-
-    generate_vmap_rule = False
-
-    @staticmethod
-    def forward(settings: Settings, queries: Tensor, keys: Tensor, g: Tensor) -> Tensor:
-        causal, _, scale, _ = settings
-        g = torch.nn.functional.pad(g.flip(-2) if causal else g, (0, 1))
-        y, log_z = FLASH(keys, queries, g, 0.0, causal, scale=scale)
-        dv: Tensor = y[..., :-1] * log_z.to(y.dtype).exp().unsqueeze(-1)
-        return dv.flip(-2) if causal else dv
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        pass
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
-        raise NotImplementedError("attention with held weights has no second derivative")
-
-    @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], settings: Settings, queries: Tensor, keys: Tensor, g: Tensor
-    ) -> tuple[Tensor, int]:
-        def blockwise(queries: Tensor, keys: Tensor, g: Tensor) -> Tensor:
-            if settings.causal:
-                queries, keys = queries.flip(-2), keys.flip(-2)
-            return weights_transposed_times(g, queries.unsqueeze(-3), keys.mT, None, settings.causal, settings.scale)
-
-        return torch.func.vmap(blockwise, in_dims[1:], randomness=info.randomness)(queries, keys, g), 0
 
 
 class _Blockwise(Function):
@@ -178,54 +112,14 @@ def value_only(
             return fused.attention(kernel, road, settings, q, k, value)
     if attn_mask is None and short(q, k, value):
         return Short.call(op, is_causal, scale, settings.scale, q, k, value)  # type: ignore[no-any-return]
-    if op is SDPA and attn_mask is None and _takes_flash(q, k, value, settings):
-        return _Fused.call(settings, q, k, value)  # type: ignore[no-any-return]
+    if op is SDPA and attn_mask is None and not transformed() and swapped.takes(q, k, value, settings):
+        return swapped.Swapped.call(settings, q, k, value)  # type: ignore[no-any-return]
     # A parameter keeps its requires_grad, since PyTorch picks kernels by it.
     mask = attn_mask if attn_mask is None or attn_mask.is_leaf else attn_mask.detach()
-    rows, columns = _laid_out(q, k, value, enable_gqa)
+    if torch.compiler.is_compiling() and q.device.type == "cpu":
+        return Opaque.call(op, settings, q, k, value, mask)  # type: ignore[no-any-return]
+    rows, columns = laid_out(q, k, value, enable_gqa)
     return _Blockwise.call(op, settings, q, k, value, mask, rows, columns)  # type: ignore[no-any-return]
-
-
-def _takes_flash(q: Tensor, k: Tensor, v: Tensor, settings: Settings) -> bool:
-    """Whether unmasked attention would pick the CPU's fused kernel, and its swapped form can be the backward.
-
-    Not in half precision, where lse would lose digits; not for causal attention of unequal lengths, which reversed is
-    not causal; not for groups. And not where scores may be far from 0: log P is a difference of such numbers, while a
-    block of whole rows normalizes its rounding errors away.
-    """
-    causal, given, scale, grouped = settings
-    fits = q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64) and q.dim() == 4
-    if not fits or FLASH is None or CHOICE is None or q.shape[1] != k.shape[1] or (causal and q.shape[2] != k.shape[2]):
-        return False
-    if torch.compiler.is_compiling():
-        return False  # neither the choice nor the scores' bound can be traced
-    try:
-        if CHOICE(q, k, v.detach(), None, 0.0, causal, scale=given, enable_gqa=grouped) != IS_FLASH:
-            return False
-        longest = [torch.linalg.vector_norm(t, dim=-1).amax().item() for t in (q, k)]
-    except RuntimeError:
-        return False  # inputs are traced, or wrapped by vmap
-    return bool(longest[0] * longest[1] * abs(scale) <= REACH)
-
-
-def _laid_out(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> tuple[Tensor, Tensor]:
-    """q as (..., heads, groups, rows, width) and k as (..., heads, width, columns), both contiguous.
-
-    Copies, since batched products want contiguous operands, and since q, k and v are often views of one projection,
-    which a kept view would keep in memory.
-    """
-    heads = k.shape[-3] if grouped else 0
-    if heads and heads != q.shape[-3]:
-        shapes = [t.shape[:-3] for t in (q, k, v)]
-        q = split_axis(q, -3, heads)
-    else:
-        heads, shapes = 0, [t.shape[:-2] for t in (q, k, v)]
-        q = q.unsqueeze(-3)
-    lead: tuple[int, ...] = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
-    lead += (heads,) if heads else ()
-    rows = q.expand(*lead, *q.shape[-3:]).clone(memory_format=torch.contiguous_format)
-    columns = k.transpose(-2, -1).expand(*lead, k.shape[-1], k.shape[-2]).clone(memory_format=torch.contiguous_format)
-    return rows, columns
 
 
 def hold_weights(operands: Sequence[Operand], degree: float | None) -> list[float]:

@@ -116,6 +116,26 @@ def _block(heads: int, groups: int, rows: int, columns: int, device: str) -> tup
     return some_rows, max(min(heads, max(PAIR, budget // (some_rows * per_row))), 1)
 
 
+def laid_out(q: Tensor, k: Tensor, v: Tensor, grouped: bool) -> tuple[Tensor, Tensor]:
+    """q as (..., heads, groups, rows, width) and k as (..., heads, width, columns), both contiguous.
+
+    Copies, since batched products want contiguous operands, and since q, k and v are often views of one projection,
+    which a kept view would keep in memory.
+    """
+    heads = k.shape[-3] if grouped else 0
+    if heads and heads != q.shape[-3]:
+        shapes = [t.shape[:-3] for t in (q, k, v)]
+        q = split_axis(q, -3, heads)
+    else:
+        heads, shapes = 0, [t.shape[:-2] for t in (q, k, v)]
+        q = q.unsqueeze(-3)
+    lead: tuple[int, ...] = torch.broadcast_shapes(*shapes)  # type: ignore[no-untyped-call]
+    lead += (heads,) if heads else ()
+    rows = q.expand(*lead, *q.shape[-3:]).clone(memory_format=torch.contiguous_format)
+    columns = k.transpose(-2, -1).expand(*lead, k.shape[-1], k.shape[-2]).clone(memory_format=torch.contiguous_format)
+    return rows, columns
+
+
 class _Masks:
     """A mask, cut into blocks without being expanded.
 

@@ -47,7 +47,8 @@ def vjp(
         cotangents: structured as the outputs, every tensor (K, *the output's shape); None for an output that takes no
             part.
         chunk: cotangents per backward pass, batched by `torch.func.vmap`; 1 takes them one by one. By default as many
-            as fit: on a CPU into the cache, else into a quarter of the free memory.
+            as fit: on a CPU into the cache, else into a quarter of the free memory; 1 for a compiled module, since
+            vmap does not look into compiled code.
 
     Returns:
         The outputs, and for every attributed input its K gradients.
@@ -88,7 +89,7 @@ def vjp(
     count, given = _matched(leaves, pytree.tree_leaves(cotangents))
     refuse_unbalanced(converted, given)
     pairs = [(v, g) for v, g in zip(leaves, given) if g is not None and v.requires_grad]
-    size = _size(chunk, count, widest, leaves)
+    size = 1 if converted.is_compiled and chunk is None else _size(chunk, count, widest, leaves)
     parts: dict[str, list[Tensor]] = {name: [] for name in attributed}
     for first in range(0, count, size):
         part = [g[first : first + size] for _, g in pairs]

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fxgrad.ops import attention, blocks, short
+from fxgrad.ops import blocks, short, swapped
 from fxgrad.ops.attention import value_only
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
@@ -141,8 +141,8 @@ def test_empty_attention() -> None:
 
 def test_the_fused_kernel_is_where_it_was() -> None:
     """Without these names attention goes block by block: right, but slower."""
-    assert attention.FLASH is not None and attention.CHOICE is not None
-    assert SDPBackend.FLASH_ATTENTION.value == attention.IS_FLASH
+    assert swapped.FLASH is not None and swapped.CHOICE is not None
+    assert SDPBackend.FLASH_ATTENTION.value == swapped.IS_FLASH
 
 
 @long_and_short
@@ -153,7 +153,7 @@ def test_without_the_fused_kernel(causal: bool, missing: str, monkeypatch: pytes
     v.requires_grad_()
     g = torch.randn(2, 4, 7, 3).double()
     (fused,) = torch.autograd.grad(value_only(SDPA, q, k, v, None, 0.0, causal), v, g)
-    monkeypatch.setattr(attention, missing, None)
+    monkeypatch.setattr(swapped, missing, None)
     (without,) = torch.autograd.grad(value_only(SDPA, q, k, v, None, 0.0, causal), v, g)
     torch.testing.assert_close(fused, without, rtol=1e-13, atol=1e-14)
 

@@ -425,6 +425,8 @@ def test_a_whole_model_takes_the_road(monkeypatch: pytest.MonkeyPatch) -> None:
     for run in (libra, libra.checkpointed()):
         (wanted,) = torch.autograd.grad(run(leaf)[:, 1].sum(), leaf)
         torch.testing.assert_close(gradients[1], wanted, rtol=1e-10, atol=1e-12)
+    found = torch.func.grad(lambda x: libra(x)[:, 1].sum())(x)
+    torch.testing.assert_close(gradients[1], found, rtol=1e-10, atol=1e-12)
 
 
 def test_a_compiled_block_takes_the_road(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,23 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import fx
 
 from fxgrad.capture.higher_order import Closed
 from fxgrad.classify.decision import Classified
 from fxgrad.graph.nodes import differentiable
+from fxgrad.module.bound import bind
 from fxgrad.ops.backward import Rewriting, replace_call
 from fxgrad.ops.pieces import piece
 from fxgrad.ops.refused import refuse
 from fxgrad.ops.weights import weighted
-
-_SIZES: dict[Any, Any] = {
-    torch.ops.aten.sym_size.int: torch.Tensor.size,
-    torch.ops.aten.sym_stride.int: torch.Tensor.stride,
-    torch.ops.aten.sym_numel.default: torch.Tensor.numel,
-}
-"""What asks for a tensor's size -> the same that vmap knows, too."""
 
 
 def rewrite(classified: Classified) -> fx.Graph:
@@ -55,7 +48,6 @@ def rewrite(classified: Classified) -> fx.Graph:
     done = Rewriting({}, {node.name for node in captured.entry_nodes})
     for node in captured.graph.nodes:
         copy = graph.node_copy(node, lambda n: done.nodes[n.name])
-        copy.target = _SIZES.get(copy.target, copy.target)
         decision = classified.decisions.get(node.name)
         if decision is not None:
             if decision.live:
@@ -64,6 +56,7 @@ def rewrite(classified: Classified) -> fx.Graph:
         elif _records(node, done.recorded):
             # A step function, say: it is constant, so record nothing.
             replace_call(copy, weighted, tuple(0.0 for _ in node.args))
+        bind(copy)
         done.nodes[node.name] = copy
     _refuse(graph, classified, done)
     graph.lint()

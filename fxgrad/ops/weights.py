@@ -52,7 +52,7 @@ class _Relaid(Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
         (x,) = ctx.saved_tensors
-        if 1 not in x.shape or cotangent.stride() == x.stride():
+        if cotangent.stride() == x.stride():
             return cotangent, None
         order = sorted(range(x.dim()), key=lambda axis: -x.stride(axis))
         laid = cotangent.permute(order).clone(memory_format=torch.contiguous_format)
@@ -80,7 +80,7 @@ def relaid(op: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
         tensor([-1.])
     """
     result = op(x, *args, **kwargs)
-    if not recording(x):
+    if not recording(x) or 1 not in x.shape:
         return result
     if isinstance(result, Tensor):
         return _Relaid.call(result, x)

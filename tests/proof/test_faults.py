@@ -13,6 +13,7 @@ from torch import Tensor, fx
 import fxgrad
 from fxgrad.classify.walk import classify
 from fxgrad.kinds import Kind
+from fxgrad.module.bound import BOUND
 from fxgrad.ops import weighted
 from fxgrad.table.loading import load
 from tests.helpers.every_kind import captured_net, converted_net, net
@@ -99,7 +100,8 @@ def scale_by(factor: float) -> Callable[[fx.Node], None]:
     """Scale the cotangents that a node which was left alone hands on."""
 
     def edit(node: fx.Node) -> None:
-        node.args = (node.target, (factor,) * len(node.args), *node.args)
+        op = next((op for op, bound in BOUND.items() if bound is node.target), node.target)
+        node.args = (op, (factor,) * len(node.args), *node.args)
         node.target = weighted
 
     return edit

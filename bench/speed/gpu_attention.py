@@ -21,7 +21,8 @@ from bench.speed.workers import Case
 from fxgrad.ops import fused
 from fxgrad.ops.attention import SDPA, value_only
 from fxgrad.ops.blocks import split_axis, weights_transposed_times
-from fxgrad.ops.fused import ALL, KERNELS, Kept, Kernel, Settings
+from fxgrad.ops.fused import ALL
+from fxgrad.ops.kernels import KERNELS, Kept, Kernel, Settings
 
 OWN, BLOCKWISE, FLEX = "own", "blockwise", "flex"
 

@@ -26,7 +26,8 @@ from fxgrad.ops import fused
 from fxgrad.ops.backward import Decided, Rewriting, replace_call
 from fxgrad.ops.blocks import split_axis, weights_transposed_times
 from fxgrad.ops.function import Function
-from fxgrad.ops.fused import CHOICE, Settings
+from fxgrad.ops.fused import CHOICE
+from fxgrad.ops.kernels import Settings
 from fxgrad.ops.short import Short, short
 from fxgrad.ops.weights import Weighted, recording, share, weighted
 

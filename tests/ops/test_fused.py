@@ -22,7 +22,8 @@ from torch.nn.attention import SDPBackend
 import fxgrad
 from fxgrad.ops import fused, fused_triton
 from fxgrad.ops.attention import SDPA, value_only
-from fxgrad.ops.fused import ALL, EFFICIENT, KERNELS, Kept, Kernel, Settings, attention, chosen
+from fxgrad.ops.fused import ALL, attention, chosen
+from fxgrad.ops.kernels import EFFICIENT, KERNELS, Kept, Kernel, Settings
 from tests.helpers import balanced_vit
 
 WIDTH = 8

@@ -11,7 +11,7 @@ said to be. The results so far are on the disk after every measurement.
 
 On the device machine, which has PyTorch, timm and transformers, but neither zennit nor lxt. Here, once:
 
-    echo /.whl/ >> .git/info/exclude; python3 -m pip download --no-deps -d .whl zennit==0.5.1 lxt==2.1
+    echo /.whl/ >> .git/info/exclude; python3 -m pip wheel --no-deps -w .whl zennit==0.5.1 lxt==2.1
 
 then there, with `.whl` in `carry`, 480 s for `timeout_s`, and $OUT copied to bench/measured afterwards:
 

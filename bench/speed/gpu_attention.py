@@ -12,14 +12,18 @@ import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple
+from unittest import mock
 
 import torch
 from torch import Tensor
 
 from bench.speed.workers import Case
 from fxgrad.ops import fused
+from fxgrad.ops.attention import value_only
 from fxgrad.ops.blocks import split_axis, weights_transposed_times
-from fxgrad.ops.fused import ALL, KERNELS, Kept, Kernel, Settings
+from fxgrad.ops.fused import ALL
+from fxgrad.ops.kernels import KERNELS, Kept, Kernel, Settings
+from fxgrad.ops.swapped import SDPA
 
 OWN, BLOCKWISE, FLEX = "own", "blockwise", "flex"
 
@@ -155,6 +159,31 @@ def tiles(device: str, small: bool) -> Iterator[Case]:
     for shape, cuts in TILES.items():
         for cut in cuts:
             yield f"{shape}, {' '.join(map(str, cut))}", partial(_cut, SMALL[0] if small else shape, cut, device)
+
+
+def launches(device: str, small: bool) -> Iterator[Case]:
+    """One case per batch: attention as a node of a converted program, where a GPU waits for Python (`fused.SMALL`)."""
+    for batch in (1, 8, 16, 32):
+        shape = SMALL[0] if small else SHAPES[0]._replace(batch=batch)
+        yield f"{shape._replace(batch=batch)}", partial(_launched, shape, device)
+
+
+def _launched(shape: Shape, device: str) -> dict[str, Any]:
+    """Seconds of forward and backward: plain, and with held weights by PyTorch's own backward and by a road."""
+    q, k, v, g = operands(shape, device)
+    leaves = [t.detach().requires_grad_() for t in (q, k, v)]
+
+    def plain() -> Any:
+        return torch.autograd.grad(torch.nn.functional.scaled_dot_product_attention(*leaves), leaves, g)
+
+    def held() -> Any:
+        return torch.autograd.grad(value_only(SDPA, q, k, leaves[2]), leaves[2], g)
+
+    row = {"plain": seconds_of(plain, device)}
+    for name, below in ((OWN, 2**62), ("road", 0)):
+        with mock.patch.object(fused, "SMALL", below):
+            row[name] = seconds_of(held, device)
+    return row
 
 
 def _settings(shape: Shape) -> Settings:

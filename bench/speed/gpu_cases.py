@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.speed.gpu_attention import flexible, roads, tiles
+from bench.speed.gpu_attention import flexible, launches, roads, tiles
 from bench.speed.workers import Case, Job, Stage
 from bench.tables.paper_models import MODELS
 
@@ -48,7 +48,7 @@ def stages(small: bool) -> list[Stage]:
     compiled = [Job(f"compiled, {mode}", 60, 150) for mode in COMPILED]
     rest = [vits[16385], compiled[0], Job("Llama 1B", 30, 90), Job("toolkits", 25, 60), Job("tiles", 15, 40)]
     rest += [compiled[1], Job("FlexAttention", 25, 60)]
-    first = [Job("attention", 20, 60), vits[197], vits[4097], vits[1025]]
+    first = [Job("attention", 20, 60), Job("launches", 10, 30), vits[197], vits[4097], vits[1025]]
     return [Stage(first), Stage(models, workers=1 if small else 4), Stage(rest)]
 
 
@@ -76,7 +76,13 @@ def cases(device: str, small: bool, job: str) -> Iterator[Case]:
     elif job.startswith("compiled"):
         yield from _compiled(job.partition(", ")[2], device, small)
     else:
-        others = {"attention": roads, "FlexAttention": flexible, "tiles": tiles, "toolkits": _toolkits}
+        others = {
+            "attention": roads,
+            "launches": launches,
+            "FlexAttention": flexible,
+            "tiles": tiles,
+            "toolkits": _toolkits,
+        }
         yield from {**others, "Llama 1B": _llama}[job](device, small)
 
 

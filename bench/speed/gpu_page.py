@@ -57,6 +57,7 @@ def page(found: Mapping[str, Any]) -> str:
         "## What must hold",
         _bars(rows),
         _section("Attention, the gradient of the value alone", _attention(found["rows"])),
+        _section("Attention as one node, forward and backward", _launches(rows)),
         _section("Forward and gradient, over plain", _over_plain(rows)),
         _section("Compiled", _compiled(rows)),
         _section("Same forward, complete gradient", _models(rows)),
@@ -154,6 +155,16 @@ def _attention(rows: Rows) -> str:
     )
     head = ["attention", "kernel", "forward", "copies", "own", "own, value only", *roads, "fastest"]
     return table(head, lines) + "\n\n" + note
+
+
+def _launches(rows: Rows) -> str:
+    lines = []
+    for name, row in rows.items():
+        if name.startswith("launches"):
+            over = (f"{row[series] / row['plain']:.2f}" for series in ("own", "road"))
+            lines.append([name.removeprefix("launches: "), _time(row["plain"]), *over])
+    note = "Weights held, by PyTorch's own backward and by a road. `fused.SMALL` is where the second takes over."
+    return table(["attention", "plain", "own / plain", "road / plain"], lines) + f"\n\n{note}" if lines else ""
 
 
 def fastest(found: Mapping[str, Mapping[str, Any]]) -> str:

@@ -25,7 +25,7 @@ from fxgrad.ops import fused, swapped
 from fxgrad.ops.backward import Decided, Rewriting, replace_call
 from fxgrad.ops.blocks import laid_out, weights_transposed_times
 from fxgrad.ops.function import Function, transformed
-from fxgrad.ops.fused import Settings
+from fxgrad.ops.kernels import Settings
 from fxgrad.ops.opaque import Opaque
 from fxgrad.ops.short import Short, short
 from fxgrad.ops.swapped import SDPA

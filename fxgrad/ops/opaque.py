@@ -16,7 +16,7 @@ from torch import Tensor
 from fxgrad.ops import swapped
 from fxgrad.ops.blocks import laid_out, weights_transposed_times
 from fxgrad.ops.function import Function
-from fxgrad.ops.fused import Settings
+from fxgrad.ops.kernels import Settings
 
 
 @torch.library.custom_op("fxgrad::attend", mutates_args=())

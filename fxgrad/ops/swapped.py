@@ -14,7 +14,8 @@ from torch import Tensor
 
 from fxgrad.ops.blocks import weights_transposed_times
 from fxgrad.ops.function import Function
-from fxgrad.ops.fused import CHOICE, Settings
+from fxgrad.ops.fused import CHOICE
+from fxgrad.ops.kernels import Settings
 
 SDPA = torch.ops.aten.scaled_dot_product_attention.default
 FLASH: Any = getattr(torch.ops.aten, "_scaled_dot_product_flash_attention_for_cpu", None)

@@ -85,13 +85,20 @@ def test_a_smoke_run_from_the_command_line(tmp_path: Path) -> None:
 def test_what_the_command_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     told = CliRunner().invoke(gpu.main, ["--smoke", "--only", "atention"])
     assert (
-        told.exit_code == 1 and "no job begins with atention; there are attention, ViT-B/16, 197 tokens," in told.output
+        told.exit_code == 1
+        and "no job begins with atention; there are attention, launches, ViT-B/16, 197 tokens," in told.output
     )
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     told = CliRunner().invoke(gpu.main, [])
     assert (
         told.exit_code == 1 and "there is no GPU that PyTorch sees; --smoke tries the script on the CPU." in told.output
     )
+
+
+def test_attention_as_one_node() -> None:
+    rows = {f"launches: {name}": measure() for name, measure in gpu_cases.cases("cpu", True, "launches")}
+    assert len(rows) == 4 and all(set(row) == {"plain", "own", "road"} for row in rows.values())
+    assert "| float32 32 x 4 x 24 x 8 |" in gpu_page._launches(rows)
 
 
 @pytest.mark.parametrize("job", ["ViT-B/16, 197 tokens", "model Swin-T"])
@@ -119,7 +126,7 @@ def test_every_bar_has_its_row() -> None:
     }
     assert {bar.row for bar in BARS} <= names
     jobs = [job.name for stage in gpu_cases.stages(False) for job in stage.jobs]
-    assert len(jobs) == len(set(jobs)) == 11 + len(gpu_cases.every_model())
+    assert len(jobs) == len(set(jobs)) == 12 + len(gpu_cases.every_model())
     assert all(stage.workers == 1 for stage in gpu_cases.stages(False) if not stage.jobs[0].name.startswith("model"))
 
 

@@ -22,7 +22,8 @@ from torch.nn.attention import SDPBackend
 import fxgrad
 from fxgrad.ops import fused, fused_triton
 from fxgrad.ops.attention import value_only
-from fxgrad.ops.fused import ALL, EFFICIENT, KERNELS, Kept, Kernel, Settings, attention, chosen
+from fxgrad.ops.fused import ALL, attention, chosen
+from fxgrad.ops.kernels import EFFICIENT, KERNELS, Kept, Kernel, Settings
 from fxgrad.ops.swapped import SDPA
 from tests.helpers import balanced_vit
 
@@ -426,6 +427,8 @@ def test_a_whole_model_takes_the_road(monkeypatch: pytest.MonkeyPatch) -> None:
     for run in (libra, libra.checkpointed()):
         (wanted,) = torch.autograd.grad(run(leaf)[:, 1].sum(), leaf)
         torch.testing.assert_close(gradients[1], wanted, rtol=1e-10, atol=1e-12)
+    found = torch.func.grad(lambda x: libra(x)[:, 1].sum())(x)
+    torch.testing.assert_close(gradients[1], found, rtol=1e-10, atol=1e-12)
 
 
 def test_a_compiled_block_takes_the_road(monkeypatch: pytest.MonkeyPatch) -> None:

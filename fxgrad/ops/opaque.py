@@ -21,13 +21,14 @@ from fxgrad.ops.kernels import Settings
 
 @torch.library.custom_op("fxgrad::attend", mutates_args=())
 def attend(q: Tensor, k: Tensor, v: Tensor, causal: bool, given: float | None) -> tuple[Tensor, Tensor]:
-    """Attention, and the log-sum-exp of each row of scores; NaN where another than the fused kernel ran."""
-    settings = Settings(causal, given, 0.0, False)
-    if swapped.is_chosen(q, k, v, settings):
+    """Attention, and the log-sum-exp of each row of scores; infinity where another than the fused kernel ran."""
+    if swapped.is_chosen(q, k, v, Settings(causal, given, 0.0, False)):
         y, lse = swapped.FLASH(q, k, v, 0.0, causal, scale=given)
-        return y, lse
-    y = torch.nn.functional.scaled_dot_product_attention(q, k, v, None, 0.0, causal, scale=given)
-    return y.transpose(1, 2).contiguous().transpose(1, 2), y.new_full(y.shape[:-1], math.nan)
+    else:
+        y = torch.nn.functional.scaled_dot_product_attention(q, k, v, None, 0.0, causal, scale=given)
+        lse = y.new_full(y.shape[:-1], math.inf)
+    # In the layout of a transformer's queries, tokens before heads, whatever these have.
+    return y.transpose(1, 2).contiguous().transpose(1, 2), lse.contiguous()
 
 
 @attend.register_fake
@@ -42,7 +43,7 @@ def attention_vjp(
 ) -> Tensor:
     """P^T g, contiguous, with the leading axes that q and k are broadcast to: by the fused kernel or block by block."""
     settings = Settings(causal, scale, scale, grouped)
-    fused = lse is not None and lse.numel() and not lse.flatten()[0].isnan()
+    fused = lse is not None and lse.numel() and not lse.flatten()[0].isposinf()
     if lse is not None and fused and swapped.within_reach(q, k, scale):
         return swapped.product(settings, *swapped.operands(settings, q, k, lse), g).contiguous()
     rows, columns = laid_out(q, k, k, grouped)

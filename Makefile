@@ -5,7 +5,7 @@ BIN := .venv/bin
 MEASURED := bench/measured
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,$(MEASURED))
 
-.PHONY: demo train test lint completeness paper-cost export-table precision-table zoo fuzz bench gpu evaluate evidence \
+.PHONY: demo train test lint completeness paper-cost export-table precision-table zoo fuzz bench processor gpu evaluate evidence \
 	evidence-of-trained real gallery web docs notebooks site clean
 
 .venv/ready: pyproject.toml
@@ -53,6 +53,9 @@ bench: .venv/ready  ## half an hour on two quiet cores: speed and memory; write 
 	$(BIN)/python -m pytest bench/speed/test_speed.py -o filterwarnings=ignore -q --benchmark-quiet \
 		--benchmark-json $(BENCH_OUT)/benchmarks.json; status=$$?; \
 	$(BIN)/python -m bench.speed.page $(BENCH_OUT)/benchmarks.json $(BENCH_OUT)/benchmarks.md && exit $$status
+
+processor: .venv/ready  ## a quarter of an hour on a shared machine: processor time over the plain gradient's, compiled, too
+	$(BIN)/python -m bench.speed.processor --compiled --out $(MEASURED)/processor.md
 
 gpu: .venv/ready  ## six minutes on a GPU: speed, memory, completeness; write bench/measured/gpu.md
 	$(BIN)/python -m bench.gpu --out $(MEASURED)

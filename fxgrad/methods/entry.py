@@ -4,26 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, overload
+from typing import Any, Union, overload
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from fxgrad.errors import InputError
+from fxgrad.errors import FxgradError, InputError
 from fxgrad.methods import attentions, cams, fullgrad, inputs
-from fxgrad.methods.aim import aimed, axis_of, outputs_of
-from fxgrad.methods.attribution import Attribution, joined
+from fxgrad.methods.attribution import Attribution
 from fxgrad.methods.completeness import explained
-from fxgrad.methods.definition import Method, method_of
+from fxgrad.methods.definition import Map, Method, method_of
 from fxgrad.methods.maps import Channels
 from fxgrad.methods.names import Names
 from fxgrad.methods.options import refuse_wrong
 from fxgrad.methods.parts import Grid
-from fxgrad.methods.problem import Map, Problem, size_of_batch
 from fxgrad.methods.search import GRAPH, Search
-from fxgrad.methods.targets import Contrast, Target, called, scored
+from fxgrad.methods.targets import Target
+from fxgrad.methods.together import Asked, Together
 from fxgrad.module.converted import ConvertedModule
 
 METHODS: dict[str, Callable[..., Map]] = {
@@ -39,6 +36,12 @@ METHODS: dict[str, Callable[..., Map]] = {
 """Every method by its name; the docstrings have the formulas, the decorators further facts."""
 
 
+OneMethod = Union[str, Callable[..., Map]]
+"""A method by its name, or a function of your own."""
+Methods = list[Union[OneMethod, tuple[OneMethod, Mapping[str, Any]]]]
+"""Several, each alone or with options of its own."""
+
+
 @overload
 def attribute(
     converted: ConvertedModule,
@@ -46,7 +49,31 @@ def attribute(
     kwargs: Mapping[str, Any] | None = ...,
     *,
     target: list[Target],
-    method: str | Callable[..., Map] = ...,
+    method: Methods,
+    layer: str | None = ...,
+    channels: int | str | Channels | None = ...,
+    **options: Any,
+) -> list[list[Attribution]]: ...
+@overload
+def attribute(
+    converted: ConvertedModule,
+    args: tuple[Any, ...] | Tensor = ...,
+    kwargs: Mapping[str, Any] | None = ...,
+    *,
+    target: Target,
+    method: Methods,
+    layer: str | None = ...,
+    channels: int | str | Channels | None = ...,
+    **options: Any,
+) -> list[Attribution]: ...
+@overload
+def attribute(
+    converted: ConvertedModule,
+    args: tuple[Any, ...] | Tensor = ...,
+    kwargs: Mapping[str, Any] | None = ...,
+    *,
+    target: list[Target],
+    method: OneMethod = ...,
     layer: str | None = ...,
     channels: int | str | Channels | None = ...,
     **options: Any,
@@ -58,7 +85,7 @@ def attribute(
     kwargs: Mapping[str, Any] | None = ...,
     *,
     target: Target,
-    method: str | Callable[..., Map] = ...,
+    method: OneMethod = ...,
     layer: str | None = ...,
     channels: int | str | Channels | None = ...,
     **options: Any,
@@ -69,7 +96,7 @@ def attribute(
     kwargs: Mapping[str, Any] | None = None,
     *,
     target: Target | list[Target],
-    method: str | Callable[..., Map] = "input_x_gradient",
+    method: OneMethod | Methods = "input_x_gradient",
     layer: str | None = None,
     class_names: Names | None = None,
     input: str | None = None,
@@ -79,7 +106,7 @@ def attribute(
     class_token: int | None = None,
     channels: int | str | Channels | None = GRAPH,
     **options: Any,
-) -> Attribution | list[Attribution]:
+) -> Attribution | list[Attribution] | list[list[Attribution]]:
     """Attribute a target to the input: which parts speak for it, and which against it.
 
     Args:
@@ -90,6 +117,9 @@ def attribute(
             (batch,). A list of them gives a list of attributions.
         method: a name in `fxgrad.methods.METHODS`, or a function of your own from a `fxgrad.methods.Problem` to a
             `fxgrad.methods.Map`. The decorator `fxgrad.methods.method` says that it counts constants, or takes a layer.
+            A list of them gives a list of attributions, for each target if these are a list, too; all are made from one
+            recorded run. In it, (method, {"n_steps": 20}) has options of its own, also a layer; those given beside the
+            list are for every method.
         layer: module path of the layer for gradcam, gradcam_plus, xgradcam_plus and hirescam, which use its output; by
             default they use the input of the last block that the target's gradient reaches.
         class_names: for targets by name: one per logit, a mapping such as config.id2label or tokenizer.get_vocab(), or
@@ -128,40 +158,75 @@ def attribute(
         ...     return Map(pixels=(gradient.abs() ** power).sum(1))
         >>> attribute(libra, (x,), target=7, method=squared, power=3).pixels.shape
         torch.Size([2, 160, 160])
+        >>> several = attribute(libra, (x,), target=7, method=["genatt", ("gradcam", {"layer": "blocks.3"}), squared])
+        >>> [one.method for one in several]
+        ['genatt', 'gradcam', 'squared']
 
     Source: docs/methods.md has every method's formula and paper.
     """
-    chosen = _chosen(method, layer, channels, options)
+    several = isinstance(method, list)
+    chosen = method if isinstance(method, list) else [method]
+    asked = [_asked(one, layer, channels, options, several) for one in chosen]
     anatomical = {"input": input, "blocks": blocks, "grid": grid, "prefix": prefix, "class_token": class_token}
-    refuse_wrong({"layer": layer, **anatomical})
+    found = attributed(
+        converted,
+        args,
+        kwargs,
+        targets=target if isinstance(target, list) else [target],
+        asked=asked,
+        class_names=class_names,
+        anatomical=anatomical,
+        channels=channels,
+    )
+    rows = [list(row) if several else row[0] for row in found]
+    return rows if isinstance(target, list) else rows[0]
+
+
+def attributed(
+    converted: ConvertedModule,
+    args: tuple[Any, ...] | Tensor,
+    kwargs: Mapping[str, Any] | None,
+    *,
+    targets: Sequence[Target],
+    asked: Sequence[Asked],
+    anatomical: Mapping[str, Any],
+    class_names: Names | None = None,
+    channels: Any = GRAPH,
+    caught: tuple[type[FxgradError], ...] = (),
+) -> list[list[Any]]:
+    """Every method of every target, from as few runs as there can be.
+
+    Args:
+        converted, args, kwargs, targets, class_names, channels: as for `attribute`.
+        asked: the methods.
+        anatomical: the options `input`, `blocks`, `grid`, `prefix` and `class_token` of `attribute`; None for what is
+            not given.
+        caught: errors of single methods that are returned in place of their attributions; others are raised.
+
+    Returns:
+        For each target, the attribution by each method.
+
+    Raises:
+        InputError, and warnings: as for `attribute`.
+    """
+    refuse_wrong(anatomical)
+    for one in asked:
+        refuse_wrong({"layer": one.layer})
+    own = {"input": None, "blocks": None, "grid": None, "prefix": None, "class_token": None, **anatomical}
     with torch.no_grad():
         entries = converted.entries(args, kwargs)
-    search = Search(converted.classified, input, entries)
-    parts = search.anatomy(blocks, grid, prefix, class_token, channels)
-    with torch.no_grad():
-        outputs = converted.run(entries)
-    leaves, spec = pytree.tree_flatten(outputs)
-    batch = size_of_batch(converted.classified, entries, parts, leaves)
-    if not batch:
-        raise InputError(f"input {parts.input!r} has no examples: its first axis has size 0.")
-    where = outputs_of(converted.classified, parts)
-
-    def one(target: Target) -> Attribution:
-        count = batch if parts.inputs else _count(target, outputs, batch)
-        fitted = scored(target, outputs, class_names, batch=count, axis=axis_of(leaves, where, count))
-        problem = Problem(converted, entries, aimed(fitted, leaves, spec, where, count), parts, layer).on_layer()
-        if not chosen.of_inputs:
-            problem.refuse_several(chosen.name)
-        each = (chosen.shares and problem.mixed) or (chosen.takes_gradient and problem.shared)
-        if count > 1 and each:
-            # Only contributions of constants need examples that run alone; other methods may move the inputs.
-            alone = problem.only if chosen.shares else partial(problem.only, whole=True)
-            found = joined([_solved(chosen, alone(i), options) for i in range(count)])
-        else:
-            found = _solved(chosen, problem, options)
-        return replace(found, note=explained(found, chosen, problem))
-
-    return [one(t) for t in target] if isinstance(target, list) else one(target)
+    search = Search(converted.classified, own["input"], entries)
+    parts = search.anatomy(own["blocks"], own["grid"], own["prefix"], own["class_token"], channels)
+    together = Together(converted, entries, parts, asked, len(targets), caught)
+    problems = [together.problem(target, class_names) for target in targets]
+    found: list[list[Any]] = []
+    for problem, solved in zip(problems, together.solve(problems)):
+        found.append([solved[i] for i in range(len(asked))])
+        for i, result in solved.items():
+            if isinstance(result, Attribution):
+                note = explained(result, asked[i].method, replace(problem, layer=asked[i].layer))
+                found[-1][i] = replace(result, note=note)
+    return found
 
 
 def known(method: str | Callable[..., Map]) -> Method:
@@ -179,73 +244,24 @@ def known(method: str | Callable[..., Map]) -> Method:
     return method_of(METHODS[method] if isinstance(method, str) else method)
 
 
-def _chosen(
-    method: str | Callable[..., Map], layer: str | None, channels: object, options: Mapping[str, Any]
-) -> Method:
-    """The requested method, checked to take the layer, the channels and the options."""
-    chosen = known(method)
-    for option in options:
+def _asked(method: Any, layer: str | None, channels: object, options: Mapping[str, Any], several: bool) -> Asked:
+    """A requested method, checked to take the layer, the channels and the options."""
+    own: Any = {}
+    if several and isinstance(method, tuple):
+        method, own = method if len(method) == 2 else (method, None)
+        if not isinstance(own, Mapping):
+            raise InputError(f'a method with options of its own is (method, {{"n_steps": 20}}), not {method!r}.')
+    chosen, given = known(method), {**options, **own}
+    layer = given.pop("layer", layer)
+    for option in given:
         if refused := chosen.refused(option):
-            raise InputError(f"{refused}.")
+            alone = f". Give it to one method of the list: (method, {{{option!r}: ...}})"
+            raise InputError(f"{refused}{alone if several and option not in own else ''}.")
     if layer is not None and not chosen.layered:
         others = ", ".join(name for name, function in METHODS.items() if method_of(function).layered)
-        raise InputError(f"{chosen.name} does not look at one layer. Leave out layer={layer!r}; {others} do.")
+        alone = f'; in a list, (method, {{"layer": {layer!r}}})' if several else ""
+        raise InputError(f"{chosen.name} does not look at one layer. Leave out layer={layer!r}; {others} do{alone}.")
     if channels != GRAPH and method in METHODS and not chosen.of_inputs:
         others = ", ".join(name for name, function in METHODS.items() if method_of(function).of_inputs)
         raise InputError(f"{chosen.name} maps tokens, not elements. Leave out channels={channels!r}; {others} take it.")
-    return chosen
-
-
-def _count(target: Target, outputs: Any, rows: int) -> int:
-    """How many values a target has where the inputs have no examples: one for each row, unless it is a function."""
-    if isinstance(target, Contrast):
-        return _count(target.a, outputs, rows)
-    if not callable(target) or isinstance(target, Tensor):
-        return rows
-    with torch.no_grad():
-        value = called(target, outputs)
-    return (len(value) if value.dim() else 1) if isinstance(value, Tensor) else rows
-
-
-def _solved(method: Method, problem: Problem, options: Mapping[str, Any]) -> Attribution:
-    found = method.function(problem, **options)
-    map = _checked(method, problem, found)
-    maps = found.maps if problem.anatomy.input in found.maps else {problem.anatomy.input: map, **found.maps}
-    return Attribution(
-        method.name,
-        problem.converted.classified.table.name,
-        problem.aim.target.label,
-        problem.row(problem.aim.values, always=True),
-        problem.row(map.detach()),
-        {name: problem.row(values.detach()) for name, values in maps.items()},
-        None if found.apart is None else problem.row(found.apart.detach()),
-        found.copies,
-        problem.anatomy,
-        problem.anatomy.size is not None and found.tokens is None,
-        problem.aim.target.note,
-    )
-
-
-def _checked(method: Method, problem: Problem, found: Map) -> Tensor:
-    """The pixels or the tokens of a method's map, checked to have the problem's shape."""
-    returns = f"{method.name} must return Map(pixels=(batch, height, width)) or Map(tokens=(batch, tokens))"
-    if not isinstance(found, Map):
-        raise InputError(f"{returns}, of fxgrad.methods; it returned {type(found).__name__}.")
-    map = found.tokens if found.pixels is None else found.pixels
-    if map is None and problem.anatomy.input in found.maps:
-        return problem.joint(found.maps)
-    if map is None or (found.pixels is not None and found.tokens is not None):
-        raise InputError(f"{returns}; its Map has {'neither' if map is None else 'both'}. Give one of them.")
-    anatomy, batch = problem.anatomy, problem.batch
-    if found.pixels is not None:
-        size = anatomy.size or ("no", "picture")
-        if tuple(map.shape) != (batch, *size):
-            raise InputError(f"{returns}; its pixels are {tuple(map.shape)}, the input's {(batch, *size)}.")
-    elif map.dim() != 2 or len(map) != batch or (anatomy.grid and map.shape[1] != anatomy.prefix + anatomy.count):
-        tokens = anatomy.prefix + anatomy.count if anatomy.grid else "tokens"
-        ahead = f", of which {anatomy.prefix} lie ahead of the patches" if anatomy.prefix else ""
-        raise InputError(f"{returns}; its tokens are {tuple(map.shape)}, the model's ({batch}, {tokens}){ahead}.")
-    if found.apart is not None and tuple(found.apart.shape) != (batch,):
-        given = tuple(found.apart.shape)
-        raise InputError(f"apart holds one number per example, ({batch},); {method.name} returned {given}. Sum it.")
-    return map
+    return Asked(chosen, layer, given)

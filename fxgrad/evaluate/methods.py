@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,10 +12,12 @@ from torch import Tensor
 
 from fxgrad import methods
 from fxgrad.data.factory import load_object
-from fxgrad.errors import InputError, one_line
-from fxgrad.methods import METHODS, Contrast, Method, Probability, Target, anatomy, attribute
+from fxgrad.errors import FxgradError, InputError, one_line
+from fxgrad.methods import METHODS, Contrast, Method, Probability, Target, anatomy
 from fxgrad.methods.definition import method_of
-from fxgrad.methods.entry import known
+from fxgrad.methods.entry import attributed, known
+from fxgrad.methods.search import GRAPH
+from fxgrad.methods.together import Asked
 from fxgrad.metrics.removal import Grid
 from fxgrad.module.converted import ConvertedModule
 
@@ -96,6 +97,93 @@ class Enlarged:
         return self.of.absolute
 
 
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A method with its options: an `Attribute`.
+
+    Attributes:
+        method: the method.
+        options: of `fxgrad.attribute`, and the method's own.
+        value, maps: as for `Plan`.
+    """
+
+    method: Method
+    options: Mapping[str, Any]
+    value: str
+    maps: str
+
+    def __call__(self, converted: ConvertedModule, x: Tensor, target: Tensor, grid: Grid, seed: int) -> Attribution:
+        (found,) = attributed_together([self], converted, x, target, grid, seed)
+        if isinstance(found, FxgradError):
+            raise found
+        return found
+
+    @property
+    def general(self) -> dict[str, Any]:
+        """What it shares with others that are made from the same run: value, and options of every method."""
+        return {"value": self.value, **{k: v for k, v in self.options.items() if k in GENERAL and k != "layer"}}
+
+    def asked(self, seed: int) -> Asked:
+        """The method with its layer, and with its own options."""
+        own = {k: v for k, v in self.options.items() if k not in GENERAL}
+        seeded = {"seed": seed} if "seed" in inspect.signature(self.method.function).parameters else {}
+        return Asked(self.method, self.options.get("layer"), {**seeded, **own})
+
+
+def attributed_together(
+    chosen: Sequence[Attribute], converted: ConvertedModule, x: Tensor, target: Tensor, grid: Grid, seed: int
+) -> list[Attribution | FxgradError]:
+    """The attribution by each method, or why there is none; those of `attributes` are made from the same run.
+
+    Args:
+        chosen: the methods.
+        converted, x, target, grid, seed: as for `Attribute`.
+    """
+    found: dict[int, Attribution | FxgradError] = {}
+    groups: list[tuple[dict[str, Any], list[int]]] = []
+    for i, one in enumerate(chosen):
+        if not isinstance(one, Chosen):
+            try:
+                found[i] = one(converted, x, target, grid, seed)
+            except FxgradError as error:
+                found[i] = error
+            continue
+        group = next((members for general, members in groups if general == one.general), None)
+        if group is None:
+            groups.append((one.general, [i]))
+        else:
+            group.append(i)
+    for general, members in groups:
+        some = {i: one for i in members if isinstance(one := chosen[i], Chosen)}
+        found |= _of_one_run(some, general, converted, x, target, grid, seed)
+    return [found[i] for i in range(len(chosen))]
+
+
+def _of_one_run(
+    chosen: Mapping[int, Chosen],
+    general: Mapping[str, Any],
+    converted: ConvertedModule,
+    x: Tensor,
+    target: Tensor,
+    grid: Grid,
+    seed: int,
+) -> dict[int, Attribution | FxgradError]:
+    """The attributions by methods that share their general options."""
+    others = {k: v for k, v in general.items() if k not in ("value", "channels")}
+    try:
+        (found,) = attributed(
+            *(converted, (x,), None),
+            targets=[VALUES[general["value"]](target)],
+            asked=[one.asked(seed) for one in chosen.values()],
+            anatomical={"grid": grid, **others},
+            channels=general.get("channels", GRAPH),
+            caught=(FxgradError,),
+        )
+    except FxgradError as error:  # of the model, the target or the general options: no method has a result
+        return dict.fromkeys(chosen, error)
+    return {i: one if isinstance(one, FxgradError) else Enlarged(one, chosen[i].maps) for i, one in zip(chosen, found)}
+
+
 def attributes(
     names: Sequence[str], options: Sequence[str] = (), *, value: str = "logit", maps: str = "linear"
 ) -> dict[str, Attribute]:
@@ -115,7 +203,7 @@ def attributes(
     """
     found = {name: named_method(name) for name in names}
     chosen = method_options(names, options)
-    return {name: functools.partial(_attribute, method, chosen[name], value, maps) for name, method in found.items()}
+    return {name: Chosen(method, chosen[name], value, maps) for name, method in found.items()}
 
 
 def named_method(name: str) -> Method:
@@ -167,22 +255,6 @@ def grid_of(converted: ConvertedModule) -> Grid:
     if parts.grid is None or len(parts.grid) != 2:
         return height, width
     return parts.grid[0], parts.grid[1]
-
-
-def _attribute(
-    method: Method,
-    options: Mapping[str, Any],
-    value: str,
-    maps: str,
-    converted: ConvertedModule,
-    x: Tensor,
-    target: Tensor,
-    grid: Grid,
-    seed: int,
-) -> Attribution:
-    chosen = {"seed": seed, **options} if "seed" in inspect.signature(method.function).parameters else options
-    aimed = VALUES[value](target)
-    return Enlarged(attribute(converted, (x,), target=aimed, method=method.function, grid=grid, **chosen), maps)
 
 
 def method_options(names: Sequence[str], given: Sequence[str], *, seed: int | None = None) -> dict[str, dict[str, Any]]:

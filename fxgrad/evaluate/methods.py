@@ -16,15 +16,12 @@ from fxgrad.errors import FxgradError, InputError, one_line
 from fxgrad.methods import METHODS, Contrast, Method, Probability, Target, anatomy
 from fxgrad.methods.definition import method_of
 from fxgrad.methods.entry import attributed, known
-from fxgrad.methods.search import GRAPH
-from fxgrad.methods.together import Asked
+from fxgrad.methods.together import GENERAL, Asked
 from fxgrad.metrics.removal import Grid
 from fxgrad.module.converted import ConvertedModule
 
 POLICY_FREE = tuple(name for name, function in METHODS.items() if not method_of(function).takes_gradient)
 """fxgrad's methods that take no gradient, so their results are the same under every policy."""
-GENERAL = ("layer", "input", "channels", "grid", "blocks", "prefix", "class_token")
-"""Options of `fxgrad.attribute` that every method has; a layer, every method of one layer."""
 LARGEST = 16
 """The largest number of parts per side of a picture, for models without patches."""
 
@@ -118,16 +115,10 @@ class Chosen:
             raise found
         return found
 
-    @property
-    def general(self) -> dict[str, Any]:
-        """What it shares with others that are made from the same run: value, and options of every method."""
-        return {"value": self.value, **{k: v for k, v in self.options.items() if k in GENERAL and k != "layer"}}
-
-    def asked(self, seed: int) -> Asked:
-        """The method with its layer, and with its own options."""
-        own = {k: v for k, v in self.options.items() if k not in GENERAL}
+    def asked(self, grid: Grid, seed: int) -> Asked:
+        """The method with all its options."""
         seeded = {"seed": seed} if "seed" in inspect.signature(self.method.function).parameters else {}
-        return Asked(self.method, self.options.get("layer"), {**seeded, **own})
+        return Asked.of(self.method, {"grid": grid, **seeded, **self.options})
 
 
 def attributed_together(
@@ -140,48 +131,20 @@ def attributed_together(
         converted, x, target, grid, seed: as for `Attribute`.
     """
     found: dict[int, Attribution | FxgradError] = {}
-    groups: list[tuple[dict[str, Any], list[int]]] = []
     for i, one in enumerate(chosen):
         if not isinstance(one, Chosen):
             try:
                 found[i] = one(converted, x, target, grid, seed)
             except FxgradError as error:
                 found[i] = error
-            continue
-        group = next((members for general, members in groups if general == one.general), None)
-        if group is None:
-            groups.append((one.general, [i]))
-        else:
-            group.append(i)
-    for general, members in groups:
-        some = {i: one for i in members if isinstance(one := chosen[i], Chosen)}
-        found |= _of_one_run(some, general, converted, x, target, grid, seed)
+    ours = {i: one for i, one in enumerate(chosen) if isinstance(one, Chosen)}
+    for value in dict.fromkeys(one.value for one in ours.values()):
+        some = {i: one for i, one in ours.items() if one.value == value}
+        asked = [one.asked(grid, seed) for one in some.values()]
+        aimed, caught = VALUES[value](target), (FxgradError,)
+        (made,) = attributed(converted, (x,), None, targets=[aimed], asked=asked, caught=caught)
+        found |= {i: one if isinstance(one, FxgradError) else Enlarged(one, some[i].maps) for i, one in zip(some, made)}
     return [found[i] for i in range(len(chosen))]
-
-
-def _of_one_run(
-    chosen: Mapping[int, Chosen],
-    general: Mapping[str, Any],
-    converted: ConvertedModule,
-    x: Tensor,
-    target: Tensor,
-    grid: Grid,
-    seed: int,
-) -> dict[int, Attribution | FxgradError]:
-    """The attributions by methods that share their general options."""
-    others = {k: v for k, v in general.items() if k not in ("value", "channels")}
-    try:
-        (found,) = attributed(
-            *(converted, (x,), None),
-            targets=[VALUES[general["value"]](target)],
-            asked=[one.asked(seed) for one in chosen.values()],
-            anatomical={"grid": grid, **others},
-            channels=general.get("channels", GRAPH),
-            caught=(FxgradError,),
-        )
-    except FxgradError as error:  # of the model, the target or the general options: no method has a result
-        return dict.fromkeys(chosen, error)
-    return {i: one if isinstance(one, FxgradError) else Enlarged(one, chosen[i].maps) for i, one in zip(chosen, found)}
 
 
 def attributes(

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Union, overload
 
-import torch
 from torch import Tensor
 
 from fxgrad.errors import FxgradError, InputError
@@ -16,11 +15,10 @@ from fxgrad.methods.completeness import explained
 from fxgrad.methods.definition import Map, Method, method_of
 from fxgrad.methods.maps import Channels
 from fxgrad.methods.names import Names
-from fxgrad.methods.options import refuse_wrong
 from fxgrad.methods.parts import Grid
-from fxgrad.methods.search import GRAPH, Search
+from fxgrad.methods.search import GRAPH
 from fxgrad.methods.targets import Target
-from fxgrad.methods.together import Asked, Together
+from fxgrad.methods.together import Asked, Together, alike
 from fxgrad.module.converted import ConvertedModule
 
 METHODS: dict[str, Callable[..., Map]] = {
@@ -118,8 +116,8 @@ def attribute(
         method: a name in `fxgrad.methods.METHODS`, or a function of your own from a `fxgrad.methods.Problem` to a
             `fxgrad.methods.Map`. The decorator `fxgrad.methods.method` says that it counts constants, or takes a layer.
             A list of them gives a list of attributions, for each target if these are a list, too; all are made from one
-            recorded run. In it, (method, {"n_steps": 20}) has options of its own, also a layer; those given beside the
-            list are for every method.
+            recorded run. In it, (method, {"n_steps": 20}) has options of its own, of those below, too; those given
+            beside the list are for every method.
         layer: module path of the layer for gradcam, gradcam_plus, xgradcam_plus and hirescam, which use its output; by
             default they use the input of the last block that the target's gradient reaches.
         class_names: for targets by name: one per logit, a mapping such as config.id2label or tokenizer.get_vocab(), or
@@ -165,19 +163,11 @@ def attribute(
     Source: docs/methods.md has every method's formula and paper.
     """
     several = isinstance(method, list)
-    chosen = method if isinstance(method, list) else [method]
-    asked = [_asked(one, layer, channels, options, several) for one in chosen]
-    anatomical = {"input": input, "blocks": blocks, "grid": grid, "prefix": prefix, "class_token": class_token}
-    found = attributed(
-        converted,
-        args,
-        kwargs,
-        targets=target if isinstance(target, list) else [target],
-        asked=asked,
-        class_names=class_names,
-        anatomical=anatomical,
-        channels=channels,
-    )
+    general: dict[str, Any] = {"layer": layer, "input": input, "blocks": blocks, "grid": grid, "prefix": prefix}
+    general |= {"class_token": class_token, "channels": channels}
+    asked = [_asked(one, general, options, several) for one in (method if isinstance(method, list) else [method])]
+    targets = target if isinstance(target, list) else [target]
+    found = attributed(converted, args, kwargs, targets=targets, asked=asked, class_names=class_names)
     rows = [list(row) if several else row[0] for row in found]
     return rows if isinstance(target, list) else rows[0]
 
@@ -189,43 +179,47 @@ def attributed(
     *,
     targets: Sequence[Target],
     asked: Sequence[Asked],
-    anatomical: Mapping[str, Any],
     class_names: Names | None = None,
-    channels: Any = GRAPH,
     caught: tuple[type[FxgradError], ...] = (),
 ) -> list[list[Any]]:
-    """Every method of every target, from as few runs as there can be.
+    """Every method of every target; methods that have the same anatomy share their runs.
 
     Args:
-        converted, args, kwargs, targets, class_names, channels: as for `attribute`.
+        converted, args, kwargs, targets, class_names: as for `attribute`.
         asked: the methods.
-        anatomical: the options `input`, `blocks`, `grid`, `prefix` and `class_token` of `attribute`; None for what is
-            not given.
-        caught: errors of single methods that are returned in place of their attributions; others are raised.
+        caught: errors that are returned in place of a method's attributions; others are raised.
 
     Returns:
         For each target, the attribution by each method.
 
     Raises:
         InputError, and warnings: as for `attribute`.
+
+    Example:
+        >>> import fxgrad
+        >>> libra = fxgrad.convert(torch.nn.Linear(3, 2).eval(), (torch.ones(1, 3),))
+        >>> asked = [Asked(known(name)) for name in ("saliency", "genatt")]
+        >>> found = attributed(libra, torch.ones(1, 3), None, targets=[1], asked=asked, caught=(InputError,))
+        >>> [type(one).__name__ for one in found[0]]
+        ['Attribution', 'InputError']
     """
-    refuse_wrong(anatomical)
-    for one in asked:
-        refuse_wrong({"layer": one.layer})
-    own = {"input": None, "blocks": None, "grid": None, "prefix": None, "class_token": None, **anatomical}
-    with torch.no_grad():
-        entries = converted.entries(args, kwargs)
-    search = Search(converted.classified, own["input"], entries)
-    parts = search.anatomy(own["blocks"], own["grid"], own["prefix"], own["class_token"], channels)
-    together = Together(converted, entries, parts, asked, len(targets), caught)
-    problems = [together.problem(target, class_names) for target in targets]
-    found: list[list[Any]] = []
-    for problem, solved in zip(problems, together.solve(problems)):
-        found.append([solved[i] for i in range(len(asked))])
-        for i, result in solved.items():
-            if isinstance(result, Attribution):
-                note = explained(result, asked[i].method, replace(problem, layer=asked[i].layer))
-                found[-1][i] = replace(result, note=note)
+    found: list[list[Any]] = [[None] * len(asked) for _ in targets]
+    for places in alike(asked):
+        some = [asked[i] for i in places]
+        try:
+            together = Together(converted, args, kwargs, some, len(targets), caught)
+            problems = [together.problem(target, class_names) for target in targets]
+            solved = together.solve(problems)
+        except caught as error:  # of the model, the target or the anatomy
+            problems, solved = [], []
+            for row in found:
+                row[:] = [error if i in places else one for i, one in enumerate(row)]
+        for row, problem, own in zip(found, problems, solved):
+            for i, one in enumerate(some):
+                result = row[places[i]] = own[i]
+                if isinstance(result, Attribution):
+                    note = explained(result, one.method, replace(problem, layer=one.layer))
+                    row[places[i]] = replace(result, note=note)
     return found
 
 
@@ -244,24 +238,27 @@ def known(method: str | Callable[..., Map]) -> Method:
     return method_of(METHODS[method] if isinstance(method, str) else method)
 
 
-def _asked(method: Any, layer: str | None, channels: object, options: Mapping[str, Any], several: bool) -> Asked:
+def _asked(method: Any, general: Mapping[str, Any], options: Mapping[str, Any], several: bool) -> Asked:
     """A requested method, checked to take the layer, the channels and the options."""
     own: Any = {}
     if several and isinstance(method, tuple):
-        method, own = method if len(method) == 2 else (method, None)
+        name, own = method if len(method) == 2 else (method, None)
         if not isinstance(own, Mapping):
             raise InputError(f'a method with options of its own is (method, {{"n_steps": 20}}), not {method!r}.')
-    chosen, given = known(method), {**options, **own}
-    layer = given.pop("layer", layer)
-    for option in given:
+        method = name
+    chosen, given = known(method), {**general, **options, **own}
+    for option in given.keys() - general.keys():
         if refused := chosen.refused(option):
             alone = f". Give it to one method of the list: (method, {{{option!r}: ...}})"
             raise InputError(f"{refused}{alone if several and option not in own else ''}.")
+    layer = given["layer"]
     if layer is not None and not chosen.layered:
         others = ", ".join(name for name, function in METHODS.items() if method_of(function).layered)
         alone = f'; in a list, (method, {{"layer": {layer!r}}})' if several else ""
         raise InputError(f"{chosen.name} does not look at one layer. Leave out layer={layer!r}; {others} do{alone}.")
-    if channels != GRAPH and method in METHODS and not chosen.of_inputs:
+    if given["channels"] != GRAPH and method in METHODS and not chosen.of_inputs:
         others = ", ".join(name for name, function in METHODS.items() if method_of(function).of_inputs)
-        raise InputError(f"{chosen.name} maps tokens, not elements. Leave out channels={channels!r}; {others} take it.")
-    return Asked(chosen, layer, given)
+        raise InputError(
+            f"{chosen.name} maps tokens, not elements. Leave out channels={given['channels']!r}; {others} take it."
+        )
+    return Asked.of(chosen, given)

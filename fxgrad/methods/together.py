@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -23,11 +23,18 @@ from fxgrad.methods.attribution import Attribution, joined
 from fxgrad.methods.definition import Map, Method
 from fxgrad.methods.layers import output_of
 from fxgrad.methods.names import Names
+from fxgrad.methods.options import refuse_wrong
 from fxgrad.methods.parts import NOTHING, Anatomy
 from fxgrad.methods.problem import Problem, size_of_batch
+from fxgrad.methods.search import GRAPH, Search
 from fxgrad.methods.targets import Contrast, Target, called, scored
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.runs import Runs
+
+ANATOMY = ("input", "blocks", "grid", "prefix", "class_token", "channels")
+"""Options of every method that say what the parts of the model are."""
+GENERAL = ("layer", *ANATOMY)
+"""Options of `fxgrad.attribute` that every method has; a layer, every method of one layer."""
 
 Found = dict[int, "Attribution | FxgradError"]
 """Index of what is asked for -> its attribution, or why there is none."""
@@ -40,12 +47,30 @@ class Asked:
     Attributes:
         method: the method.
         layer: module path for methods of one layer; None: the method's default.
+        anatomy: of the options of `fxgrad.attribute`, `input`, `blocks`, `grid`, `prefix`, `class_token`, `channels`.
         options: the method's own options.
     """
 
     method: Method
-    layer: str | None
-    options: Mapping[str, Any]
+    layer: str | None = None
+    anatomy: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, method: Method, options: Mapping[str, Any]) -> Asked:
+        """A method with options of every kind; None is what was not given.
+
+        Example:
+            >>> from fxgrad.methods.entry import known
+            >>> asked = Asked.of(known("gradcam_plus"), {"layer": "blocks.3", "mean": "patches", "grid": (4, 4)})
+            >>> asked.layer, dict(asked.anatomy), dict(asked.options)
+            ('blocks.3', {'grid': (4, 4)}, {'mean': 'patches'})
+        """
+        given = {k: v for k, v in options.items() if k in ANATOMY and v is not None}
+        own = {k: v for k, v in options.items() if k not in GENERAL}
+        if "channels" in options:
+            given["channels"] = options["channels"]  # None has a meaning
+        return cls(method, options.get("layer"), given, own)
 
     @property
     def reads(self) -> bool:
@@ -53,30 +78,53 @@ class Asked:
         return self.method.reads != NOTHING
 
 
+def alike(asked: Sequence[Asked]) -> list[list[int]]:
+    """Indices of the methods that have the same anatomy, in groups.
+
+    Example:
+        >>> from fxgrad.methods.entry import known
+        >>> alike([Asked(known("saliency"), anatomy={"prefix": n}) for n in (1, 0, 1)])
+        [[0, 2], [1]]
+    """
+    groups: list[tuple[Mapping[str, Any], list[int]]] = []
+    for i, one in enumerate(asked):
+        group = next((places for anatomy, places in groups if anatomy == one.anatomy), None)
+        if group is None:
+            groups.append((one.anatomy, [i]))
+        else:
+            group.append(i)
+    return [places for _, places in groups]
+
+
 class Together:
-    """Methods of one converted model at the same inputs.
+    """Methods of one converted model at the same inputs, of the same anatomy.
 
     Args:
-        converted: what `fxgrad.convert` returned.
-        entries: its flattened inputs, then its embedded tokens.
-        anatomy: the model's anatomy.
+        converted, args, kwargs: as for `fxgrad.attribute`.
         asked: the methods.
         targets: how many targets follow.
         caught: errors of single methods that are returned in place of attributions; others are raised.
 
     Raises:
-        InputError: there are no examples; or an op fails.
+        InputError: there are no examples, an op fails, or there is no such part.
     """
 
     def __init__(
         self,
         converted: ConvertedModule,
-        entries: list[Any],
-        anatomy: Anatomy,
+        args: tuple[Any, ...] | Tensor,
+        kwargs: Mapping[str, Any] | None,
         asked: Sequence[Asked],
         targets: int,
         caught: tuple[type[FxgradError], ...] = (),
     ) -> None:
+        for one in asked:
+            refuse_wrong({"layer": one.layer, **{k: v for k, v in one.anatomy.items() if k != "channels"}})
+        with torch.no_grad():
+            entries = converted.entries(args, kwargs)
+        given = {**dict.fromkeys(ANATOMY), "channels": GRAPH, **asked[0].anatomy}
+        search = Search(converted.classified, given["input"], entries)
+        anatomy = search.anatomy(*(given[name] for name in ANATOMY[1:]))
         self.converted, self.entries, self.anatomy = converted, entries, anatomy
         self.asked, self.caught = asked, caught
         self.runs = Runs(converted, entries, *_needed(converted, anatomy, asked), again=targets > 1)

@@ -141,17 +141,11 @@ def explain(
         for own, row in zip(found, several):
             own.update({(m, number): one for m, one in zip(chosen, row)})
     order = [(m, number) for m in methods for number in range(len(modules))]
+    each = [tuple(own[key] for key in order if key in own) for own in found]
     shown = picture if isinstance(picture, Photo) else photo(picture)
     return [
-        Explanation(
-            shown,
-            _index(target, logits, names),
-            one.label,
-            float(one.score(logits)[0]),
-            tuple(own[k] for k in order if k in own),
-            name,
-        )
-        for target, one, own in zip(asked, fitted, found)
+        Explanation(shown, _index(target, logits, names), one.label, float(one.score(logits)[0]), own, name)
+        for target, one, own in zip(asked, fitted, each)
     ]
 
 

@@ -143,7 +143,7 @@ def attribute(
             returned no map of the model's input.
 
     Example:
-        >>> import fxgrad, timm
+        >>> import fxgrad, timm, torch
         >>> vit = timm.create_model("test_vit").eval()
         >>> x = torch.randn(2, 3, 160, 160)
         >>> libra = fxgrad.convert(vit, (x,))
@@ -196,7 +196,7 @@ def attributed(
         InputError, and warnings: as for `attribute`.
 
     Example:
-        >>> import fxgrad
+        >>> import fxgrad, torch
         >>> libra = fxgrad.convert(torch.nn.Linear(3, 2).eval(), (torch.ones(1, 3),))
         >>> asked = [Asked(known(name)) for name in ("saliency", "genatt")]
         >>> found = attributed(libra, torch.ones(1, 3), None, targets=[1], asked=asked, caught=(InputError,))

@@ -64,7 +64,7 @@ class Problem:
     example: int | None = None
     whole: bool = False
     instead: Mapping[str, Tensor] = field(default_factory=dict)
-    runs: Runs | None = None
+    runs: Runs = None  # type: ignore[assignment]
     memo: dict[str, Any] = field(default_factory=dict, repr=False)
 
     def __post_init__(self) -> None:
@@ -153,7 +153,7 @@ class Problem:
             choices = ways(captured, self.entries, parts.inputs, self.batch)
             for axes in choices:
                 entries = cut(captured, self.entries, axes, example)
-                found = replace(self, entries=entries, example=example, runs=self._runs.elsewhere(entries))
+                found = replace(self, entries=entries, example=example, runs=self.runs.elsewhere(entries))
                 if len(choices) == 1 or found._fits(example):
                     return found
         return replace(self, example=example, whole=True)
@@ -238,22 +238,17 @@ class Problem:
         """
         found, complete = self.memo.get("run", (None, False))
         if found is None or not found.values.keys() >= set(also) or sources > complete:
-            found = self._runs.back(self._cotangents, also, sources)
-            self.memo["run"] = found, self._runs.sources
+            found = self.runs.back(self._cotangents, also, sources)
+            self.memo["run"] = found, self.runs.sources
         ours: Contributions = found
         return ours
-
-    @property
-    def _runs(self) -> Runs:
-        assert self.runs is not None
-        return self.runs
 
     def once(self, function: Callable[..., Result], *args: Any) -> Result:
         """`function(self, *args)`, computed once for all methods that need it.
 
         Args:
             function: of a problem and of values that can be hashed.
-            *args: these values.
+            *args: these values; a run's result is one.
         """
         key = (function, *args)
         if key not in self._computed:
@@ -280,14 +275,14 @@ class Problem:
 
     def values_of_target(self) -> Tensor:
         """The target's value per example, (batch,)."""
-        outputs = pytree.tree_unflatten(self._runs.looked(), self.converted.classified.captured.out_spec)
+        outputs = pytree.tree_unflatten(self.runs.looked(), self.converted.classified.captured.out_spec)
         with torch.no_grad():
             return self.row(self.target.score(outputs), always=True)
 
     def values(self, names: Collection[str]) -> dict[str, Any]:
         """Node name -> value, detached, of at least these nodes, for methods that do not use the target."""
         found, _ = self.memo.get("run", (None, False))
-        return found.values if found is not None and found.values.keys() >= set(names) else self._runs.values(names)
+        return found.values if found is not None and found.values.keys() >= set(names) else self.runs.values(names)
 
     @cached_property
     def reached(self) -> set[str]:
@@ -356,17 +351,17 @@ class Problem:
         tokens = apart.new_zeros(self.batch, self.anatomy.count + self.anatomy.prefix)
         for name in found.sources:
             if name in nodes:
-                on, off = self.once(Problem.spread, name)
+                on, off = self.once(Problem.spread, found, name)
                 tokens, apart = tokens + on, apart + off
         if self.anatomy.class_token is not None and self.anatomy.class_token < tokens.shape[1]:
             tokens[:, self.anatomy.class_token] += apart
             apart = torch.zeros_like(apart)
         return tokens, apart
 
-    def spread(self, name: str) -> tuple[Tensor, Tensor]:
+    def spread(self, found: Contributions, name: str) -> tuple[Tensor, Tensor]:
         """The contributions of a node's constants: (per token, the rest)."""
-        parts, node = self.run(sources=True).sources[name], self.nodes[name]
-        pairs = [per_token(part, node, self.anatomy, self.batch, self.example) for part in parts]
+        node, known = self.nodes[name], (self.anatomy, self.batch, self.example)
+        pairs = [per_token(part, node, *known) for part in found.sources[name]]
         tokens, apart = zip(*pairs)
         return sum(tokens[1:], tokens[0]), sum(apart[1:], apart[0])
 

@@ -44,7 +44,7 @@ class Recorder(Interpreter):
         return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contributions:
     """The results of one forward and one backward pass.
 

@@ -67,13 +67,16 @@ class _Calls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def passes(libra: fxgrad.ConvertedModule, x: Tensor, rounds: int = ROUNDS) -> tuple[float, dict[str, Passes]]:
+def passes(
+    libra: fxgrad.ConvertedModule, x: Tensor, rounds: int = ROUNDS, methods: Sequence[str] = SHARING
+) -> tuple[float, dict[str, Passes]]:
     """(CPU seconds of a plain forward and backward pass, method -> what it takes alone, and all of them together).
 
     Args:
         libra: a converted model with one convolution, under any policy.
         x: one picture.
         rounds: of timing, in turn with the plain passes.
+        methods: which.
     """
     plain = libra.under("gradient")
 
@@ -81,7 +84,7 @@ def passes(libra: fxgrad.ConvertedModule, x: Tensor, rounds: int = ROUNDS) -> tu
         leaf = x.clone().requires_grad_()
         torch.autograd.grad(plain(leaf + 0)[:, 1].sum(), leaf)
 
-    asked: dict[str, Any] = {**{name: name for name in SHARING}, TOGETHER: list(SHARING)}
+    asked: dict[str, Any] = {**{name: name for name in methods}, TOGETHER: list(methods)}
     calls = {name: partial(fxgrad.attribute, libra, x, target=1, method=method) for name, method in asked.items()}
     whole, counts = _operations(gradient), {name: _counted(call) for name, call in calls.items()}
     operations = {name: _operations(call) / whole for name, call in calls.items()}

@@ -20,6 +20,7 @@ import timm
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from bench.tables import many_methods
 from bench.tables.paper_models import MODELS
 from fxgrad.data import open_data
 from fxgrad.evaluate.baselines import ALWAYS
@@ -99,8 +100,14 @@ def _chunk(bench: Bench, plan: Plan, store: Store, number: int) -> None:
             bench.run(Unit(plan.models[0], policy, methods, start, start + PICTURES), store)
 
 
-def page(costs: Sequence[Cost], tflops: float) -> str:
-    """The page: what was counted and timed, and the estimate for every model."""
+def page(costs: Sequence[Cost], tflops: float, methods: Sequence[str] = ()) -> str:
+    """The page: what was counted and timed, and the estimate for every model.
+
+    Args:
+        costs: of the protocol's parts.
+        tflops: a GPU's rate.
+        methods: the lines on all methods of one picture.
+    """
     small = forward_flops(SMALL)
     parts = [
         [c.part, f"{c.pictures:,}", f"{c.passes:.0f}", f"{c.seconds:.1f}", f"{c.passes * small / c.seconds / 1e9:.0f}"]
@@ -108,7 +115,11 @@ def page(costs: Sequence[Cost], tflops: float) -> str:
     ]
     passes = sum(c.passes * c.pictures for c in costs)
     hours = {name: passes * forward_flops(tag) / tflops / 1e12 / 3600 for name, tag in MODELS.items()}
-    models = [[n, f"`{tag}`", f"{forward_flops(tag) / 1e9:.1f}", f"{hours[n]:.1f}"] for n, tag in MODELS.items()]
+    here = sum(c.seconds * c.pictures for c in costs) / small / 3600
+    models = [
+        [n, f"`{tag}`", f"{forward_flops(tag) / 1e9:.1f}", f"{hours[n]:.1f}", f"{here * forward_flops(tag):,.0f}"]
+        for n, tag in MODELS.items()
+    ]
     return "\n".join(
         [
             "# What the paper's protocol costs",
@@ -121,13 +132,15 @@ def page(costs: Sequence[Cost], tflops: float) -> str:
             *markdown(["part", "pictures", "passes", "seconds", "GFLOP/s"], parts),
             "",
             f"GPU-hours are an estimate: these passes, times a model's own forward pass, at {tflops:g} TFLOP/s. No GPU "
-            "was measured; for another rate they scale inversely. MURA and Pet, which cost a third of ImageNet's parts "
-            "for one model, are left out. A model whose tokens cannot be dropped (gMixer) takes up to twice as much.",
+            "was measured; for another rate they scale inversely. CPU-hours are of one thread of this CPU, at the "
+            "rates above. MURA and Pet, which cost a third of ImageNet's parts for one model, are left out. A model "
+            "whose tokens cannot be dropped (gMixer) takes up to twice as much.",
             "",
-            *markdown(["model", "timm's tag", "GFLOP of a pass", "GPU-hours"], models),
+            *markdown(["model", "timm's tag", "GFLOP of a pass", "GPU-hours", "CPU-hours"], models),
             "",
             f"All models together: {sum(hours.values()):.0f} GPU-hours.",
             "",
+            *methods,
         ]
     )
 
@@ -143,7 +156,7 @@ def main() -> None:
     for name in PARTS:
         costs.append(measured(name))
         print(costs[-1], flush=True)
-    Path(options.out).write_text(page(costs, options.tflops), "utf-8")
+    Path(options.out).write_text(page(costs, options.tflops, many_methods.measured()), "utf-8")
     print(f"wrote {options.out}")
 
 

@@ -133,17 +133,19 @@ def explain(
     largest: list[Target] = [int(i) for i in logits[0].topk(min(top, logits.shape[1])).indices]
     asked = [one for target in targets for one in (largest if target is None else [target])]
     fitted = [scored(target, logits, names) for target in asked]
-    found: list[list[Attribution]] = [[] for _ in asked]
-    for method in methods:
-        for module in modules if takes_gradient(method) else modules[:1]:
-            given: Any = dict((options or {}).get(method, {}))
-            several = attribute(module, (x,), target=list(asked), method=method, class_names=names, **given)
-            for own, attribution in zip(found, several):
-                own.append(attribution)
+    found: list[dict[tuple[str, int], Attribution]] = [{} for _ in asked]
+    for number, module in enumerate(modules):
+        chosen = [m for m in methods if number == 0 or takes_gradient(m)]
+        given: Any = [(m, (options or {}).get(m, {})) for m in chosen]
+        several = attribute(module, (x,), target=list(asked), method=given, class_names=names)
+        for own, row in zip(found, several):
+            own.update({(m, number): one for m, one in zip(chosen, row)})
+    order = [(m, number) for m in methods for number in range(len(modules))]
+    each = [tuple(own[key] for key in order if key in own) for own in found]
     shown = picture if isinstance(picture, Photo) else photo(picture)
     return [
-        Explanation(shown, _index(target, logits, names), one.label, float(one.score(logits)[0]), tuple(own), name)
-        for target, one, own in zip(asked, fitted, found)
+        Explanation(shown, _index(target, logits, names), one.label, float(one.score(logits)[0]), own, name)
+        for target, one, own in zip(asked, fitted, each)
     ]
 
 

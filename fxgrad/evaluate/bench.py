@@ -19,7 +19,7 @@ from fxgrad.data.models import LoadedModel, load_model
 from fxgrad.errors import FxgradError, InputError, first_line
 from fxgrad.evaluate.baselines import BASELINES, drawn
 from fxgrad.evaluate.measure import Ruler
-from fxgrad.evaluate.methods import Attribute, Attribution, grid_of
+from fxgrad.evaluate.methods import Attribute, Attribution, attributed_together, grid_of
 from fxgrad.evaluate.plan import ANY, Plan
 from fxgrad.evaluate.store import Store
 from fxgrad.metrics import Dropping, Metric, Removal, Replacing
@@ -97,25 +97,25 @@ class Bench:
     def _measured(self, start: int, stop: int, policy: str, methods: tuple[str, ...]) -> Found:
         pictures, x, target, logits = self.batch(start, stop)
         converted = self.under(policy)
-        attributions: dict[str, Attribution] = {}
-        refused: dict[str, str] = {}
-        for method in methods:
-            try:
-                attributions[method] = self._attribution(method, converted, pictures, x, target, start)
-            except FxgradError as error:
-                refused[method] = first_line(error)
+        found = self._attributed(methods, converted, pictures, x, target, start)
+        attributions = {m: one for m, one in zip(methods, found) if not isinstance(one, FxgradError)}
+        refused = {m: first_line(one) for m, one in zip(methods, found) if isinstance(one, FxgradError)}
         if not attributions:
             return {}, refused
         explain = functools.partial(self._explained, list(attributions), policy, start, stop)
         return self.ruler.measure(pictures, x, target, logits, attributions, explain), refused
 
-    def _attribution(
-        self, method: str, converted: ConvertedModule, pictures: Batch, x: Tensor, target: Tensor, start: int
-    ) -> Attribution:
+    def _attributed(
+        self, methods: Sequence[str], converted: ConvertedModule, pictures: Batch, x: Tensor, target: Tensor, start: int
+    ) -> list[Attribution | FxgradError]:
+        """The attribution by each method, or why there is none."""
         grid = self.ruler.tokens.grid
-        if method in BASELINES:
-            return drawn(method, pictures, self.loaded.preprocess, grid)
-        return self.methods[method](converted, x, target, grid, self.plan.seed + start)
+        made = {m: drawn(m, pictures, self.loaded.preprocess, grid) for m in methods if m in BASELINES}
+        others = [m for m in methods if m not in made]
+        chosen = [self.methods[m] for m in others]
+        found = attributed_together(chosen, converted, x, target, grid, self.plan.seed + start)
+        both: dict[str, Attribution | FxgradError] = {**made, **dict(zip(others, found))}
+        return [both[m] for m in methods]
 
     def _explained(self, methods: Sequence[str], policy: str, start: int, stop: int, x: Tensor) -> Tensor | None:
         """Maps of the first pictures after a change, float64 (methods, rows, H, W); None without a float64 twin."""
@@ -125,8 +125,11 @@ class Bench:
         converted = self.exact_under(policy) if twin else self.under(policy)
         pictures, _, target, _ = self.batch(start, stop)
         seen = pictures.first(len(x), x.float().cpu())
-        found = [self._attribution(m, converted, seen, x, target[: len(x)], start) for m in methods]
-        return torch.stack([a.pixels.cpu().double() for a in found])
+        found = self._attributed(methods, converted, seen, x, target[: len(x)], start)
+        for one in found:
+            if isinstance(one, FxgradError):
+                raise one
+        return torch.stack([one.pixels.cpu().double() for one in found if not isinstance(one, FxgradError)])
 
     @functools.cached_property
     def exact(self) -> ConvertedModule | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,17 +12,16 @@ from torch import Tensor
 
 from fxgrad import methods
 from fxgrad.data.factory import load_object
-from fxgrad.errors import InputError, one_line
-from fxgrad.methods import METHODS, Contrast, Method, Probability, Target, anatomy, attribute
+from fxgrad.errors import FxgradError, InputError, one_line
+from fxgrad.methods import METHODS, Contrast, Method, Probability, Target, anatomy
 from fxgrad.methods.definition import method_of
-from fxgrad.methods.entry import known
+from fxgrad.methods.entry import attributed, known
+from fxgrad.methods.together import GENERAL, Asked
 from fxgrad.metrics.removal import Grid
 from fxgrad.module.converted import ConvertedModule
 
 POLICY_FREE = tuple(name for name, function in METHODS.items() if not method_of(function).takes_gradient)
 """fxgrad's methods that take no gradient, so their results are the same under every policy."""
-GENERAL = ("layer", "input", "channels", "grid", "blocks", "prefix", "class_token")
-"""Options of `fxgrad.attribute` that every method has; a layer, every method of one layer."""
 LARGEST = 16
 """The largest number of parts per side of a picture, for models without patches."""
 
@@ -96,6 +94,59 @@ class Enlarged:
         return self.of.absolute
 
 
+@dataclass(frozen=True, eq=False)
+class Chosen:
+    """A method with its options: an `Attribute`.
+
+    Attributes:
+        method: the method.
+        options: of `fxgrad.attribute`, and the method's own.
+        value, maps: as for `Plan`.
+    """
+
+    method: Method
+    options: Mapping[str, Any]
+    value: str
+    maps: str
+
+    def __call__(self, converted: ConvertedModule, x: Tensor, target: Tensor, grid: Grid, seed: int) -> Attribution:
+        (found,) = attributed_together([self], converted, x, target, grid, seed)
+        if isinstance(found, FxgradError):
+            raise found
+        return found
+
+    def asked(self, grid: Grid, seed: int) -> Asked:
+        """The method with all its options."""
+        seeded = {"seed": seed} if "seed" in inspect.signature(self.method.function).parameters else {}
+        return Asked.of(self.method, {"grid": grid, **seeded, **self.options})
+
+
+def attributed_together(
+    chosen: Sequence[Attribute], converted: ConvertedModule, x: Tensor, target: Tensor, grid: Grid, seed: int
+) -> list[Attribution | FxgradError]:
+    """The attribution by each method, or why there is none; those of `attributes` are made from the same run.
+
+    Args:
+        chosen: the methods.
+        converted, x, target, grid, seed: as for `Attribute`.
+    """
+    found: dict[int, Attribution | FxgradError] = {}
+    for i, one in enumerate(chosen):
+        if not isinstance(one, Chosen):
+            try:
+                found[i] = one(converted, x, target, grid, seed)
+            except FxgradError as error:
+                found[i] = error
+    ours = {i: one for i, one in enumerate(chosen) if isinstance(one, Chosen)}
+    for value in dict.fromkeys(one.value for one in ours.values()):
+        some = {i: one for i, one in ours.items() if one.value == value}
+        asked = [one.asked(grid, seed) for one in some.values()]
+        aimed, caught = VALUES[value](target), (FxgradError,)
+        (made,) = attributed(converted, (x,), None, targets=[aimed], asked=asked, caught=caught)
+        found |= {i: one if isinstance(one, FxgradError) else Enlarged(one, some[i].maps) for i, one in zip(some, made)}
+    return [found[i] for i in range(len(chosen))]
+
+
 def attributes(
     names: Sequence[str], options: Sequence[str] = (), *, value: str = "logit", maps: str = "linear"
 ) -> dict[str, Attribute]:
@@ -115,7 +166,7 @@ def attributes(
     """
     found = {name: named_method(name) for name in names}
     chosen = method_options(names, options)
-    return {name: functools.partial(_attribute, method, chosen[name], value, maps) for name, method in found.items()}
+    return {name: Chosen(method, chosen[name], value, maps) for name, method in found.items()}
 
 
 def named_method(name: str) -> Method:
@@ -167,22 +218,6 @@ def grid_of(converted: ConvertedModule) -> Grid:
     if parts.grid is None or len(parts.grid) != 2:
         return height, width
     return parts.grid[0], parts.grid[1]
-
-
-def _attribute(
-    method: Method,
-    options: Mapping[str, Any],
-    value: str,
-    maps: str,
-    converted: ConvertedModule,
-    x: Tensor,
-    target: Tensor,
-    grid: Grid,
-    seed: int,
-) -> Attribution:
-    chosen = {"seed": seed, **options} if "seed" in inspect.signature(method.function).parameters else options
-    aimed = VALUES[value](target)
-    return Enlarged(attribute(converted, (x,), target=aimed, method=method.function, grid=grid, **chosen), maps)
 
 
 def method_options(names: Sequence[str], given: Sequence[str], *, seed: int | None = None) -> dict[str, dict[str, Any]]:

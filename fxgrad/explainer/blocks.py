@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -33,7 +33,6 @@ class OneRun(Problem):
 
     found: Contributions | None = None
     examples: Any = 1
-    _spread: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
     def batch(self) -> Any:
@@ -45,11 +44,6 @@ class OneRun(Problem):
 
     def values(self, names: Collection[str]) -> dict[str, Any]:
         return self.run().values
-
-    def spread(self, found: Contributions, name: str) -> tuple[Tensor, Tensor]:
-        if name not in self._spread:  # each block counts the constants of all that follow it
-            self._spread[name] = super().spread(found, name)
-        return self._spread[name]
 
 
 class Solver:

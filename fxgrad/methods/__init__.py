@@ -6,10 +6,10 @@ A method is a function of a `Problem` that returns a `Map`; `attribute` takes on
 """
 
 from fxgrad.methods.attribution import Attribution
-from fxgrad.methods.definition import Method, method
+from fxgrad.methods.definition import Map, Method, method
 from fxgrad.methods.entry import METHODS, attribute
 from fxgrad.methods.parts import Anatomy
-from fxgrad.methods.problem import Map, Problem
+from fxgrad.methods.problem import Problem
 from fxgrad.methods.search import anatomy
 from fxgrad.methods.targets import Contrast, Probability, Similarity, Target, Token
 

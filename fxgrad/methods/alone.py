@@ -8,6 +8,9 @@ from typing import Any
 from torch import Tensor
 
 from fxgrad.capture.captured import Captured
+from fxgrad.classify.decision import Classified
+from fxgrad.methods.parts import Anatomy
+from fxgrad.methods.placing import within
 
 
 def ways(captured: Captured, entries: Sequence[Any], axes: Mapping[str, int], batch: int) -> list[Mapping[str, int]]:
@@ -51,3 +54,12 @@ def cut(captured: Captured, entries: Sequence[Any], axes: Mapping[str, int], exa
         value.narrow(axes[name], example, 1) if isinstance(value, Tensor) and name in axes else value
         for name, value in zip(captured.entry_names, entries)
     ]
+
+
+def inseparable(classified: Classified, anatomy: Anatomy) -> bool:
+    """Whether some contribution cannot be split by example, whatever the target is; see `Problem.mixed`."""
+    nodes = {n.name: n for n in classified.captured.graph.nodes}
+    kept = [d for d in classified.decisions.values() if d.keeps]
+    return any(entry.attributed and entry.name not in anatomy.inputs for entry in classified.captured.entries) or any(
+        d.backward.sums_the_batch or within(nodes[d.node], anatomy) is None for d in kept
+    )

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.errors import InputError
-from fxgrad.methods.definition import method
+from fxgrad.methods.definition import Map, method
 from fxgrad.methods.parts import Attention, Block
 from fxgrad.methods.placing import layout
-from fxgrad.methods.problem import Map, Problem
+from fxgrad.methods.problem import Problem
 from fxgrad.run.recording import Contributions
 
 
@@ -27,9 +27,8 @@ def raw_attention(problem: Problem) -> Map:
 
     Source: Abnar, Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928, section 2.
     """
-    last = problem.anatomy.of_attentions("raw_attention")[-1:]
-    values = problem.values(_reads(last))
-    return Map(tokens=problem.row_of(_weights(problem, values, last[0]).mean(1)))
+    last = problem.anatomy.of_attentions("raw_attention")[-1]
+    return Map(tokens=problem.row_of(problem.once(_mean_weights, last)))
 
 
 @method(takes_gradient=False)
@@ -39,8 +38,8 @@ def rollout(problem: Problem) -> Map:
     Source: Abnar, Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928, section 3.
     """
     blocks = problem.anatomy.of_attentions("rollout")
-    values = problem.values(_reads(blocks))
-    return Map(tokens=problem.row_of(_rolled([_weights(problem, values, block).mean(1) for block in blocks])))
+    problem.values(_reads(blocks))  # of all blocks at once
+    return Map(tokens=problem.row_of(_rolled([problem.once(_mean_weights, block) for block in blocks])))
 
 
 def genatt(problem: Problem) -> Map:
@@ -82,7 +81,7 @@ def attcat(problem: Problem) -> Map:
     terms = []
     for block in blocks:
         h, g = found.values[following[block.path]], found.cotangents[following[block.path]]
-        received = problem.mean(_weights(problem, found.values, block.attentions).mean(1))
+        received = problem.mean(problem.once(_mean_weights, block.attentions))
         if g is None or h.dim() != 3 or h.shape[:2] != received.shape:
             raise InputError(
                 f"attcat needs (batch, tokens, channels) with a cotangent behind {block.path}; {following[block.path]} "
@@ -102,10 +101,11 @@ def tokentm(problem: Problem) -> Map:
 
     Source: Wu et al., Token Transformation Matters, CVPR 2024, arXiv:2403.14552, section 3.
     """
-    relevant = iter(_relevant(problem, "tokentm"))
+    attentions = problem.anatomy.of_attentions("tokentm")
     blocks = [block for block in problem.anatomy.blocks if block.attentions]
     reads = {name for block in blocks for name in (block.entry, *_branch(block))}
-    found = problem.run(reads | {a.value for b in blocks for a in b.attentions})
+    found = problem.run(reads | _reads(attentions) | {a.value for own in attentions for a in own})
+    relevant = iter(_relevant(problem, "tokentm"))
     c: Tensor | None = None
     for block in blocks:
         h = _rows(problem, found, block.entry)
@@ -145,30 +145,33 @@ def weights(attention: Attention, problem: Problem, values: dict[str, Any]) -> T
     return _heads(scores.softmax(-1).nan_to_num(), problem.batch)  # a row that sees nothing
 
 
-def _weights(problem: Problem, values: dict[str, Any], attentions: Sequence[Attention]) -> Tensor:
-    """The weights A of a block; the heads of several attentions are concatenated."""
-    return torch.cat([weights(a, problem, values) for a in attentions], 1)
+def _mean_weights(problem: Problem, attentions: Sequence[Attention]) -> Tensor:
+    """mean_heads A of a block, (batch, tokens, tokens); the heads of several attentions are averaged together."""
+    values = problem.values(_reads([attentions]))
+    return torch.cat([weights(a, problem, values) for a in attentions], 1).mean(1)
 
 
 def _relevant(problem: Problem, method: str) -> list[Tensor]:
     """mean_heads relu(A * dy/dA) of every block, (batch, tokens, tokens)."""
     blocks = problem.anatomy.of_attentions(method)
-    found = problem.run(_reads(blocks))
-    relevant = []
-    for block in blocks:
-        heads = []
-        for attention in block:
-            g = found.cotangents[attention.node]
-            a = weights(attention, problem, found.values)
-            if g is None:
-                heads.append(torch.zeros_like(a))
-                continue
-            v, g = _heads(found.values[attention.value], problem.batch), _heads(g, problem.batch)
-            if v.shape[1] != g.shape[1]:
-                v = v.repeat_interleave(g.shape[1] // v.shape[1], 1)
-            heads.append((a * (g @ v.mT)).relu())
-        relevant.append(torch.cat(heads, 1).mean(1))
-    return relevant
+    problem.run(_reads(blocks))  # of all blocks at once
+    return [problem.once(_relevant_weights, block) for block in blocks]
+
+
+def _relevant_weights(problem: Problem, attentions: Sequence[Attention]) -> Tensor:
+    """mean_heads relu(A * dy/dA) of a block, (batch, tokens, tokens)."""
+    found, heads = problem.run(_reads([attentions])), []
+    for attention in attentions:
+        g = found.cotangents[attention.node]
+        a = weights(attention, problem, found.values)
+        if g is None:
+            heads.append(torch.zeros_like(a))
+            continue
+        v, g = _heads(found.values[attention.value], problem.batch), _heads(g, problem.batch)
+        if v.shape[1] != g.shape[1]:
+            v = v.repeat_interleave(g.shape[1] // v.shape[1], 1)
+        heads.append((a * (g @ v.mT)).relu())
+    return torch.cat(heads, 1).mean(1)
 
 
 def _rolled(matrices: Sequence[Tensor]) -> Tensor:

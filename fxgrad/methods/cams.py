@@ -9,10 +9,10 @@ from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.graph.sizes import sizes_of
-from fxgrad.methods.definition import method
-from fxgrad.methods.parts import TOKENS
+from fxgrad.methods.definition import Map, method
+from fxgrad.methods.parts import BLOCKS, TOKENS
 from fxgrad.methods.placing import Layout, layout, per_token
-from fxgrad.methods.problem import Map, Problem
+from fxgrad.methods.problem import Problem
 from fxgrad.run.recording import Contributions
 
 Mean = Callable[[Tensor], Tensor]
@@ -23,7 +23,7 @@ MEANS = ("tokens", "patches")
 """What a mean over tokens is over: all of them, or the patches only."""
 
 
-@method(layered=True)
+@method(layered=True, reads=BLOCKS)
 def gradcam(problem: Problem) -> Map:
     """relu(sum_c h * mean_t(g)), the mean over the patches; padding does not count.
 
@@ -32,7 +32,7 @@ def gradcam(problem: Problem) -> Map:
     return _cam(problem, "gradcam", lambda h, g, mean: (h * mean(g)[:, None]).sum(2).relu())
 
 
-@method(layered=True)
+@method(layered=True, reads=BLOCKS)
 def gradcam_plus(problem: Problem, mean: str = "tokens") -> Map:
     """sum_c h * mean_t(g): Grad-CAM without its ReLU, so that negative values stay.
 
@@ -43,7 +43,7 @@ def gradcam_plus(problem: Problem, mean: str = "tokens") -> Map:
     return _cam(problem, "gradcam_plus", lambda h, g, mean: (h * mean(g)[:, None]).sum(2), mean)
 
 
-@method(layered=True)
+@method(layered=True, reads=BLOCKS)
 def xgradcam_plus(problem: Problem, mean: str = "tokens") -> Map:
     """sum_c h * w, w = sum_t(g * |h|) / sum_t |h|: each channel's mean gradient, weighted by |h|.
 
@@ -60,7 +60,7 @@ def xgradcam_plus(problem: Problem, mean: str = "tokens") -> Map:
     return _cam(problem, "xgradcam_plus", score, mean)
 
 
-@method(shares=True, layered=True)
+@method(shares=True, layered=True, reads=BLOCKS)
 def hirescam(problem: Problem) -> Map:
     """sum_c h * g of all tokens; complete with the contributions of constants after the layer, which are kept apart.
 

@@ -1,17 +1,39 @@
-"""The facts about a method that fxgrad needs beside its function; a decorator states them."""
+"""What a method returns, and the facts about it that fxgrad needs beside its function; a decorator states them."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from fxgrad.errors import InputError
-from fxgrad.methods.problem import Map
+from torch import Tensor
 
-Function = TypeVar("Function", bound=Callable[..., Map])
+from fxgrad.errors import InputError
+from fxgrad.methods.parts import PARTS
+
+Function = TypeVar("Function", bound="Callable[..., Map]")
 _MARK = "_fxgrad_method"
+
+
+@dataclass(frozen=True, eq=False)
+class Map:
+    """The result of a method: a map of the input's pixels, or of the tokens.
+
+    Attributes:
+        pixels: (batch, height, width), or as many axes as the input's map has; None if the map is of tokens.
+        tokens: (batch, prefix tokens and patches); None if the map is of pixels.
+        apart: contributions that belong to no part of any map, (batch,); None if the numbers are no shares.
+        copies: all shares add up to this multiple of the target's value.
+        maps: name of an attributed input -> its map, `Problem.reduced`; for shares, those of all inputs that are not in
+            `pixels` or `tokens`. If it has the problem's own input, `pixels` and `tokens` are left out.
+    """
+
+    pixels: Tensor | None = None
+    tokens: Tensor | None = None
+    apart: Tensor | None = None
+    copies: int = 1
+    maps: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -26,6 +48,9 @@ class Method:
         layered: whether it is a method of one layer, with the option `layer=`.
         takes_gradient: whether its result depends on the policy.
         of_inputs: whether it maps every attributed input, element by element or summed over the axis `channels=`.
+        reads: of which nodes it asks `Problem.run`, or `values`, for more than the inputs: `PARTS`, those of blocks and
+            attentions; `BLOCKS`, the blocks' inputs and outputs; `INPUTS`, none; `NOTHING`: it runs the model at other
+            inputs only. All methods of a call share one run that has these; a node beyond them costs another run.
         steps: the option that brings its shares nearer to the target's value; "" if they are exact.
     """
 
@@ -35,6 +60,7 @@ class Method:
     layered: bool = False
     takes_gradient: bool = True
     of_inputs: bool = False
+    reads: str = PARTS
     steps: str = ""
 
     def refused(self, option: str) -> str | None:
@@ -59,12 +85,14 @@ def method(
     layered: bool = False,
     takes_gradient: bool = True,
     of_inputs: bool = False,
+    reads: str = PARTS,
     steps: str = "",
 ) -> Callable[[Function], Function]:
     """State facts about a method. The function stays as it is, and nothing is registered.
 
     Args:
-        name, shares, layered, takes_gradient, of_inputs, steps: see `Method`; the name is the function's by default.
+        name: by default the function's.
+        shares, layered, takes_gradient, of_inputs, reads, steps: see `Method`.
 
     Returns:
         A decorator.
@@ -78,7 +106,7 @@ def method(
     """
 
     def marked(function: Function) -> Function:
-        facts = Method(name or _name(function), function, shares, layered, takes_gradient, of_inputs, steps)
+        facts = Method(name or _name(function), function, shares, layered, takes_gradient, of_inputs, reads, steps)
         setattr(function, _MARK, facts)
         return function
 

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
+from fxgrad.methods.definition import Map
 from fxgrad.methods.placing import per_token, span
-from fxgrad.methods.problem import Map, Problem
+from fxgrad.methods.problem import Problem
 
 PLACES = ("input", "tokens")
 """Where a method of the inputs may be taken."""

@@ -4,26 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
-from typing import Any, overload
+from typing import Any, Union, overload
 
-import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from fxgrad.errors import InputError
+from fxgrad.errors import FxgradError, InputError
 from fxgrad.methods import attentions, cams, fullgrad, inputs
-from fxgrad.methods.aim import aimed, axis_of, outputs_of
-from fxgrad.methods.attribution import Attribution, joined
+from fxgrad.methods.attribution import Attribution
 from fxgrad.methods.completeness import explained
-from fxgrad.methods.definition import Method, method_of
+from fxgrad.methods.definition import Map, Method, method_of
 from fxgrad.methods.maps import Channels
 from fxgrad.methods.names import Names
-from fxgrad.methods.options import refuse_wrong
 from fxgrad.methods.parts import Grid
-from fxgrad.methods.problem import Map, Problem, size_of_batch
-from fxgrad.methods.search import GRAPH, Search
-from fxgrad.methods.targets import Contrast, Target, called, scored
+from fxgrad.methods.search import GRAPH
+from fxgrad.methods.targets import Target
+from fxgrad.methods.together import Asked, Together, alike
 from fxgrad.module.converted import ConvertedModule
 
 METHODS: dict[str, Callable[..., Map]] = {
@@ -39,6 +34,12 @@ METHODS: dict[str, Callable[..., Map]] = {
 """Every method by its name; the docstrings have the formulas, the decorators further facts."""
 
 
+OneMethod = Union[str, Callable[..., Map]]
+"""A method by its name, or a function of your own."""
+Methods = list[Union[OneMethod, tuple[OneMethod, Mapping[str, Any]]]]
+"""Several, each alone or with options of its own."""
+
+
 @overload
 def attribute(
     converted: ConvertedModule,
@@ -46,7 +47,31 @@ def attribute(
     kwargs: Mapping[str, Any] | None = ...,
     *,
     target: list[Target],
-    method: str | Callable[..., Map] = ...,
+    method: Methods,
+    layer: str | None = ...,
+    channels: int | str | Channels | None = ...,
+    **options: Any,
+) -> list[list[Attribution]]: ...
+@overload
+def attribute(
+    converted: ConvertedModule,
+    args: tuple[Any, ...] | Tensor = ...,
+    kwargs: Mapping[str, Any] | None = ...,
+    *,
+    target: Target,
+    method: Methods,
+    layer: str | None = ...,
+    channels: int | str | Channels | None = ...,
+    **options: Any,
+) -> list[Attribution]: ...
+@overload
+def attribute(
+    converted: ConvertedModule,
+    args: tuple[Any, ...] | Tensor = ...,
+    kwargs: Mapping[str, Any] | None = ...,
+    *,
+    target: list[Target],
+    method: OneMethod = ...,
     layer: str | None = ...,
     channels: int | str | Channels | None = ...,
     **options: Any,
@@ -58,7 +83,7 @@ def attribute(
     kwargs: Mapping[str, Any] | None = ...,
     *,
     target: Target,
-    method: str | Callable[..., Map] = ...,
+    method: OneMethod = ...,
     layer: str | None = ...,
     channels: int | str | Channels | None = ...,
     **options: Any,
@@ -69,7 +94,7 @@ def attribute(
     kwargs: Mapping[str, Any] | None = None,
     *,
     target: Target | list[Target],
-    method: str | Callable[..., Map] = "input_x_gradient",
+    method: OneMethod | Methods = "input_x_gradient",
     layer: str | None = None,
     class_names: Names | None = None,
     input: str | None = None,
@@ -79,7 +104,7 @@ def attribute(
     class_token: int | None = None,
     channels: int | str | Channels | None = GRAPH,
     **options: Any,
-) -> Attribution | list[Attribution]:
+) -> Attribution | list[Attribution] | list[list[Attribution]]:
     """Attribute a target to the input: which parts speak for it, and which against it.
 
     Args:
@@ -90,6 +115,9 @@ def attribute(
             (batch,). A list of them gives a list of attributions.
         method: a name in `fxgrad.methods.METHODS`, or a function of your own from a `fxgrad.methods.Problem` to a
             `fxgrad.methods.Map`. The decorator `fxgrad.methods.method` says that it counts constants, or takes a layer.
+            A list of them gives a list of attributions, for each target if these are a list, too; all are made from one
+            recorded run. In it, (method, {"n_steps": 20}) has options of its own, of those below, too; those given
+            beside the list are for every method.
         layer: module path of the layer for gradcam, gradcam_plus, xgradcam_plus and hirescam, which use its output; by
             default they use the input of the last block that the target's gradient reaches.
         class_names: for targets by name: one per logit, a mapping such as config.id2label or tokenizer.get_vocab(), or
@@ -115,7 +143,7 @@ def attribute(
             returned no map of the model's input.
 
     Example:
-        >>> import fxgrad, timm
+        >>> import fxgrad, timm, torch
         >>> vit = timm.create_model("test_vit").eval()
         >>> x = torch.randn(2, 3, 160, 160)
         >>> libra = fxgrad.convert(vit, (x,))
@@ -128,40 +156,71 @@ def attribute(
         ...     return Map(pixels=(gradient.abs() ** power).sum(1))
         >>> attribute(libra, (x,), target=7, method=squared, power=3).pixels.shape
         torch.Size([2, 160, 160])
+        >>> several = attribute(libra, (x,), target=7, method=["genatt", ("gradcam", {"layer": "blocks.3"}), squared])
+        >>> [one.method for one in several]
+        ['genatt', 'gradcam', 'squared']
 
     Source: docs/methods.md has every method's formula and paper.
     """
-    chosen = _chosen(method, layer, channels, options)
-    anatomical = {"input": input, "blocks": blocks, "grid": grid, "prefix": prefix, "class_token": class_token}
-    refuse_wrong({"layer": layer, **anatomical})
-    with torch.no_grad():
-        entries = converted.entries(args, kwargs)
-    search = Search(converted.classified, input, entries)
-    parts = search.anatomy(blocks, grid, prefix, class_token, channels)
-    with torch.no_grad():
-        outputs = converted.run(entries)
-    leaves, spec = pytree.tree_flatten(outputs)
-    batch = size_of_batch(converted.classified, entries, parts, leaves)
-    if not batch:
-        raise InputError(f"input {parts.input!r} has no examples: its first axis has size 0.")
-    where = outputs_of(converted.classified, parts)
+    several = isinstance(method, list)
+    general: dict[str, Any] = {"layer": layer, "input": input, "blocks": blocks, "grid": grid, "prefix": prefix}
+    general |= {"class_token": class_token, "channels": channels}
+    asked = [_asked(one, general, options, several) for one in (method if isinstance(method, list) else [method])]
+    targets = target if isinstance(target, list) else [target]
+    found = attributed(converted, args, kwargs, targets=targets, asked=asked, class_names=class_names)
+    rows = [list(row) if several else row[0] for row in found]
+    return rows if isinstance(target, list) else rows[0]
 
-    def one(target: Target) -> Attribution:
-        count = batch if parts.inputs else _count(target, outputs, batch)
-        fitted = scored(target, outputs, class_names, batch=count, axis=axis_of(leaves, where, count))
-        problem = Problem(converted, entries, aimed(fitted, leaves, spec, where, count), parts, layer).on_layer()
-        if not chosen.of_inputs:
-            problem.refuse_several(chosen.name)
-        each = (chosen.shares and problem.mixed) or (chosen.takes_gradient and problem.shared)
-        if count > 1 and each:
-            # Only contributions of constants need examples that run alone; other methods may move the inputs.
-            alone = problem.only if chosen.shares else partial(problem.only, whole=True)
-            found = joined([_solved(chosen, alone(i), options) for i in range(count)])
-        else:
-            found = _solved(chosen, problem, options)
-        return replace(found, note=explained(found, chosen, problem))
 
-    return [one(t) for t in target] if isinstance(target, list) else one(target)
+def attributed(
+    converted: ConvertedModule,
+    args: tuple[Any, ...] | Tensor,
+    kwargs: Mapping[str, Any] | None,
+    *,
+    targets: Sequence[Target],
+    asked: Sequence[Asked],
+    class_names: Names | None = None,
+    caught: tuple[type[FxgradError], ...] = (),
+) -> list[list[Any]]:
+    """Every method of every target; methods that have the same anatomy share their runs.
+
+    Args:
+        converted, args, kwargs, targets, class_names: as for `attribute`.
+        asked: the methods.
+        caught: errors that are returned in place of a method's attributions; others are raised.
+
+    Returns:
+        For each target, the attribution by each method.
+
+    Raises:
+        InputError, and warnings: as for `attribute`.
+
+    Example:
+        >>> import fxgrad, torch
+        >>> libra = fxgrad.convert(torch.nn.Linear(3, 2).eval(), (torch.ones(1, 3),))
+        >>> asked = [Asked(known(name)) for name in ("saliency", "genatt")]
+        >>> found = attributed(libra, torch.ones(1, 3), None, targets=[1], asked=asked, caught=(InputError,))
+        >>> [type(one).__name__ for one in found[0]]
+        ['Attribution', 'InputError']
+    """
+    found: list[list[Any]] = [[None] * len(asked) for _ in targets]
+    for places in alike(asked):
+        some = [asked[i] for i in places]
+        try:
+            together = Together(converted, args, kwargs, some, len(targets), caught)
+            problems = [together.problem(target, class_names) for target in targets]
+            solved = together.solve(problems)
+        except caught as error:  # of the model, the target or the anatomy
+            problems, solved = [], []
+            for row in found:
+                row[:] = [error if i in places else one for i, one in enumerate(row)]
+        for row, problem, own in zip(found, problems, solved):
+            for i, one in enumerate(some):
+                result = row[places[i]] = own[i]
+                if isinstance(result, Attribution):
+                    note = explained(result, one.method, replace(problem, layer=one.layer))
+                    row[places[i]] = replace(result, note=note)
+    return found
 
 
 def known(method: str | Callable[..., Map]) -> Method:
@@ -179,73 +238,27 @@ def known(method: str | Callable[..., Map]) -> Method:
     return method_of(METHODS[method] if isinstance(method, str) else method)
 
 
-def _chosen(
-    method: str | Callable[..., Map], layer: str | None, channels: object, options: Mapping[str, Any]
-) -> Method:
-    """The requested method, checked to take the layer, the channels and the options."""
-    chosen = known(method)
-    for option in options:
+def _asked(method: Any, general: Mapping[str, Any], options: Mapping[str, Any], several: bool) -> Asked:
+    """A requested method, checked to take the layer, the channels and the options."""
+    own: Any = {}
+    if several and isinstance(method, tuple):
+        name, own = method if len(method) == 2 else (method, None)
+        if not isinstance(own, Mapping):
+            raise InputError(f'a method with options of its own is (method, {{"n_steps": 20}}), not {method!r}.')
+        method = name
+    chosen, given = known(method), {**general, **options, **own}
+    for option in given.keys() - general.keys():
         if refused := chosen.refused(option):
-            raise InputError(f"{refused}.")
+            alone = f". Give it to one method of the list: (method, {{{option!r}: ...}})"
+            raise InputError(f"{refused}{alone if several and option not in own else ''}.")
+    layer = given["layer"]
     if layer is not None and not chosen.layered:
         others = ", ".join(name for name, function in METHODS.items() if method_of(function).layered)
-        raise InputError(f"{chosen.name} does not look at one layer. Leave out layer={layer!r}; {others} do.")
-    if channels != GRAPH and method in METHODS and not chosen.of_inputs:
+        alone = f'; in a list, (method, {{"layer": {layer!r}}})' if several else ""
+        raise InputError(f"{chosen.name} does not look at one layer. Leave out layer={layer!r}; {others} do{alone}.")
+    if given["channels"] != GRAPH and method in METHODS and not chosen.of_inputs:
         others = ", ".join(name for name, function in METHODS.items() if method_of(function).of_inputs)
-        raise InputError(f"{chosen.name} maps tokens, not elements. Leave out channels={channels!r}; {others} take it.")
-    return chosen
-
-
-def _count(target: Target, outputs: Any, rows: int) -> int:
-    """How many values a target has where the inputs have no examples: one for each row, unless it is a function."""
-    if isinstance(target, Contrast):
-        return _count(target.a, outputs, rows)
-    if not callable(target) or isinstance(target, Tensor):
-        return rows
-    with torch.no_grad():
-        value = called(target, outputs)
-    return (len(value) if value.dim() else 1) if isinstance(value, Tensor) else rows
-
-
-def _solved(method: Method, problem: Problem, options: Mapping[str, Any]) -> Attribution:
-    found = method.function(problem, **options)
-    map = _checked(method, problem, found)
-    maps = found.maps if problem.anatomy.input in found.maps else {problem.anatomy.input: map, **found.maps}
-    return Attribution(
-        method.name,
-        problem.converted.classified.table.name,
-        problem.aim.target.label,
-        problem.row(problem.aim.values, always=True),
-        problem.row(map.detach()),
-        {name: problem.row(values.detach()) for name, values in maps.items()},
-        None if found.apart is None else problem.row(found.apart.detach()),
-        found.copies,
-        problem.anatomy,
-        problem.anatomy.size is not None and found.tokens is None,
-        problem.aim.target.note,
-    )
-
-
-def _checked(method: Method, problem: Problem, found: Map) -> Tensor:
-    """The pixels or the tokens of a method's map, checked to have the problem's shape."""
-    returns = f"{method.name} must return Map(pixels=(batch, height, width)) or Map(tokens=(batch, tokens))"
-    if not isinstance(found, Map):
-        raise InputError(f"{returns}, of fxgrad.methods; it returned {type(found).__name__}.")
-    map = found.tokens if found.pixels is None else found.pixels
-    if map is None and problem.anatomy.input in found.maps:
-        return problem.joint(found.maps)
-    if map is None or (found.pixels is not None and found.tokens is not None):
-        raise InputError(f"{returns}; its Map has {'neither' if map is None else 'both'}. Give one of them.")
-    anatomy, batch = problem.anatomy, problem.batch
-    if found.pixels is not None:
-        size = anatomy.size or ("no", "picture")
-        if tuple(map.shape) != (batch, *size):
-            raise InputError(f"{returns}; its pixels are {tuple(map.shape)}, the input's {(batch, *size)}.")
-    elif map.dim() != 2 or len(map) != batch or (anatomy.grid and map.shape[1] != anatomy.prefix + anatomy.count):
-        tokens = anatomy.prefix + anatomy.count if anatomy.grid else "tokens"
-        ahead = f", of which {anatomy.prefix} lie ahead of the patches" if anatomy.prefix else ""
-        raise InputError(f"{returns}; its tokens are {tuple(map.shape)}, the model's ({batch}, {tokens}){ahead}.")
-    if found.apart is not None and tuple(found.apart.shape) != (batch,):
-        given = tuple(found.apart.shape)
-        raise InputError(f"apart holds one number per example, ({batch},); {method.name} returned {given}. Sum it.")
-    return map
+        raise InputError(
+            f"{chosen.name} maps tokens, not elements. Leave out channels={given['channels']!r}; {others} take it."
+        )
+    return Asked.of(chosen, given)

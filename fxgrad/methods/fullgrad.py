@@ -6,13 +6,14 @@ import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
-from fxgrad.methods.definition import method
+from fxgrad.methods.definition import Map, method
 from fxgrad.methods.inputs import on_tokens, products
+from fxgrad.methods.parts import BLOCKS
 from fxgrad.methods.placing import per_token
-from fxgrad.methods.problem import Map, Problem
+from fxgrad.methods.problem import Problem
 
 
-@method(shares=True)
+@method(shares=True, reads=BLOCKS)
 def fullgrad(problem: Problem) -> Map:
     """sum_c x * dy/dx plus, at each token, every source's sum_c b * dy/db.
 
@@ -29,7 +30,7 @@ def fullgrad(problem: Problem) -> Map:
     return Map(tokens=own + tokens, apart=apart, maps=problem.beside(found, everywhere))
 
 
-@method(shares=True)
+@method(shares=True, reads=BLOCKS)
 def fullgrad_plus(problem: Problem) -> Map:
     """sum over blocks l of (sum_c h_l * g_l plus the sources from block l on), h_l the block's input.
 

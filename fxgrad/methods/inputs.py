@@ -10,15 +10,16 @@ import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
-from fxgrad.methods.definition import method
+from fxgrad.methods.definition import Map, method
 from fxgrad.methods.ends import ends
 from fxgrad.methods.options import refuse_few
+from fxgrad.methods.parts import BLOCKS, INPUTS, NOTHING
 from fxgrad.methods.placing import resample
-from fxgrad.methods.problem import Map, Problem
+from fxgrad.methods.problem import Problem
 from fxgrad.run.recording import Contributions
 
 
-@method(of_inputs=True)
+@method(of_inputs=True, reads=INPUTS)
 def gradient(problem: Problem) -> Map:
     """g = dy/dx, summed over channels.
 
@@ -27,7 +28,7 @@ def gradient(problem: Problem) -> Map:
     return Map(maps=_maps(problem, problem.run().gradients))
 
 
-@method(of_inputs=True)
+@method(of_inputs=True, reads=INPUTS)
 def saliency(problem: Problem) -> Map:
     """max_c |dy/dx|: the largest sensitivity among the channels.
 
@@ -36,7 +37,7 @@ def saliency(problem: Problem) -> Map:
     return Map(maps=_maps(problem, {name: g.abs() for name, g in problem.run().gradients.items()}, over=torch.amax))
 
 
-@method(shares=True, of_inputs=True)
+@method(shares=True, of_inputs=True, reads=BLOCKS)
 def input_x_gradient(problem: Problem, at: str = "input") -> Map:
     """sum_c x * dy/dx. The contributions of constants are kept apart.
 
@@ -62,7 +63,7 @@ def products(problem: Problem, found: Contributions) -> dict[str, Tensor]:
     return _maps(problem, {name: x * found.gradients[name] for name, x in found.inputs.items()})
 
 
-@method(of_inputs=True, steps="n_steps")
+@method(of_inputs=True, reads=NOTHING, steps="n_steps")
 def integrated_gradients(
     problem: Problem,
     n_steps: int = 50,
@@ -113,7 +114,7 @@ RULES: dict[str, Callable[[int], list[tuple[float, float]]]] = {
 """Number of points -> (place between 0 and 1, weight) of each."""
 
 
-@method(of_inputs=True)
+@method(of_inputs=True, reads=NOTHING)
 def smoothgrad(problem: Problem, samples: int = 25, noise: float = 0.15, seed: int = 0, at: str = "input") -> Map:
     """Mean of dy/dx over noisy copies of x, summed over channels.
 
@@ -134,7 +135,7 @@ def smoothgrad(problem: Problem, samples: int = 25, noise: float = 0.15, seed: i
     return chosen.map(total)
 
 
-@method(takes_gradient=False)
+@method(takes_gradient=False, reads=NOTHING)
 def random(problem: Problem, seed: int = 0) -> Map:
     """Normal noise on the tokens: the baseline that every method should beat."""
     total = problem.anatomy.count + problem.anatomy.prefix

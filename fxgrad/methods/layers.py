@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
+from dataclasses import replace
 
 from torch import fx
 
 from fxgrad.classify.decision import Decision
 from fxgrad.errors import InputError
+from fxgrad.graph.axes import Atom
 from fxgrad.graph.nodes import descendants
 from fxgrad.graph.places import calls_of
+from fxgrad.graph.sizes import known, sizes_of
+from fxgrad.methods.maps import is_map, spatial_axes
+from fxgrad.methods.parts import TOKENS, Anatomy
+from fxgrad.methods.placing import within
 
 Source = tuple[str, fx.Node]
 """The attributed input: its name and its placeholder."""
@@ -58,3 +64,22 @@ def _call(layer: str, nodes: Mapping[str, fx.Node], decisions: Mapping[str, Deci
             f"layer {layer!r} is called {len(fitting)} times on what depends on {source[0]!r}. Pick a call: {choices}."
         )
     return next(iter(fitting.values()), set())
+
+
+def of_layer(parts: Anatomy, node: fx.Node) -> Anatomy:
+    """The anatomy with a layer's map of features, or its tokens, as those of a model that has none in blocks.
+
+    Args:
+        parts: the model's anatomy.
+        node: the node of the layer's output.
+    """
+    shape = [known(size, parts.free) for size in sizes_of(node)]
+    if is_map(node) or len(shape) > 3:
+        return replace(parts, grid=tuple(shape[axis] for axis in spatial_axes(node)))
+    place = within(node, parts)
+    if len(shape) != 3 or (place is not None and place.axis == 2):
+        return parts
+    axis = 1 if place is None or place.axis == 0 else 0
+    axes = list(parts.places.get(node.name, ((), (), ())))
+    axes[axis] = (Atom(TOKENS, 0, shape[axis]),)
+    return replace(parts, tokens=shape[axis], places={**parts.places, node.name: tuple(axes)})

@@ -14,6 +14,8 @@ Grid = tuple[int, ...]
 """Rows and columns; one number for a signal, three for a volume."""
 TOKENS = "tokens"
 """The origin of the tokens' atoms; rows and columns of a map are parts of them."""
+NOTHING, INPUTS, BLOCKS, PARTS = "nothing", "inputs", "blocks", "parts"
+"""What methods read of a model's run, each more than the one before."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,14 @@ class Anatomy:
                 f"a sequence. {advice}"
             )
         return self.tokens - self.prefix
+
+    def nodes(self, reads: str) -> set[str]:
+        """Names of the nodes that methods with these `reads` look at."""
+        ends = {name for block in self.blocks for name in (block.entry, block.exit)}
+        attentions = [a for block in self.blocks for a in block.attentions]
+        inner = {name for a in attentions for name in (a.node, a.value, *a.reads)}
+        inner |= {name for block in self.blocks for stream, branch, _ in block.residuals for name in (stream, branch)}
+        return {BLOCKS: ends, PARTS: ends | inner}.get(reads, set())
 
     def of_blocks(self, method: str) -> tuple[Block, ...]:
         """The blocks.

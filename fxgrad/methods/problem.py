@@ -1,11 +1,11 @@
-"""The argument and the result of a method: `Problem` and `Map`."""
+"""The argument of a method: a `Problem`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, fx
@@ -14,42 +14,23 @@ from torch.utils import _pytree as pytree
 from fxgrad.classify.decision import Classified
 from fxgrad.classify.liveness import handed_on, passed_by
 from fxgrad.errors import FxgradError, InputError
-from fxgrad.graph.axes import Atom
-from fxgrad.graph.sizes import known, sizes_of
+from fxgrad.graph.sizes import sizes_of
 from fxgrad.graph.sums import sums_of
 from fxgrad.methods.aim import Aim
-from fxgrad.methods.alone import cut, ways
-from fxgrad.methods.layers import output_of
-from fxgrad.methods.maps import is_map, spatial_axes
+from fxgrad.methods.alone import cut, inseparable, ways
+from fxgrad.methods.layers import of_layer, output_of
 from fxgrad.methods.outputs import differentiable
-from fxgrad.methods.parts import TOKENS, Anatomy, Block
-from fxgrad.methods.placing import layout, per_example, per_token, within
+from fxgrad.methods.parts import Anatomy, Block
+from fxgrad.methods.placing import layout, per_example, per_token
 from fxgrad.methods.targets import Scored
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.run.recording import Contributions, Recorder, contributions
+from fxgrad.run.recording import Contributions
+from fxgrad.run.runs import Runs
+
+Result = TypeVar("Result")
 
 
-@dataclass(frozen=True, eq=False)
-class Map:
-    """The result of a method: a map of the input's pixels, or of the tokens.
-
-    Attributes:
-        pixels: (batch, height, width), or as many axes as the input's map has; None if the map is of tokens.
-        tokens: (batch, prefix tokens and patches); None if the map is of pixels.
-        apart: contributions that belong to no part of any map, (batch,); None if the numbers are no shares.
-        copies: all shares add up to this multiple of the target's value.
-        maps: name of an attributed input -> its map, `Problem.reduced`; for shares, those of all inputs that are not in
-            `pixels` or `tokens`. If it has the problem's own input, `pixels` and `tokens` are left out.
-    """
-
-    pixels: Tensor | None = None
-    tokens: Tensor | None = None
-    apart: Tensor | None = None
-    copies: int = 1
-    maps: Mapping[str, Tensor] = field(default_factory=dict)
-
-
-def size_of_batch(classified: Classified, entries: Sequence[Any], anatomy: Anatomy, outputs: Sequence[Any]) -> int:
+def size_of_batch(classified: Classified, entries: Sequence[Any], anatomy: Anatomy, outputs: Sequence[Any] = ()) -> int:
     """The number of examples among a program's entries; of the first output's rows if the inputs have no examples."""
     for name, value in zip(classified.captured.entry_names, entries):
         if name in anatomy.inputs:
@@ -70,6 +51,9 @@ class Problem:
         example: index of the only example of the batch that is looked at; None: all are.
         whole: whether the entries hold the other examples, too, whose cotangents are then 0.
         instead: node name -> the value that it is given, whatever the entries are.
+        runs: the program's runs at these entries, which other methods, targets and examples use, too.
+        memo: the result of `run`, for all methods, whatever their layers are. Both are made anew for a problem that
+            `dataclasses.replace` made at other entries, say.
     """
 
     converted: ConvertedModule
@@ -80,6 +64,16 @@ class Problem:
     example: int | None = None
     whole: bool = False
     instead: Mapping[str, Tensor] = field(default_factory=dict)
+    runs: Runs = None  # type: ignore[assignment]
+    memo: dict[str, Any] = field(default_factory=dict, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.runs is None or not self.runs.are_of(self.converted, self.entries, self.instead):
+            object.__setattr__(self, "runs", Runs(self.converted, self.entries, instead=self.instead))
+        objects = self.converted, self.entries, self.aim, self.instead
+        own = (*map(id, objects), self.example, self.whole)
+        if self.memo.setdefault("of", own) != own:
+            object.__setattr__(self, "memo", {"of": own})
 
     @property
     def target(self) -> Scored:
@@ -137,10 +131,7 @@ class Problem:
         This is so if a bias's contribution comes from its gradient, which is summed over the batch; if the axis of the
         examples is not known at a node; or if all examples share an input, or an output that the target reads.
         """
-        kept = [d for d in self.converted.classified.decisions.values() if d.keeps]
-        return bool(self.shared or self.aim.shared) or any(
-            d.backward.sums_the_batch or within(self.nodes[d.node], self.anatomy) is None for d in kept
-        )
+        return self.aim.shared != {} or inseparable(self.converted.classified, self.anatomy)
 
     @property
     def batch(self) -> int:
@@ -161,7 +152,8 @@ class Problem:
         if parts.inputs and not isinstance(parts.examples, int) and not whole:
             choices = ways(captured, self.entries, parts.inputs, self.batch)
             for axes in choices:
-                found = replace(self, entries=cut(captured, self.entries, axes, example), example=example)
+                entries = cut(captured, self.entries, axes, example)
+                found = replace(self, entries=entries, example=example, runs=self.runs.elsewhere(entries))
                 if len(choices) == 1 or found._fits(example):
                     return found
         return replace(self, example=example, whole=True)
@@ -180,18 +172,7 @@ class Problem:
         parts = self.anatomy
         if self.layer is None or parts.grid is not None or parts.tokens is not None:
             return self
-        node = self.nodes[self.layer_node("")]
-        shape = [known(size, parts.free) for size in sizes_of(node)]
-        if is_map(node) or len(shape) > 3:
-            return replace(self, anatomy=replace(parts, grid=tuple(shape[axis] for axis in spatial_axes(node))))
-        place = within(node, parts)
-        if len(shape) != 3 or (place is not None and place.axis == 2):
-            return self
-        axis = 1 if place is None or place.axis == 0 else 0
-        axes = list(parts.places.get(node.name, ((), (), ())))
-        axes[axis] = (Atom(TOKENS, 0, shape[axis]),)
-        places = {**parts.places, node.name: tuple(axes)}
-        return replace(self, anatomy=replace(parts, tokens=shape[axis], places=places))
+        return replace(self, anatomy=of_layer(parts, self.nodes[self.layer_node("")]))
 
     def row(self, values: Tensor, always: bool = False) -> Tensor:
         """The row of the only example, if the values have one for every example; else the values.
@@ -249,10 +230,35 @@ class Problem:
         return sum((map.reshape(-1, *own.shape[1:]) for map in others), own)
 
     def run(self, also: Collection[str] = (), sources: bool = False) -> Contributions:
-        """One forward and one backward pass of the target; `also` names nodes whose values and cotangents to return."""
-        return contributions(
-            self.converted, self.entries, self._cotangents, also=also, sources=sources, instead=self.instead
-        )
+        """One forward and one backward pass of the target, made once for all methods.
+
+        Args:
+            also: names of nodes whose values and cotangents to return, at least.
+            sources: whether to return the contributions of constants.
+        """
+        found, complete = self.memo.get("run", (None, False))
+        if found is None or not found.values.keys() >= set(also) or sources > complete:
+            found = self.runs.back(self._cotangents, also, sources)
+            self.memo["run"] = found, self.runs.sources
+        ours: Contributions = found
+        return ours
+
+    def once(self, function: Callable[..., Result], *args: Any) -> Result:
+        """`function(self, *args)`, computed once for all methods that need it.
+
+        Args:
+            function: of a problem and of values that can be hashed.
+            *args: these values; a run's result is one.
+        """
+        key = (function, *args)
+        if key not in self._computed:
+            self._computed[key] = function(self, *args)
+        found: Result = self._computed[key]
+        return found
+
+    @cached_property
+    def _computed(self) -> dict[Any, Any]:
+        return {}
 
     def _cotangents(self, outputs: list[Any]) -> list[Tensor | None]:
         spec = self.converted.classified.captured.out_spec
@@ -269,18 +275,14 @@ class Problem:
 
     def values_of_target(self) -> Tensor:
         """The target's value per example, (batch,)."""
-        recorder = Recorder(self.converted.program, (), self.instead)
+        outputs = pytree.tree_unflatten(self.runs.looked(), self.converted.classified.captured.out_spec)
         with torch.no_grad():
-            outputs = self.converted.called(recorder.run, self.entries)
-            outputs = pytree.tree_unflatten(list(outputs), self.converted.classified.captured.out_spec)
-            return self.row(self.target.score(outputs).detach(), always=True)
+            return self.row(self.target.score(outputs), always=True)
 
     def values(self, names: Collection[str]) -> dict[str, Any]:
-        """Node name -> value, from one forward pass, for methods that do not use the target."""
-        recorder = Recorder(self.converted.program, names)
-        with torch.no_grad():
-            self.converted.called(recorder.run, self.entries)
-        return recorder.values
+        """Node name -> value, detached, of at least these nodes, for methods that do not use the target."""
+        found, _ = self.memo.get("run", (None, False))
+        return found.values if found is not None and found.values.keys() >= set(names) else self.runs.values(names)
 
     @cached_property
     def reached(self) -> set[str]:
@@ -349,7 +351,7 @@ class Problem:
         tokens = apart.new_zeros(self.batch, self.anatomy.count + self.anatomy.prefix)
         for name in found.sources:
             if name in nodes:
-                on, off = self.spread(found, name)
+                on, off = self.once(Problem.spread, found, name)
                 tokens, apart = tokens + on, apart + off
         if self.anatomy.class_token is not None and self.anatomy.class_token < tokens.shape[1]:
             tokens[:, self.anatomy.class_token] += apart
@@ -358,9 +360,8 @@ class Problem:
 
     def spread(self, found: Contributions, name: str) -> tuple[Tensor, Tensor]:
         """The contributions of a node's constants: (per token, the rest)."""
-        pairs = [
-            per_token(part, self.nodes[name], self.anatomy, self.batch, self.example) for part in found.sources[name]
-        ]
+        node, known = self.nodes[name], (self.anatomy, self.batch, self.example)
+        pairs = [per_token(part, node, *known) for part in found.sources[name]]
         tokens, apart = zip(*pairs)
         return sum(tokens[1:], tokens[0]), sum(apart[1:], apart[0])
 

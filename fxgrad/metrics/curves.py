@@ -90,7 +90,7 @@ def removal_curve(
         most_first: remove the most influential parts first, else the least.
         fractions: shares of the parts to remove, each rounded to whole parts.
         multilabel: as for `answer`.
-        batch: pictures per forward pass.
+        batch: pictures per forward pass. Where attributions agree on the parts to keep, one pass serves them.
 
     Returns:
         The answers, each tensor (..., pictures, fractions).
@@ -120,12 +120,13 @@ def removal_curve(
     order = flat.argsort(dim=1, descending=True, stable=True).to(x.device)
     order = order if most_first else order.flip(1)
     picture = torch.arange(len(x), device=x.device).repeat(len(flat) // len(x))
-    batches = [slice(start, start + batch) for start in range(0, len(flat), batch)]
     prepared, answers = removal.prepare(x), []
     for fraction in fractions:
         keep = order[:, round(fraction * parts) :]
-        logits = [removal(tuple(p[picture[b]] for p in prepared), keep[b]) for b in batches]
-        answers.append(answer(torch.cat(logits), target.to(x.device)[picture], multilabel=multilabel))
+        rows, place = _distinct(picture, keep, parts)
+        some = [rows[start : start + batch] for start in range(0, len(rows), batch)]
+        logits = torch.cat([removal(tuple(p[picture[r]] for p in prepared), keep[r]) for r in some])
+        answers.append(answer(logits[place], target.to(x.device)[picture], multilabel=multilabel))
     shape = (*scores.shape[:-1], len(answers))
     return Answer(
         *(
@@ -133,6 +134,16 @@ def removal_curve(
             for part in ("probability", "log_probability", "hit")
         )
     )
+
+
+def _distinct(picture: Tensor, keep: Tensor, parts: int) -> tuple[Tensor, Tensor]:
+    """(one row of each picture with the same parts kept, the place among these of every row)."""
+    kept = torch.zeros(len(keep), parts, dtype=torch.bool, device=keep.device).scatter_(1, keep, True).cpu().numpy()
+    seen: dict[tuple[int, bytes], int] = {}
+    place = [seen.setdefault((i, row.tobytes()), len(seen)) for i, row in zip(picture.tolist(), kept)]
+    first = dict(zip(reversed(place), reversed(range(len(place)))))
+    rows = torch.tensor([first[n] for n in range(len(seen))], device=keep.device)
+    return rows, torch.tensor(place, device=keep.device)
 
 
 def area(values: Tensor, at: Sequence[float]) -> Tensor:

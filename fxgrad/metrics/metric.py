@@ -56,7 +56,7 @@ class Measured:
     pixels: Removal | None
     fractions: Sequence[float]
     steps: int
-    batch: int = 128
+    batch: int = 64
     model: Callable[[Tensor], Tensor] | None = None
     explain: Callable[[Tensor], Tensor | None] | None = None
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)

@@ -20,8 +20,8 @@ from torch import Tensor
 from fxgrad.errors import InputError
 from fxgrad.graph.nodes import placeholders_of
 from fxgrad.methods.attribution import Attribution
+from fxgrad.methods.definition import Map
 from fxgrad.methods.entry import attribute
-from fxgrad.methods.problem import Map
 from fxgrad.methods.targets import Target
 from fxgrad.metrics.similarity import spearman, ssim
 from fxgrad.module.converted import ConvertedModule

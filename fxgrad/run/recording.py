@@ -44,7 +44,7 @@ class Recorder(Interpreter):
         return result
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Contributions:
     """The results of one forward and one backward pass.
 
@@ -120,10 +120,16 @@ class Recording:
         kept = {*also, *self.decisions, *(reads(converted) if sources else ())}
         leaves = {name: value.detach().requires_grad_() for name, value in (instead or {}).items()}
         recorder = Recorder(converted.program, kept, leaves)
+        # The program's own code runs faster than node by node, where no node is looked at.
+        run = recorder.run if kept or leaves else converted.program.forward
         with torch.enable_grad():
-            self._outputs = list(converted.called(recorder.run, entries))
+            self._outputs = list(converted.called(run, entries))
         self._recorded = recorder.values
         self.outputs = [detached(v) for v in self._outputs]
+
+    def values(self, names: Collection[str]) -> dict[str, Any]:
+        """Name of a node, of those asked for -> its value, detached."""
+        return {name: pytree.tree_map(detached, self._recorded[name]) for name in names}
 
     def back(self, cotangents: Cotangents, *, last: bool = True) -> Contributions:
         """Run one backward pass: all contributions to <v, f(x)>; see `contributions`.
@@ -139,7 +145,7 @@ class Recording:
         wanted = dict.fromkeys([*self.inputs, *self.also, *self.decisions])
         ends = {name: self.inputs.get(name, self._recorded.get(name)) for name in wanted}
         g = _backward(self._outputs, cotangents, ends, keep=not last)
-        values = pytree.tree_map(detached, self._recorded)
+        values = self.values(self._recorded)
         offsets = Offsets(self.converted, values)
         parts = {name: offsets.of(d, g[name]) for name, d in self.decisions.items() if g[name] is not None}
         if self.sources:

@@ -41,6 +41,6 @@ def test_the_written_page_agrees_with_itself() -> None:
     assert set(parts) == set(PARTS) and set(models) == set(MODELS)
     passes = sum(float(pictures.replace(",", "")) * float(each) for pictures, each, *_ in parts.values())
     rate = float(re.findall(r"at ([0-9.]+) TFLOP/s", text)[0])
-    for name, (tag, flops, hours) in models.items():
+    for name, (tag, flops, hours, _) in models.items():
         assert tag == f"`{MODELS[name]}`"
         assert float(hours) == pytest.approx(passes * float(flops) / 1e3 / rate / 3600, rel=0.05, abs=0.1)

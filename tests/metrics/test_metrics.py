@@ -91,6 +91,25 @@ def test_many_attributions_at_once_are_each_alone() -> None:
     )
 
 
+def test_attributions_that_agree_share_a_forward_pass() -> None:
+    """Four maps, of which two have the same order and a third the same upper half: rows run for those that differ."""
+    rows: list[int] = []
+
+    def model(x: Tensor) -> Tensor:
+        rows.append(len(x))
+        return x.flatten(1)
+
+    x = torch.rand(2, 1, 2, 2)
+    orders = torch.tensor([[4.0, 3, 2, 1], [8, 6, 4, 2], [3, 4, 2, 1], [1, 2, 3, 4]])
+    scores = orders[:, None].expand(4, 2, 4)
+    target = torch.tensor([0, 3])
+    together = metrics.removal_curve(Replacing(model, (2, 2)), x, scores, target, fractions=(0.25, 0.5, 1))
+    assert rows == [6, 4, 2]
+    for i, own in enumerate(scores):
+        alone = metrics.removal_curve(Replacing(model, (2, 2)), x, own, target, fractions=(0.25, 0.5, 1))
+        assert torch.equal(together.probability[i], alone.probability) and torch.equal(together.hit[i], alone.hit)
+
+
 def test_equal_scores_are_removed_in_the_order_of_their_numbers() -> None:
     curve = metrics.removal_curve(Replacing(nn.Flatten(), (2, 2)), X, torch.zeros(1, 4), FIRST, fractions=(0.25,))
     assert curve.probability.item() == pytest.approx(X.flatten().index_fill(0, FIRST, 0).softmax(0)[0].item())

@@ -18,7 +18,7 @@ _TORCH = (
     "matmul", "mean.dim", "mul.Tensor", "permute", "pow.Tensor_Scalar", "relu", "reshape", "rsqrt", "select.int",
     "sigmoid", "softmax.int", "stack", "sub.Tensor", "tanh", "transpose.int", "unbind.int", "unsqueeze",
 )  # fmt: skip
-_NN = ("linear", "avg_pool2d", "scaled_dot_product_attention")
+_NN = ("linear", "avg_pool2d")
 
 
 def _table(names: tuple[str, ...], home: Any) -> dict[Any, Callable[..., Any]]:

@@ -34,6 +34,7 @@ def rewrite(classified: Classified) -> fx.Graph:
         NoRuleError: an op whose row asks for a secant has none (not finite at 0, or not 0 at the row's point).
 
     Example:
+        >>> import torch
         >>> from fxgrad.capture import capture
         >>> from fxgrad.classify import classify
         >>> from fxgrad.table import load

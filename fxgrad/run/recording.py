@@ -15,6 +15,7 @@ from fxgrad.errors import InputError, first_line
 from fxgrad.graph.replay import Interpreter
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.ops.backward import Pairs
+from fxgrad.ops.function import transformed
 from fxgrad.run.sources import Offsets, detached, products, reads
 
 
@@ -120,8 +121,8 @@ class Recording:
         kept = {*also, *self.decisions, *(reads(converted) if sources else ())}
         leaves = {name: value.detach().requires_grad_() for name, value in (instead or {}).items()}
         recorder = Recorder(converted.program, kept, leaves)
-        # The program's own code runs faster than node by node, where no node is looked at.
-        run = recorder.run if kept or leaves else converted.program.forward
+        # The program's own code runs faster than node by node, where no node is looked at; a trace looks at all.
+        run = recorder.run if kept or leaves or transformed() else converted.program.forward
         with torch.enable_grad():
             self._outputs = list(converted.called(run, entries))
         self._recorded = recorder.values

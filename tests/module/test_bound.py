@@ -31,7 +31,6 @@ ARGUMENTS: dict[Any, tuple[Any, ...]] = {
     aten.permute.default: (x, [0, 2, 1, 3]),
     aten.pow.Tensor_Scalar: (x, 2),
     aten.reshape.default: (x, [2, -1]),
-    aten.scaled_dot_product_attention.default: (x, x, x, None, 0.0, True),
     aten.select.int: (x, 1, 0),
     aten.softmax.int: (x, -1, torch.float64),
     aten.stack.default: ([x, x], 1),

@@ -9,6 +9,7 @@ import torch
 from torch import fx
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from fxgrad.explainer.plain import PLAIN
 from fxgrad.module.bound import BOUND, bind
 
 aten = torch.ops.aten
@@ -59,6 +60,10 @@ def test_function_calls_the_op(op: Any) -> None:
         n.target for n in make_fx(BOUND[op], pre_dispatch=True)(*arguments).graph.nodes if n.op == "call_function"
     ]
     assert called[0] is op
+
+
+def test_no_op_that_exports_write_out_is_hidden() -> None:
+    assert not set(PLAIN) & set(BOUND)
 
 
 def test_an_argument_by_name_keeps_the_op() -> None:

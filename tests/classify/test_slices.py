@@ -84,8 +84,8 @@ def test_the_backward_multiplies_by_these_rows_alone() -> None:
     counter = FlopCounterMode(display=False)
     with counter:
         y.sum().backward()
-    # out, and the value's third of qkv; the fused kernel of attention is not counted
-    assert counter.get_total_flops() == 2 * 3 * 5 * (3 * D + D * D)
+    # out, the value's third of qkv, and attention's two products
+    assert counter.get_total_flops() == 2 * 3 * 5 * (3 * D + D * D + 2 * 5 * D)
 
 
 class Gated(nn.Module):

@@ -24,7 +24,7 @@ from fxgrad.kinds import Kind, Operand
 from fxgrad.ops import fused, swapped
 from fxgrad.ops.backward import Decided, Rewriting, replace_call
 from fxgrad.ops.blocks import laid_out, weights_transposed_times
-from fxgrad.ops.function import Function, transformed
+from fxgrad.ops.function import Function
 from fxgrad.ops.kernels import Settings
 from fxgrad.ops.opaque import Opaque
 from fxgrad.ops.short import Short, short
@@ -112,11 +112,12 @@ def value_only(
             return fused.attention(kernel, road, settings, q, k, value)
     if attn_mask is None and short(q, k, value):
         return Short.call(op, is_causal, scale, settings.scale, q, k, value)  # type: ignore[no-any-return]
-    if op is SDPA and attn_mask is None and not transformed() and swapped.takes(q, k, value, settings):
+    compiling = torch.compiler.is_compiling()
+    if op is SDPA and attn_mask is None and not compiling and swapped.takes(q, k, value, settings):
         return swapped.Swapped.call(settings, q, k, value)  # type: ignore[no-any-return]
     # A parameter keeps its requires_grad, since PyTorch picks kernels by it.
     mask = attn_mask if attn_mask is None or attn_mask.is_leaf else attn_mask.detach()
-    if torch.compiler.is_compiling() and q.device.type == "cpu":
+    if compiling and q.device.type == "cpu":
         return Opaque.call(op, settings, q, k, value, mask)  # type: ignore[no-any-return]
     rows, columns = laid_out(q, k, value, enable_gqa)
     return _Blockwise.call(op, settings, q, k, value, mask, rows, columns)  # type: ignore[no-any-return]

@@ -62,4 +62,5 @@ def short(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """
     lead = q.shape[:-2]
     few = math.prod(lead) * q.shape[-2] * k.shape[-2] <= SCORES
-    return few and q.device.type == "cpu" and not transformed() and k.shape[:-2] == lead and v.shape[:-2] == lead
+    traced = transformed() and not torch.compiler.is_compiling()  # a trace would keep to these sizes
+    return few and q.device.type == "cpu" and not traced and k.shape[:-2] == lead and v.shape[:-2] == lead

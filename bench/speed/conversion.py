@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 import fxgrad
+from bench.speed.measure import processor_seconds
 from bench.speed.models import BASE, Shape, vit
 from fxgrad.report import markdown
 
@@ -52,13 +52,6 @@ ROWS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 }
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Processor seconds of a call."""
-    start = time.process_time()
-    run()
-    return time.process_time() - start
-
-
 def row(name: str, rounds: int) -> tuple[list[str], float]:
     """A line of the table, and the ratio."""
     make, example = ROWS[name]
@@ -70,7 +63,7 @@ def row(name: str, rounds: int) -> tuple[list[str], float]:
         partial(fxgrad.convert, model, (x,), verify=False),
     )
     runs[0]()
-    taken = [[seconds(run) for run in runs] for _ in range(rounds)]
+    taken = [[processor_seconds(run) for run in runs] for _ in range(rounds)]
     export, whole, bare = (statistics.median(t[i] for t in taken) for i in range(3))
     ratios = [t[1] / t[0] for t in taken]
     middle = statistics.median(ratios)

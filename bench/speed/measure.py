@@ -24,6 +24,19 @@ Run = Callable[[], Any]
 """One measured call."""
 
 
+def processor_seconds(run: Run, times: int = 1) -> float:
+    """Processor seconds of some calls, which mean something where others share the cores.
+
+    Example:
+        >>> processor_seconds(lambda: sum(range(9))) >= 0
+        True
+    """
+    start = time.process_time()
+    for _ in range(times):
+        run()
+    return time.process_time() - start
+
+
 @dataclass
 class Turns:
     """Several calls, timed in turns.

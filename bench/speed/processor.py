@@ -13,7 +13,6 @@ import argparse
 import copy
 import statistics
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -26,11 +25,10 @@ from torch import Tensor, nn
 
 import fxgrad
 from bench.speed.baselines import vjp
+from bench.speed.measure import Run, processor_seconds
 from bench.speed.models import Shape, vit
 from fxgrad.data.models import randomize
 from fxgrad.report import markdown
-
-Run = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -121,20 +119,13 @@ def calls(row: Row, compiled: bool) -> dict[str, Run]:
     return found
 
 
-def seconds(run: Run, times: int) -> float:
-    """Processor seconds of some calls."""
-    start = time.process_time()
-    for _ in range(times):
-        run()
-    return time.process_time() - start
-
-
 def measured(runs: dict[str, Run], rounds: int) -> dict[str, list[float]]:
     """Name -> processor seconds in every round."""
     for run in runs.values():
         run()
-    times = max(1, min(30, int(0.05 / seconds(runs["plain"], 1))))
-    return {n: list(s) for n, s in zip(runs, zip(*([seconds(r, times) for r in runs.values()] for _ in range(rounds))))}
+    times = max(1, min(30, int(0.05 / processor_seconds(runs["plain"]))))
+    turns = [[processor_seconds(run, times) for run in runs.values()] for _ in range(rounds)]
+    return {name: list(taken) for name, taken in zip(runs, zip(*turns))}
 
 
 def cells(row: Row, found: dict[str, list[float]]) -> tuple[list[str], bool]:

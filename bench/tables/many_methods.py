@@ -7,7 +7,6 @@ them; operations by `torch.utils.flop_counter`. Both see every op that runs.
 from __future__ import annotations
 
 import statistics
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxgrad
+from bench.speed.measure import processor_seconds
 from fxgrad.evaluate.plan import POLICIES
 from fxgrad.methods import METHODS
 from fxgrad.report import markdown
@@ -91,7 +91,7 @@ def passes(
     times: dict[str, list[float]] = {name: [] for name in ("plain", *calls)}
     for _ in range(rounds):
         for name, call in {"plain": gradient, **calls}.items():
-            times[name].append(_seconds(call))
+            times[name].append(processor_seconds(call))
     seconds = statistics.median(times["plain"])
     found = {name: Passes(*counts[name], operations[name], statistics.median(times[name]) / seconds) for name in asked}
     return seconds, found
@@ -102,9 +102,9 @@ def seconds_of_policies(libra: fxgrad.ConvertedModule, x: Tensor) -> dict[str, d
     found: dict[str, dict[str, float]] = {}
     for policy in POLICIES:
         call = partial(fxgrad.attribute, libra.under(policy), x, target=1)
-        found[policy] = {TOGETHER: _seconds(partial(call, method=list(SHARING)))}
+        found[policy] = {TOGETHER: processor_seconds(partial(call, method=list(SHARING)))}
         for name, (option, count) in STEPPED.items():
-            few, more = (_seconds(partial(call, method=name, **{option: n})) for n in POINTS)
+            few, more = (processor_seconds(partial(call, method=name, **{option: n})) for n in POINTS)
             each = (more - few) / (POINTS[1] - POINTS[0])
             found[policy][name] = few + each * (count - POINTS[0])
     return found
@@ -174,9 +174,3 @@ def _counted(call: Callable[[], Any]) -> tuple[int, int]:
     with _Calls() as calls:
         call()
     return calls.found[_CONVOLUTION], calls.found[_BACKWARD]
-
-
-def _seconds(call: Callable[[], Any]) -> float:
-    start = time.process_time()
-    call()
-    return time.process_time() - start

@@ -26,6 +26,7 @@ from fxgrad.capture.checks import NotSupportedError
 from fxgrad.capture.decompose import decomposed
 from fxgrad.capture.functional import make_functional
 from fxgrad.capture.higher_order import close_programs
+from fxgrad.capture.layouts import write_by_copies
 from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spared, with_tensors
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
@@ -143,6 +144,7 @@ def _functional(program: ExportedProgram, example: Arguments, options: _Options,
     if not fresh:
         return decomposed(program, options.whole)
     without_gradients(program.state_dict)
+    write_by_copies(program.graph)
     if not options.through_no_grad:
         detach_without_grad(program.graph)
     # The casts of autocast are no ops of a fresh program: a second trace makes them.

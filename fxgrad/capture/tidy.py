@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.capture.complexes import move_parts, moves_complex_numbers
+from fxgrad.capture.layouts import replace_copy
 from fxgrad.graph.copies import prune
 from fxgrad.graph.decided import MARK, decided, is_decision
 
@@ -57,7 +58,7 @@ def _tidy_node(graph: fx.Graph, node: fx.Node) -> None:
         # A view is valid only for the strides of the traced kernels.
         node.target = aten.reshape.default
     elif node.target is aten.copy.default:
-        _replace_copy(graph, node)
+        replace_copy(graph, node)
     elif moves_complex_numbers(node):
         move_parts(graph, node)
     elif node.target is aten.as_strided.default and node.all_input_nodes[0].meta["val"].is_contiguous():
@@ -74,18 +75,6 @@ def _makes_contiguous(node: fx.Node) -> bool:
     if node.target is aten.clone.default:
         return node.kwargs.get("memory_format") is torch.contiguous_format
     return node.target is aten.contiguous.default
-
-
-def _replace_copy(graph: fx.Graph, node: fx.Node) -> None:
-    """Replace an in-place copy by its source in the target's shape and dtype; `aten.copy` has no derivative."""
-    target, source = node.all_input_nodes[:2]
-    with graph.inserting_before(node):
-        expanded = graph.call_function(aten.expand_as.default, (source, target))
-        result = graph.call_function(aten._to_copy.default, (expanded,), {"dtype": node.meta["val"].dtype})
-    expanded.meta, result.meta = dict(node.meta), dict(node.meta)
-    expanded.meta["val"] = source.meta["val"].expand(node.meta["val"].shape)
-    node.replace_all_uses_with(result)
-    graph.erase_node(node)
 
 
 def detach_without_grad(graph: fx.Graph) -> None:

@@ -171,3 +171,29 @@ def test_number_in_where_lifts_nothing() -> None:
     model = Model(lambda model, x, y: torch.where(y > 0, torch.tanh(x), 0.5))
     roles = {row.node: row.roles for row in fxgrad.convert(model, examples()).report}
     assert roles["where"].endswith("-> carrier"), roles
+
+
+# An op that takes one tensor twice, and whose constants are booked by its gradient.
+
+
+def one_start_for_both_states(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    h = c = x.new_zeros(x.shape[0], 4)
+    for t in range(4):
+        h, c = model.cell(x[:, t], (h, c))
+    return h + y[:, 0]
+
+
+def one_moving_start(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    start = y[:, 0].sin() + 1
+    h, c = model.cell(x[:, 0], (start, start))
+    return h + c
+
+
+def larger_of_one_and_itself(model: Model, x: Tensor, y: Tensor) -> Tensor:
+    return torch.maximum(x + 0.5, x + 0.5) + torch.bilinear(y, y, torch.ones(2, 4, 4).to(y), torch.ones(2).to(y)).sum()
+
+
+@pytest.mark.parametrize("function", [one_start_for_both_states, one_moving_start, larger_of_one_and_itself])
+def test_one_operand_twice(function: Callable[..., Any]) -> None:
+    torch.manual_seed(0)
+    assert_balanced(Model(function, cell=nn.LSTMCell(4, 4)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -33,7 +33,7 @@ class Replay:
         >>> tanh.op, tanh.target = "call_function", torch.tanh
         >>> again = Replay(graph, {x.name: torch.zeros(2)})
         >>> again.vjp(tanh.name, [x.name], torch.ones(2))
-        [tensor([1., 1.])]
+        {'input_1': tensor([1., 1.])}
     """
 
     def __init__(self, graph: fx.Graph, values: Mapping[str, Any]) -> None:
@@ -52,16 +52,16 @@ class Replay:
     def vjp(
         self,
         name: str,
-        wanted: list[str],
+        wanted: Iterable[str],
         g: Any,
         at: Callable[[Tensor], Tensor] = torch.detach,
         function: Callable[..., Any] | None = None,
-    ) -> list[Any]:
-        """The vjp of one node's call: a cotangent per wanted operand, None where none arrives.
+    ) -> dict[str, Any]:
+        """The vjp of one node's call: wanted operand -> its cotangent, without those at which none arrives.
 
         Args:
             name: the node's name.
-            wanted: names of the operands.
+            wanted: names of the operands; one that the node takes twice gets the sum.
             g: the cotangent of the node's result, a tensor or a list of them.
             at: maps an operand's value to the point to differentiate at.
             function: as for `call`.
@@ -75,9 +75,10 @@ class Replay:
             if c is not None and z.requires_grad
         ]
         if not pairs or not leaves:
-            return [None] * len(wanted)
+            return {}
         ends, starts = [z for z, _ in pairs], [c for _, c in pairs]
-        return list(torch.autograd.grad(ends, list(leaves.values()), starts, allow_unused=True))
+        found = torch.autograd.grad(ends, list(leaves.values()), starts, allow_unused=True)
+        return {operand: cotangent for operand, cotangent in zip(leaves, found) if cotangent is not None}
 
 
 def failure(program: fx.GraphModule, inputs: Sequence[Any], error: Exception) -> str:

@@ -149,7 +149,7 @@ class Backward:
         """
         if decided.kind is Kind.PIECEWISE_LINEAR and decided.sources:
             native = original.vjp(decided.node, carrying, g)
-            handed = [(-j, original.values[name]) for j, name in zip(native, carrying) if j is not None]
+            handed = [(-cotangent, original.values[name]) for name, cotangent in native.items()]
             return [(g, original.values[decided.node]), *handed]
         with torch.no_grad():
             if decided.kind is Kind.NORMALIZATION and _without_eps(decided, original.nodes[decided.node]):

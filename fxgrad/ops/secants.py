@@ -361,7 +361,7 @@ class Secant(Backward):
             start = original.call(decided.node, {name: torch.full_like(x, point)})
         if not point:
             return [(g, start)]
-        (limit,) = original.vjp(decided.node, [name], torch.ones_like(y))
+        limit = original.vjp(decided.node, [name], torch.ones_like(y))[name]
         return [(g, start - point * torch.where(x == point, limit, (y - start) / (x - point)))]
 
     def limit_error(self, decided: Decided, ours: Replay, original: Replay) -> float:
@@ -369,9 +369,9 @@ class Secant(Backward):
         name = str(decided.operands[0].value)
         one = torch.ones_like(ours.values[name])
         at = functools.partial(torch.full_like, fill_value=self.point(decided))
-        (slope,) = ours.vjp(decided.node, [name], one, at=at)
+        slope = ours.vjp(decided.node, [name], one, at=at)[name]
         try:
-            (exact,) = original.vjp(decided.node, [name], one, at=at)
+            exact = original.vjp(decided.node, [name], one, at=at).get(name)
         except (RuntimeError, NotImplementedError):  # PyTorch has no derivative for the op
             return 0.0
         if exact is None:

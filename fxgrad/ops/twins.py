@@ -101,7 +101,7 @@ class OfTwin(Backward):
         names = [str(o.value) for o in decided.operands if not o.data and o.part in ("carrier", "source")]
         function = functools.partial(Twin(decided.twin), original.nodes[decided.node].target)
         gradients = original.vjp(decided.node, names, g, function=function)
-        pairs = [(b, original.values[name]) for b, name in zip(gradients, names) if b is not None]
+        pairs = [(cotangent, original.values[name]) for name, cotangent in gradients.items()]
         rest = RESTS.get(decided.twin)
         return [*pairs, (g, original.call(decided.node, {}, rest))] if rest else pairs
 

@@ -164,10 +164,10 @@ class Ledger:
                 f"{decision.op} at {decision.place} has no gradient of its own ({first_line(error)}). Register one, or "
                 "give the op a row in a section [composed] and a twin; docs/new-op.md shows how."
             ) from error
-        for name, gradient in zip(carrying, gradients):
+        for name, gradient in gradients.items():
             self._deliver(arrived, name, gradient)
         inflow = dot(g, self.values[node.name])
-        outflow = sum(dot(gradient, self.values[name]) for name, gradient in zip(carrying, gradients))
+        outflow = sum(dot(gradient, self.values[name]) for name, gradient in gradients.items())
         source = sum(dot(gb, b) for gb, b in self.offsets.of(decision, g))
         residual = inflow - outflow - source
         row = LedgerRow(
@@ -188,9 +188,8 @@ class Ledger:
         name = ", ".join(decision.sources) or f"{decision.op} at {decision.backward.point(decision):g}"
         return row, SourceRow(name, node.name, source, source / scale, *decision.place)
 
-    def _deliver(self, arrived: dict[str, Any], name: str, g: Tensor | None) -> None:
-        if g is not None:
-            arrived[name] = arrived[name] + g if name in arrived else g
+    def _deliver(self, arrived: dict[str, Any], name: str, g: Tensor) -> None:
+        arrived[name] = arrived[name] + g if name in arrived else g
 
 
 def dot(g: Any, z: Any) -> float:

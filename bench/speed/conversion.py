@@ -1,20 +1,27 @@
 """Conversion over `torch.export.export` alone, in processor time: both in turns in one process, on one thread.
 
 `fxgrad.convert` exports, decides, rewrites, and runs the model and the program once to compare them (in parentheses:
-without that, `verify=False`). torch.export is called as fxgrad calls it, not strict, with a free batch.
+without that, `verify=False`). torch.export is called as fxgrad calls it, not strict, with a free batch. With `--onnx`:
+`fxgrad.export_explainer` over `torch.onnx.export` of the plain model, both with the sizes free that the conversion
+leaves free.
 
 python -m bench.speed.conversion
 python -m bench.speed.conversion --only Swin --out bench/measured/conversion.md
+python -m bench.speed.conversion --onnx --rounds 3
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import statistics
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -27,6 +34,8 @@ from fxgrad.report import markdown
 
 LIMIT = 1.4
 """The largest ratio."""
+ONNX_LIMIT = 3
+"""The largest ratio of exports to ONNX."""
 
 
 def on_ids() -> nn.Module:
@@ -71,21 +80,65 @@ def row(name: str, rounds: int) -> tuple[list[str], float]:
     return [name, f"{export:.2f} s", f"{whole:.2f} s ({bare:.2f} s)", spread], middle
 
 
+SMALL: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "ViT-Ti, 4 blocks": (partial(timm.create_model, "vit_tiny_patch16_224", depth=4), partial(picture, 224)),
+    "Swin, 4 blocks": (
+        partial(timm.create_model, "swin_tiny_patch4_window7_224", depths=(2, 2), num_heads=(3, 6)),
+        partial(picture, 224),
+    ),
+    "ConvNeXt-Atto": (partial(timm.create_model, "convnext_atto"), partial(picture, 224)),
+    "ResNet-18": (partial(timm.create_model, "resnet18"), partial(picture, 224)),
+}
+
+
+def onnx_row(name: str, rounds: int) -> tuple[list[str], float]:
+    """A line of the table of ONNX exports, and the ratio."""
+    make, example = SMALL[name]
+    model, x = make().eval().requires_grad_(False), example()
+    libra = fxgrad.convert(model, (x,))
+    free = {
+        axis: torch.export.Dim.AUTO
+        for axis, size in enumerate(libra.classified.captured.inputs[0].shape or ())
+        if not size
+    }
+    options: dict[str, Any] = {"dynamo": True, "opset_version": 18, "external_data": False, "verbose": False}
+
+    def plain(file: str) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            exported = torch.onnx.export(model, (x,), dynamic_shapes=(free,), **options)
+        assert exported is not None
+        exported.save(file)
+
+    with tempfile.TemporaryDirectory() as folder:
+        runs = partial(plain, f"{folder}/plain.onnx"), partial(fxgrad.export_explainer, libra, x, f"{folder}/own.onnx")
+        runs[0]()
+        taken = [[processor_seconds(run) for run in runs] for _ in range(rounds)]
+    plainly, own = (statistics.median(t[i] for t in taken) for i in range(2))
+    ratios = [t[1] / t[0] for t in taken]
+    middle = statistics.median(ratios)
+    spread = f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return [name, ", ".join(map(str, free)), f"{plainly:.2f} s", f"{own:.2f} s", spread], middle
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default="", help="rows whose names contain this")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, help="write the table there, too")
+    parser.add_argument("--onnx", action="store_true", help="ONNX exports in place of conversions")
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    found = [row(name, chosen.rounds) for name in ROWS if chosen.only in name]
-    head = ["model", "torch.export", "fxgrad.convert", f"ratio, at most {LIMIT:g}"]
+    rows, line, limit = (SMALL, onnx_row, ONNX_LIMIT) if chosen.onnx else (ROWS, row, LIMIT)
+    found = [line(name, chosen.rounds) for name in rows if chosen.only in name]
+    head = ["model", "torch.export", "fxgrad.convert", f"ratio, at most {limit:g}"]
+    if chosen.onnx:
+        head = ["model", "free axes", "torch.onnx.export", "fxgrad.export_explainer", head[-1]]
     about = (__doc__ or "").split("\n\npython")[0]
-    text = "\n".join(["# Conversion", "", about, "", *markdown(head, [line for line, _ in found])]) + "\n"
+    text = "\n".join(["# Conversion", "", about, "", *markdown(head, [cells for cells, _ in found])]) + "\n"
     print(text, end="")
     if chosen.out:
         chosen.out.write_text(text, "utf-8")
-    sys.exit(any(ratio > LIMIT for _, ratio in found))
+    sys.exit(any(ratio > limit for _, ratio in found))
 
 
 if __name__ == "__main__":

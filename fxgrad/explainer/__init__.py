@@ -128,15 +128,17 @@ def export_explainer(
     under = _under(converted, policies)
     leaves = converted.classified.captured.flatten(args, kwargs)
     chosen = _kept(FORMATS[path.suffix], path, weights, converted)
-    traced = trace(under, leaves, settings, chosen.decompositions)
+    pieces = chosen.decompositions()
+    batch_only = chosen.fixes_sizes(converted.classified.captured.graph)
+    traced = trace(under, leaves, settings, pieces, batch_only=batch_only)
     described = _described(under, settings, traced, weights, metadata)
     try:
         try:
             chosen.save(traced, path, _as_text(described))
-        except ExportError:  # a format may lack an op for free sizes, such as a strided convolution's gradient in ONNX
+        except ExportError:  # a format may lack an op for free sizes
             if all(set(axes) <= {0} for axes in traced.axes.values()):
                 raise
-            traced = trace(under, leaves, settings, chosen.decompositions, batch_only=True)
+            traced = trace(under, leaves, settings, pieces, batch_only=True)
             described = _described(under, settings, traced, weights, metadata)
             chosen.save(traced, path, _as_text(described))
     except OSError as error:

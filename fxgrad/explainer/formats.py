@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import fx
 
 from fxgrad.errors import ExportError, one_line
-from fxgrad.explainer.decompositions import DECOMPOSITIONS
+from fxgrad.explainer.lowered import onnx_decompositions, onnx_fixes_sizes
 from fxgrad.explainer.onnx import save_onnx
 from fxgrad.explainer.tracing import Traced
 
@@ -60,14 +61,15 @@ def save_aoti(traced: Traced, path: Path, metadata: Mapping[str, str]) -> None:
 
 
 class Format(NamedTuple):
-    """A file format: the function that writes it, and the ATen ops to decompose for it."""
+    """A file format: what writes it, what gives the ATen ops to decompose for it, and whether it fixes sizes."""
 
     save: Callable[[Traced, Path, Mapping[str, str]], None]
-    decompositions: Mapping[Any, Callable[..., Any]] = {}
+    decompositions: Callable[[], Mapping[Any, Callable[..., Any]]] = dict
+    fixes_sizes: Callable[[fx.Graph], bool] = lambda graph: False
 
 
 FORMATS: Mapping[str, Format] = {
-    ".onnx": Format(save_onnx, DECOMPOSITIONS),
+    ".onnx": Format(save_onnx, onnx_decompositions, onnx_fixes_sizes),
     ".pt2": Format(save_pt2),
     ".aoti": Format(save_aoti),
 }

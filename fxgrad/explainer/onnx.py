@@ -15,6 +15,7 @@ import torch
 
 from fxgrad.errors import ExportError, one_line
 from fxgrad.explainer.compact import compact
+from fxgrad.explainer.lowered import lowered
 from fxgrad.explainer.tracing import Traced
 from fxgrad.graph.places import Place
 
@@ -42,17 +43,19 @@ def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str], weights: 
     try:
         with _quiet():
             exported = torch.onnx.export(
-                traced.program,
+                lowered(traced.program),
                 dynamo=True,
                 opset_version=OPSET,
                 input_names=list(traced.inputs),
                 output_names=list(traced.outputs),
                 external_data=False,
+                optimize=False,
                 verbose=False,
             )
     except Exception as error:
         raise _refusal(error, traced) from error
     assert exported is not None
+    _slim(exported.model)
     model = exported.model_proto
     _tidy(model, traced)
     if weights != "float32":
@@ -61,6 +64,30 @@ def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str], weights: 
         model.metadata_props.add(key=key, value=value)
     onnx.checker.check_model(model, full_check=True)
     onnx.save(model, path)
+
+
+def _slim(model: Any) -> None:
+    """Fold constants and drop what is unused or there twice, in place.
+
+    The exporter's own optimizer also matches every node against some fifty patterns, which takes longer than all the
+    rest; runtimes have these patterns, too.
+    """
+    from onnx_ir.passes import common
+    from onnxscript.optimizer import fold_constants
+
+    common.InlinePass()(model)
+    fold_constants(model)
+    for step in (
+        common.RemoveUnusedNodesPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.DeduplicateInitializersPass(),
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.RemoveUnusedOpsetsPass(),
+        common.OutputFixPass(),
+        common.NameFixPass(),
+    ):
+        step(model)
 
 
 def _tidy(model: Any, traced: Traced) -> None:

@@ -11,10 +11,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.fx.experimental.symbolic_shapes import is_concrete_int, statically_known_true
 
 from fxgrad.graph.copies import prune
+from fxgrad.graph.nodes import placeholders_of
 
 aten = torch.ops.aten
 MOVES = {
@@ -50,7 +51,8 @@ def simplify(graph: fx.Graph) -> None:
     """
     zeros: set[fx.Node] = set()
     biases: set[fx.Node] = set()
-    sized: list[fx.Node] = []  # what may have a free size that no operand has
+    # Where a free size is read from: an input rather than zeros, which are then computed for nothing else.
+    sized = [node for node in placeholders_of(graph) if isinstance(node.meta.get("val"), Tensor)]
     for node in list(graph.nodes):
         first = node.args[0] if node.args else None
         if node.target is aten.zeros_like.default or (node.target in LINEAR and first in zeros):
@@ -100,7 +102,7 @@ def _expanded(
         if is_concrete_int(size):
             sizes.append(int(size))
             continue
-        owner = next((n for n in (zero, *sized) if _has(n, i, size)), None)
+        owner = next((n for n in (*sized, zero) if _has(n, i, size)), None)
         if owner is None:
             return None
         sizes.append(graph.call_function(aten.sym_size.int, (owner, i)))

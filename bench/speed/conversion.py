@@ -18,7 +18,7 @@ import io
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,16 @@ ROWS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
 }
 
 
+def in_turns(runs: Sequence[Callable[[], object]], rounds: int) -> tuple[list[float], str, float]:
+    """(median seconds of each, the second's ratio to the first in words, and its median), after a run of the first."""
+    runs[0]()
+    taken = [[processor_seconds(run) for run in runs] for _ in range(rounds)]
+    ratios = [turn[1] / turn[0] for turn in taken]
+    middle = statistics.median(ratios)
+    spread = f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    return [statistics.median(own) for own in zip(*taken)], spread, middle
+
+
 def row(name: str, rounds: int) -> tuple[list[str], float]:
     """A line of the table, and the ratio."""
     make, example = ROWS[name]
@@ -71,12 +81,7 @@ def row(name: str, rounds: int) -> tuple[list[str], float]:
         partial(fxgrad.convert, model, (x,)),
         partial(fxgrad.convert, model, (x,), verify=False),
     )
-    runs[0]()
-    taken = [[processor_seconds(run) for run in runs] for _ in range(rounds)]
-    export, whole, bare = (statistics.median(t[i] for t in taken) for i in range(3))
-    ratios = [t[1] / t[0] for t in taken]
-    middle = statistics.median(ratios)
-    spread = f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+    (export, whole, bare), spread, middle = in_turns(runs, rounds)
     return [name, f"{export:.2f} s", f"{whole:.2f} s ({bare:.2f} s)", spread], middle
 
 
@@ -111,12 +116,7 @@ def onnx_row(name: str, rounds: int) -> tuple[list[str], float]:
 
     with tempfile.TemporaryDirectory() as folder:
         runs = partial(plain, f"{folder}/plain.onnx"), partial(fxgrad.export_explainer, libra, x, f"{folder}/own.onnx")
-        runs[0]()
-        taken = [[processor_seconds(run) for run in runs] for _ in range(rounds)]
-    plainly, own = (statistics.median(t[i] for t in taken) for i in range(2))
-    ratios = [t[1] / t[0] for t in taken]
-    middle = statistics.median(ratios)
-    spread = f"{middle:.2f} ({min(ratios):.2f} to {max(ratios):.2f})"
+        (plainly, own), spread, middle = in_turns(runs, rounds)
     return [name, ", ".join(map(str, free)), f"{plainly:.2f} s", f"{own:.2f} s", spread], middle
 
 

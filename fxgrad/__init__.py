@@ -7,8 +7,9 @@ The stages lie in one folder each: capture, classify, module, proof. A name belo
 `import fxgrad` is fast.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from fxgrad import lazy
 
 if TYPE_CHECKING:
     from fxgrad.errors import (
@@ -84,19 +85,4 @@ _PARTS = (
 )
 """Modules that work after `import fxgrad` alone, such as `fxgrad.methods.METHODS`."""
 
-
-def __getattr__(name: str) -> Any:
-    if name == "__version__":
-        value: Any = importlib.import_module("fxgrad.installed").version()
-    elif name in _HOMES:
-        value = getattr(importlib.import_module(f"fxgrad.{_HOMES[name]}"), name)
-    elif name in _PARTS:
-        value = importlib.import_module(f"fxgrad.{name}")
-    else:
-        raise AttributeError(f"module 'fxgrad' has no attribute {name!r}")
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_PARTS, "__version__"})
+__getattr__, __dir__ = lazy.names(__name__, {**_HOMES, **dict.fromkeys(_PARTS, ""), "__version__": "installed"})

@@ -16,3 +16,6 @@ def version() -> str:
         return metadata.version("fxgrad")
     except metadata.PackageNotFoundError:
         return "unknown (run from source, not installed)"
+
+
+__version__ = version()

@@ -7,9 +7,10 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from fxgrad.classify.decision import Classified, Refusal
+if TYPE_CHECKING:  # commands that need no torch print tables, too
+    from fxgrad.classify.decision import Classified, Refusal
 
 RowType = TypeVar("RowType")
 

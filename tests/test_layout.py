@@ -14,6 +14,7 @@ import fxgrad
 ROOT = Path(fxgrad.__file__).parents[1]
 ORDER = [
     *(
+        "lazy",
         "errors",
         "installed",
         "reading",

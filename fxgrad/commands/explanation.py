@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from torch.utils import _pytree as pytree
 
 from fxgrad.errors import InputError
 from fxgrad.methods import Attribution, Target, attribute
-from fxgrad.methods.drawing import pool_sum
 from fxgrad.methods.entry import METHODS, known
 from fxgrad.methods.photo import Photo, photo
 from fxgrad.methods.targets import class_of, scored
@@ -151,3 +151,14 @@ def explain(
 
 def _index(target: Target, logits: Tensor, names: Sequence[str] | None) -> int | None:
     return int(class_of(target, logits, names)[0]) if isinstance(target, (int, str)) else None
+
+
+def pool_sum(attribution: Tensor, pool: int) -> Tensor:
+    """Sums over blocks of pool x pool pixels, (H, W) to (ceil(H / pool), ceil(W / pool)); the total stays the same.
+
+    Example:
+        >>> import torch
+        >>> pool_sum(torch.ones(3, 3), 2).tolist()
+        [[4.0, 2.0], [2.0, 1.0]]
+    """
+    return F.avg_pool2d(attribution[None, None], pool, ceil_mode=True, divisor_override=1)[0, 0]

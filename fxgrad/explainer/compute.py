@@ -43,7 +43,7 @@ class Explanation(nn.Module):
         self.at = _logits_at(converted, settings.output)
         self.rank = _outputs(converted)[self.at].dim() - 1
         self._solver = Solver(converted, settings, leaves) if settings.method in OF_BLOCKS else None
-        self._places = _places(converted) if settings.completeness and self._solver is None else {}
+        self._places = _places(converted) if settings.error and self._solver is None else {}
 
     def forward(self, inputs: list[Tensor]) -> dict[str, Tensor]:
         """Output name -> value. `inputs` are the model's tensor inputs, then the targets."""
@@ -54,7 +54,7 @@ class Explanation(nn.Module):
         if self.converted.lookup:
             entries += self.converted.lookup(*self.converted.state, *entries)
         solver = self._solver
-        sources = settings.completeness if solver is None else solver.method.shares
+        sources = settings.error if solver is None else solver.method.shares
         run = Recording(self.converted, entries, also=solver.reads if solver else (), sources=sources)
         logits = run.outputs[self.at]
         found: dict[str, list[Tensor]] = {}
@@ -80,7 +80,7 @@ class Explanation(nn.Module):
         for name, value in parts.inputs.items():
             called = "attribution" if len(parts.inputs) == 1 else f"attribution_{identifier(name)}"
             outputs[called] = settings.attribution(value, parts.gradients[name], tokens=name in embedded)
-        if settings.completeness:
+        if settings.error:
             outputs["completeness_error"] = _relative(y - _shares(parts, self._places, y), y)
         return outputs
 

@@ -1,4 +1,4 @@
-"""Run an explainer in onnxruntime: from a picture to its heat map. PyTorch computes nothing of it.
+"""Run an explainer in onnxruntime: from a picture to its heat map. PyTorch need not be installed.
 
 Preprocessing and class names come from the file's own metadata, as `fxgrad export` writes them.
 """
@@ -12,13 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from PIL import Image
 
 from fxgrad.errors import ExportError, one_line
 from fxgrad.explainer.files import refuse_other
-from fxgrad.methods.entry import METHODS, known
 from fxgrad.methods.words import method_in_words, policy_in_words
 from fxgrad.reading import Window, fitted, window_of, with_channels
 
@@ -188,8 +186,7 @@ class OnnxExplainer:
             raise ExportError(f"the file has no policy {policy!r}; it has {', '.join(self.policies)}.")
         end = f"_{policy}" if "policies" in self.metadata else ""
         method = self.metadata["method"]
-        shares = method not in METHODS or known(method).shares  # others have no completeness to speak of
-        error = found.get(f"completeness_error{end}") if shares else None
+        error = found.get(f"completeness_error{end}")
         return HeatMap(
             found["logits"][0],
             target or 0,
@@ -234,16 +231,15 @@ def draw(
 
     maps = [found] if isinstance(found, HeatMap) else list(found)
     first, size = maps[0], maps[0].picture.shape[:2]
-    pixels = torch.from_numpy(first.picture.astype(np.float32)).permute(2, 0, 1)
+    pixels = first.picture.transpose(2, 0, 1)
     shown = photo(pixels, size) if picture is None else photo(picture, size, first.window)
     wide = 2.8 * (1 + len(maps)) + 0.7 * len(maps) + 0.2
     figure = drawing.Drawing(figsize=(wide, 2.8 * shown.height / shown.width + 0.95), dpi=160, layout="constrained")
     left, *panels = figure.subplots(1, 1 + len(maps))
     drawing.photograph(left, shown)
     for axes, one in zip(panels, maps):
-        values = torch.from_numpy(one.attribution.astype(np.float32))
         cell = (one.pool, one.pool) if one.pool > 1 else None
-        drawing.panel(axes, values, size, picture=shown, cell=cell, colorbar=True)
+        drawing.panel(axes, one.attribution, size, picture=shown, cell=cell, colorbar=True)
         words = ", ".join(filter(None, (method_in_words(one.method), policy_in_words(one.policy))))
         axes.set_title(words, loc="left", fontsize=10, parse_math=False)
         if one.completeness_error is not None:

@@ -73,6 +73,11 @@ class Settings:
                 f"{self.method} is of the inputs. Leave out {_and(given)}; {_and(OF_BLOCKS)} look at blocks."
             )
 
+    @property
+    def error(self) -> bool:
+        """Whether the explainer gives a completeness error: it is wanted, and the method's numbers are shares."""
+        return self.completeness and known(self.method).shares
+
     def attribution(self, value: Tensor, gradient: Tensor, *, tokens: bool) -> Tensor:
         """The attribution of one input, as the explainer returns it.
 

@@ -5,13 +5,18 @@
 A method is a function of a `Problem` that returns a `Map`; `attribute` takes one of your own, too.
 """
 
-from fxgrad.methods.attribution import Attribution
-from fxgrad.methods.definition import Map, Method, method
-from fxgrad.methods.entry import METHODS, attribute
-from fxgrad.methods.parts import Anatomy
-from fxgrad.methods.problem import Problem
-from fxgrad.methods.search import anatomy
-from fxgrad.methods.targets import Contrast, Probability, Similarity, Target, Token
+from typing import TYPE_CHECKING
+
+from fxgrad import lazy
+
+if TYPE_CHECKING:
+    from fxgrad.methods.attribution import Attribution
+    from fxgrad.methods.definition import Map, Method, method
+    from fxgrad.methods.entry import METHODS, attribute
+    from fxgrad.methods.parts import Anatomy
+    from fxgrad.methods.problem import Problem
+    from fxgrad.methods.search import anatomy
+    from fxgrad.methods.targets import Contrast, Probability, Similarity, Target, Token
 
 __all__ = [
     "METHODS",
@@ -29,3 +34,14 @@ __all__ = [
     "attribute",
     "method",
 ]
+
+_HOMES = {
+    "Attribution": "attribution",
+    **dict.fromkeys(("Map", "Method", "method"), "definition"),
+    **dict.fromkeys(("METHODS", "attribute"), "entry"),
+    "Anatomy": "parts",
+    "Problem": "problem",
+    "anatomy": "search",
+    **dict.fromkeys(("Contrast", "Probability", "Similarity", "Target", "Token"), "targets"),
+}
+__getattr__, __dir__ = lazy.names(__name__, _HOMES)

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from torch import Tensor
-from torch.nn import functional as F
+from numpy.typing import ArrayLike
 
 from fxgrad.errors import InputError
 from fxgrad.methods.photo import Photo, photo
@@ -63,7 +62,7 @@ def alone(picture: Photo | None, size: Sequence[int], width: float) -> Axes:
 
 def panel(
     axes: Axes,
-    values: Tensor,
+    values: ArrayLike,
     size: Sequence[int],
     *,
     picture: Any = None,
@@ -78,7 +77,7 @@ def panel(
 
     Args:
         axes: the axes to draw on.
-        values: attribution of pixels or of blocks of pixels, float32 (rows, columns).
+        values: attribution of pixels or of blocks of pixels, a tensor or an array, (rows, columns).
         size: height and width of the model's input.
         picture, window: as for `photo`, or a `Photo`.
         clip: the quantile of |values| from which the colour is full; None: the maximum.
@@ -91,11 +90,11 @@ def panel(
         InputError: there is no such colormap, or the picture does not fit.
     """
     bare(axes)
-    height, width = size
+    values, (height, width) = np.asarray(values), size
     shown = picture if isinstance(picture, Photo) or picture is None else photo(picture, size, window)
     limit = scale or full_at([values], clip)
     lowest = -limit if float(values.min()) < 0 else 0.0
-    strength = (values / limit).clamp(-1, 1).numpy()
+    strength = (values / limit).clip(-1, 1)
     reach = size if cell is None else [count * side for count, side in zip(values.shape, cell)]
     left, top, right, bottom = shown.window if shown else (0.0, 0.0, float(width), float(height))
     down, across = (bottom - top) / height, (right - left) / width  # pixels of the picture to one of the model's
@@ -107,11 +106,11 @@ def panel(
         axes.imshow(strength > 0, cmap=_SIGN, vmin=0, vmax=1, alpha=abs(strength), **common)
     else:
         alpha = abs(strength) if shown else None
-        axes.imshow(values.numpy(), cmap=named(cmap), vmin=lowest, vmax=limit, alpha=alpha, **common)
+        axes.imshow(values, cmap=named(cmap), vmin=lowest, vmax=limit, alpha=alpha, **common)
     axes.set(xlim=(-0.5, (shown.width if shown else width) - 0.5))
     axes.set(ylim=((shown.height if shown else height) - 0.5, -0.5))
     if colorbar:
-        _bar(axes, lowest, limit, named(cmap), float(values.abs().max()) > limit * 1.0001)
+        _bar(axes, lowest, limit, named(cmap), float(abs(values).max()) > limit * 1.0001)
 
 
 def _bar(axes: Axes, lowest: float, limit: float, cmap: Colormap, clipped: bool) -> None:
@@ -125,15 +124,14 @@ def _bar(axes: Axes, lowest: float, limit: float, cmap: Colormap, clipped: bool)
     bar.outline.set_color("#cccccc")
 
 
-def full_at(maps: Sequence[Tensor], clip: float | None) -> float:
+def full_at(maps: Sequence[ArrayLike], clip: float | None) -> float:
     """The value from which the colour is full, one for all maps that are compared: the largest of their quantiles.
 
     Example:
-        >>> import torch
-        >>> full_at([torch.tensor([1.0, -4.0]), torch.tensor([2.0])], None)
+        >>> full_at([[1.0, -4.0], [2.0]], None)
         4.0
     """
-    return max(float(map.abs().quantile(1.0 if clip is None else clip)) for map in maps) or 1.0
+    return max(float(np.quantile(np.abs(np.asarray(map)), 1.0 if clip is None else clip)) for map in maps) or 1.0
 
 
 def named(cmap: str | Colormap | None) -> Colormap:
@@ -199,14 +197,3 @@ def write(figure: Any, path: str | Path | IO[bytes], about: str = "") -> None:
             figure.savefig(path, metadata=metadata or None)
     except (OSError, ValueError) as error:
         raise InputError(f"the picture cannot be written to {path}: {error}") from error
-
-
-def pool_sum(attribution: Tensor, pool: int) -> Tensor:
-    """Sums over blocks of pool x pool pixels, (H, W) to (ceil(H / pool), ceil(W / pool)); the total stays the same.
-
-    Example:
-        >>> import torch
-        >>> pool_sum(torch.ones(3, 3), 2).tolist()
-        [[4.0, 2.0], [2.0, 1.0]]
-    """
-    return F.avg_pool2d(attribution[None, None], pool, ceil_mode=True, divisor_override=1)[0, 0]

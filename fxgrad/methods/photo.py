@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.reading import Window, with_channels
+
+if TYPE_CHECKING:  # an exported explainer is drawn where there is no torch
+    from torch import Tensor
 
 LARGEST = 1200
 """Pixels of the longer side that are kept for drawing."""
@@ -55,12 +57,14 @@ class Photo:
         return found
 
 
-def photo(picture: Tensor | Image.Image, size: Sequence[int] | None = None, window: Window | None = None) -> Photo:
+def photo(
+    picture: Tensor | NDArray[Any] | Image.Image, size: Sequence[int] | None = None, window: Window | None = None
+) -> Photo:
     """Check a picture that a map is to be drawn on.
 
     Args:
-        picture: a PIL image of any mode, or a tensor (C, H, W) in [0, 1] with 1, 3 or 4 channels. What is transparent
-            is laid on white.
+        picture: a PIL image of any mode, or a tensor or array (C, H, W) in [0, 1] with 1, 3 or 4 channels. What is
+            transparent is laid on white.
         size: height and width of the model's input; None: the picture's own.
         window: left, top, right and bottom edge of the model's input in the picture, in the picture's pixels; by
             default the whole picture, which then has the shape of the model's input.
@@ -69,8 +73,7 @@ def photo(picture: Tensor | Image.Image, size: Sequence[int] | None = None, wind
         InputError: the picture is something else, such as (H, W, C) or pixels up to 255; the message has what to pass.
 
     Example:
-        >>> import torch
-        >>> photo(torch.rand(3, 40, 60), (20, 30)).window
+        >>> photo(np.zeros((3, 40, 60)), (20, 30)).window
         (0.0, 0.0, 60.0, 40.0)
     """
     pixels = _colours(picture)
@@ -93,30 +96,38 @@ def photo(picture: Tensor | Image.Image, size: Sequence[int] | None = None, wind
     return Photo(_smaller(pixels), width, height, window)
 
 
-def _colours(picture: Tensor | Image.Image) -> NDArray[Any]:
+def _colours(picture: Any) -> NDArray[Any]:
     """uint8 (H, W, 3)."""
     if isinstance(picture, Image.Image):
         return np.asarray(with_channels(picture, 3))
-    if not isinstance(picture, Tensor):
-        how = ": pass torch.from_numpy of it, (C, H, W) in [0, 1]" if isinstance(picture, np.ndarray) else ""
-        raise InputError(f"picture is a tensor (C, H, W) in [0, 1] or a PIL image, not {type(picture).__name__}{how}.")
-    shape = tuple(picture.shape)
-    if picture.dim() != 3 or shape[0] not in (1, 3, 4):
-        how = "for example picture.permute(2, 0, 1)" if picture.dim() == 3 and shape[2] in (1, 3, 4) else "one picture"
-        how = "picture[0]" if picture.dim() == 4 else how
-        raise InputError(f"picture is (C, H, W) with 1, 3 or 4 channels; this one is {shape}. Pass {how}.")
-    values = picture.detach().float().cpu()
+    values = picture if isinstance(picture, np.ndarray) else _as_array(picture)
+    if values.ndim != 3 or values.shape[0] not in (1, 3, 4):
+        how = "for example picture.permute(2, 0, 1)" if values.ndim == 3 and values.shape[2] in (1, 3, 4) else ""
+        how = how.replace("permute", "transpose") if values is picture else how
+        how = "picture[0]" if values.ndim == 4 else how or "one picture"
+        raise InputError(f"picture is (C, H, W) with 1, 3 or 4 channels; this one is {values.shape}. Pass {how}.")
     low, high = float(values.min()), float(values.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         raise InputError("picture has NaN or infinities; its pixels are numbers in [0, 1].")
-    if low < -1e-3 or high > 1.001 or not picture.is_floating_point():
+    if low < -1e-3 or high > 1.001 or values.dtype.kind != "f":
         how = "picture * std + mean, which undoes the normalization, or the PIL image" if low < 0 else "picture / 255"
         raise InputError(f"picture's pixels go from {low:.3g} to {high:.3g}, and must be floats in [0, 1]. Pass {how}.")
-    colours = values.clamp(0, 1)
+    colours = values.astype(np.float32).clip(0, 1)
     if len(colours) == 4:
         colours = 1 - colours[3] * (1 - colours[:3])
-    levels = (colours * 255).round().byte()
-    return np.ascontiguousarray(levels.permute(1, 2, 0).expand(-1, -1, 3).numpy())
+    levels = np.rint(colours * 255).astype(np.uint8).transpose(1, 2, 0)
+    return np.ascontiguousarray(np.broadcast_to(levels, (*levels.shape[:2], 3)))
+
+
+def _as_array(picture: Any) -> NDArray[Any]:
+    """A tensor as an array; of float32 if it is of any floating-point dtype, which numpy may lack."""
+    if not hasattr(picture, "is_floating_point"):
+        raise InputError(
+            f"picture is a tensor or an array (C, H, W) in [0, 1] or a PIL image, not {type(picture).__name__}."
+        )
+    values = picture.detach().cpu()
+    found: NDArray[Any] = (values.float() if values.is_floating_point() else values).numpy()
+    return found
 
 
 def _smaller(pixels: NDArray[Any]) -> NDArray[Any]:

@@ -213,6 +213,15 @@ def test_export_and_run(here: Path) -> None:
     assert "cannot be written" in refuse("run", "net.onnx", "cat.png", "-o", "absent/a.png")
 
 
+def test_run_needs_no_torch() -> None:
+    succeed("export", "my_nets:net", "-o", "net.onnx")
+    said = succeed("run", "net.onnx", "cat.png", "-o", "with.png").replace("with.png", "without.png")
+    code = "import sys; sys.modules['torch'] = None; from fxgrad.commands.cli import main; main()"
+    call = [sys.executable, "-c", code, "run", "net.onnx", "cat.png", "-o", "without.png"]
+    assert subprocess.run(call, capture_output=True, text=True, check=True).stdout == said
+    assert Path("without.png").read_bytes() == Path("with.png").read_bytes()
+
+
 def test_export_of_several_policies_with_rounded_weights(here: Path) -> None:
     wanted = "outputs logits, attribution_libragrad, attribution_gradient wrote net.onnx"
     options = "--policies", "libragrad,gradient", "--weights", "float16", "--option", "channels=None"

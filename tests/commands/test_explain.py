@@ -14,13 +14,12 @@ from PIL import Image
 from torch import nn
 
 import fxgrad
-from fxgrad.commands.explanation import Explanation, explain, map_of, proof
+from fxgrad.commands.explanation import Explanation, explain, map_of, pool_sum, proof
 from fxgrad.commands.grid import draw
 from fxgrad.demo import __main__ as demo
 from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import digits_vit, preprocess
 from fxgrad.errors import InputError
-from fxgrad.methods.drawing import pool_sum
 from fxgrad.methods.photo import photo
 from fxgrad.methods.targets import class_of
 from fxgrad.module.converted import ConvertedModule

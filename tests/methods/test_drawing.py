@@ -141,8 +141,8 @@ def test_any_picture_of_pillow(found: Attribution) -> None:
         (torch.ones(3, 24, 32, dtype=torch.uint8), r"floats in \[0, 1\]. Pass picture / 255"),
         (torch.randn(3, 24, 32), r"Pass picture \* std \+ mean, which undoes the normalization, or the PIL image"),
         (torch.full((3, 24, 32), torch.nan), "picture has NaN or infinities"),
-        (np.zeros((24, 32, 3)), "not ndarray: pass torch.from_numpy of it"),
-        ("cat.jpg", r"picture is a tensor \(C, H, W\) in \[0, 1\] or a PIL image, not str"),
+        (np.zeros((24, 32, 3)), r"this one is \(24, 32, 3\). Pass for example picture.transpose\(2, 0, 1\)"),
+        ("cat.jpg", r"picture is a tensor or an array \(C, H, W\) in \[0, 1\] or a PIL image, not str"),
         (
             Image.new("RGB", (40, 24)),
             r"is 40 x 24 pixels, the model's input 32 x 24, another shape. Pass window=\(left",

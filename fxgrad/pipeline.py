@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,8 @@ from fxgrad.module.rewrite import rewrite
 from fxgrad.module.verify import verify as verified
 from fxgrad.table.loading import OnUnknown, Rules, RuleTable, load
 
+_LOG = logging.getLogger(__name__)
+
 
 def convert(
     model: nn.Module | ExportedProgram | str | Path,
@@ -34,6 +37,8 @@ def convert(
     verify: bool = True,
 ) -> ConvertedModule:
     """Rewrite a model so that its gradient attributions are FullGrad-complete. The model stays as it is.
+
+    `logging.getLogger("fxgrad")` says at INFO what is being done.
 
     Args:
         model: any module in eval mode, an ExportedProgram, or the path of a .pt2 file.
@@ -89,6 +94,7 @@ def convert(
     converted = _converted(take, table, recapture)
     if not verify:
         return converted
+    _LOG.info("comparing the outputs on the example")
     try:
         verified(converted, model)
     except OtherComputationError:
@@ -102,6 +108,7 @@ def convert(
 def _converted(take: Callable[..., Captured], table: RuleTable, recapture: bool) -> ConvertedModule:
     """What `take` captures, classified and rewritten; with fewer free sizes where these leave open what balances."""
     captured = take()
+    _LOG.info("choosing a backward for each of %d nodes", len(captured.graph.nodes))
     again = recapture and bool(captured.unsettled)
     try:
         classified = classify(captured, table)
@@ -110,6 +117,7 @@ def _converted(take: Callable[..., Captured], table: RuleTable, recapture: bool)
         if not again:
             raise
     if again:
+        _LOG.info("capturing again, with fewer free sizes")
         classified = classify(take(fixed=captured.unsettled), table)
     return ConvertedModule(classified, rewrite(classified))
 
@@ -118,6 +126,7 @@ def _as_eager(
     model: nn.Module, take: Callable[..., Captured], table: RuleTable, recapture: bool
 ) -> ConvertedModule | None:
     """A conversion of what the model runs when it is told that it is not exported; None if that differs, too."""
+    _LOG.info("the outputs differ: capturing again, as the model runs when it is not exported")
     try:
         converted = _converted(partial(take, eager=True), table, recapture)
         verified(converted, model)

@@ -8,6 +8,7 @@ that runs it owns, moves and copies the state.
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +44,8 @@ from fxgrad.graph.nodes import placeholders_of
 from fxgrad.graph.places import place_of
 from fxgrad.pt2.archive import read
 from fxgrad.table.loading import RuleTable, load
+
+_LOG = logging.getLogger(__name__)
 
 
 def capture(
@@ -143,6 +146,7 @@ def _functional(program: ExportedProgram, example: Arguments, options: _Options,
     """The program in functional ATen ops; a fresh one is changed in place."""
     if not fresh:
         return decomposed(program, options.whole)
+    _LOG.info("making %d nodes functional", len(program.graph.nodes))
     without_gradients(program.state_dict)
     write_by_copies(program.graph)
     if not options.through_no_grad:

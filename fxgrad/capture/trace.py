@@ -5,6 +5,7 @@ Attempts go from the most general program to the most special one; the first tha
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal
@@ -43,6 +44,7 @@ from fxgrad.graph.places import raised_at
 OnRandom = Literal["error", "freeze"]
 """What to do with a model that draws random numbers: refuse it, or draw once and keep the numbers."""
 _NONE: Mapping[str, Any] = {}
+_LOG = logging.getLogger(__name__)
 
 
 def trace(
@@ -164,6 +166,7 @@ def _exported(
     own: Mapping[str, Any],
 ) -> ExportedProgram:
     args, kwargs = example
+    _LOG.info("tracing the model" + (" for this example's decisions" if modes else ""))
 
     def begin(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         watch.begin(args, kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,10 +19,30 @@ Show = Callable[[int, int, str], None]
 
 @contextlib.contextmanager
 def stage(what: str) -> Iterator[None]:
-    """Show a spinner while something runs, if stderr is a terminal."""
+    """Show a spinner while something runs, with what fxgrad's loggers say of it, if stderr is a terminal."""
     console = Console(stderr=True)
-    with console.status(f"{what} ...") if console.is_terminal else contextlib.nullcontext():
+    if not console.is_terminal:
         yield
+        return
+    with console.status(f"{what} ...") as status, _heard(lambda said: status.update(f"{what}: {said} ...")):
+        yield
+
+
+@contextlib.contextmanager
+def _heard(show: Callable[[str], None]) -> Iterator[None]:
+    """Show what fxgrad's loggers say of their work."""
+    logger, handler = logging.getLogger("fxgrad"), logging.Handler()
+    handler.emit = lambda record: show(record.getMessage())  # type: ignore[method-assign]
+    level, propagate = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)
+        logger.propagate = propagate
 
 
 @contextlib.contextmanager

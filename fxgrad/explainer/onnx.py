@@ -21,6 +21,7 @@ from fxgrad.graph.places import Place
 
 OPSET = 18
 """The newest opset that older runtimes support: layer norm is one op since 17, reductions are uniform since 18."""
+_LOG = logging.getLogger(__name__)
 
 
 def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str], weights: str = "float32") -> None:
@@ -41,6 +42,7 @@ def save_onnx(traced: Traced, path: Path, metadata: Mapping[str, str], weights: 
     except ImportError as error:
         raise ExportError(f'ONNX needs more packages ({error}): pip install "fxgrad[onnx]"') from error
     try:
+        _LOG.info("writing ONNX")
         with _quiet():
             exported = torch.onnx.export(
                 lowered(traced.program),

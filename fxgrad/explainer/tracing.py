@@ -7,6 +7,7 @@ parameters and with the axes that were captured as dynamic.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from fxgrad.module.converted import ConvertedModule
 
 FARTHEST = 4096
 """How far from the example's size another one is looked for, such as the next multiple of a patch's side."""
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -124,6 +126,7 @@ def _attempt(
     examples["target"] = torch.zeros(shape, dtype=torch.long)
     axes = {**sizes.names, "target": {0: axis} if axis else {}}
     names: list[str] = []
+    _LOG.info("tracing the attribution")
 
     def explain(state: list[Tensor], inputs: list[Tensor]) -> list[Tensor]:
         given = {f"converted.{path}": t for path, t in zip(converted.classified.captured.state, state)}
@@ -136,8 +139,10 @@ def _attempt(
         return list(outputs.values())
 
     graph, echo = _traced(explain, converted.state, examples, axes, decompositions)
+    _LOG.info("simplifying %d nodes", len(graph.graph.nodes))
     simplify(graph.graph)
     merge(graph.graph)
+    _LOG.info("exporting %d nodes", len(graph.graph.nodes))
     program, places = _exported(graph, converted, examples, axes)
     traced = Traced(program, places, tuple(examples), tuple(names), axes, sizes.fixed)
     return traced, sizes.lost(echo) | sizes.lost(program)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ import timm
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+from rich.status import Status
 
 import fxgrad
 from fxgrad import installed
@@ -312,6 +314,22 @@ def test_progress_is_for_terminals(monkeypatch: pytest.MonkeyPatch, capsys: pyte
         pass
     out, err = capsys.readouterr()
     assert out == "" and "waiting ..." in err
+
+
+def test_progress_says_what_is_being_done(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setenv("TTY_COMPATIBLE", "1")
+    monkeypatch.setattr(Status, "update", lambda self, said: shown.append(said))
+    loaded = models.load_model("my_nets:net")
+    with terminal.stage("converting"):
+        libra = fxgrad.convert(loaded.model, (loaded.example(),))
+    steps = ["tracing the model", "making ", "choosing a backward for each of ", "comparing the outputs on the example"]
+    assert [next(step for step in steps if step in said) for said in shown] == steps
+    assert all(said.startswith("converting: ") and said.endswith(" ...") for said in shown)
+    with terminal.stage("exporting"):
+        fxgrad.export_explainer(libra, (loaded.example(),), "net.onnx")
+    assert shown[-1] == "exporting: writing ONNX ..." and "exporting: tracing the attribution ..." in shown
+    assert not logging.getLogger("fxgrad").handlers
 
 
 def loaded_by(*arguments: str) -> set[str]:

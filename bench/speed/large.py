@@ -1,4 +1,4 @@
-"""Memory of a large model and of long inputs: a Llama of 1.2 billion parameters in bfloat16, and 1,024 to 16,384 tokens.
+"""Memory of a large model and of long inputs: a Llama of 1.2 billion parameters in bfloat16; up to 16,384 tokens.
 
 The large one: what a conversion holds beyond the weights, by the operating system; forward and gradient of the
 checkpointed program, by PyTorch's allocator, over the weights and the activations of one block, which are what the
@@ -121,7 +121,7 @@ def page(small: bool) -> tuple[str, bool]:
     text = [
         "# Large models and long inputs", "",
         f"A Llama of 1.2 billion parameters in bfloat16, {tokens:,} tokens; beyond what was held before, processor "
-        f"seconds on one thread. `python -m bench.speed.large` writes this page.", "",
+        f"seconds on one thread. `make large` writes this page.", "",
         *markdown(["", "memory", "seconds"], rows, "lrr"), "",
         f"Checkpointed, forward and gradient need {ratio:.2f} of the weights and one block's activations; the bar is "
         f"{MEMORY}.", "", "Two blocks, 64 wide, forward and gradient:", "",

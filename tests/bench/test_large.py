@@ -1,0 +1,24 @@
+"""The memory of large models, on small ones."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from bench.speed import large
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_what_a_process_holds_is_seen() -> None:
+    mega = 2**20
+    held = large.held_by_process(lambda: bytearray(64 * mega))
+    assert 60 * mega < held < 100 * mega
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_the_page_of_small_models() -> None:
+    text, kept = large.page(small=True)
+    assert kept and "| forward and gradient, fxgrad, checkpointed |" in text and "| 2,026 |" in text

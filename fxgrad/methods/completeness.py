@@ -16,7 +16,7 @@ from fxgrad.kinds import LINEAR
 from fxgrad.methods.attribution import Attribution
 from fxgrad.methods.definition import Method
 from fxgrad.methods.problem import Problem
-from fxgrad.proof.ledger import TOLERANCE, Ledger
+from fxgrad.proof.ledger import TOLERANCE, Ledger, LedgerRow
 
 _UNCUT = (
     "every node is balanced, so the method's places do not cut the model: some of the flow does not pass through them. "
@@ -56,7 +56,10 @@ def explained(found: Attribution, method: Method, problem: Problem) -> str:
     own = _own_gradients(problem)
     if own:
         return f"{start}under {found.rules}, these ops keep their own gradient, which is not balanced: {own}."
-    unbalanced = _unbalanced(problem)
+    books = _booked(problem)
+    if books is None:
+        return f"{start}the target's value is rounding noise of larger ones that cancel, and so are its shares."
+    unbalanced = _unbalanced(*books)
     if not unbalanced and (problem.layer is not None or problem.anatomy.given):
         return (
             f"{start}some of the flow does not pass through the {'layer' if problem.layer else 'blocks'} that you name."
@@ -107,13 +110,20 @@ def _own_gradients(problem: Problem) -> str:
     return f"{shown} and {len(kept) - 3} more" if len(kept) > 3 else shown
 
 
-def _unbalanced(problem: Problem) -> str:
-    """What to say of the node that is least balanced, by the ledger; "" if all are balanced."""
+def _booked(problem: Problem) -> tuple[list[LedgerRow], float] | None:
+    """(the books of the target's gradient, their tolerance); None if its values are rounding noise."""
     books = Ledger(problem.converted, problem.entries)
     rows, _ = books.close(problem.aim.cotangents, 1.0)
+    if books.drowned(float(problem.aim.values.abs().max())):
+        return None
+    return rows, TOLERANCE[books.coarsest]
+
+
+def _unbalanced(rows: list[LedgerRow], tolerance: float) -> str:
+    """What to say of the node that is least balanced, by the ledger; "" if all are balanced."""
     scale = max((abs(row.inflow) for row in rows), default=1.0) or 1.0
     worst = max(rows, key=lambda row: abs(row.residual), default=None)
-    if worst is not None and abs(worst.residual) / scale > TOLERANCE[books.coarsest]:
+    if worst is not None and abs(worst.residual) / scale > tolerance:
         place = Place(worst.module_path, worst.source_line)
         return (
             f"{worst.node} ({worst.op}, {worst.rule}) at {place} is not balanced. fxgrad.check proves node by node; "

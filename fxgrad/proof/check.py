@@ -24,7 +24,7 @@ from fxgrad.capture.tracing import outcome, without_fast_path
 from fxgrad.errors import InputError
 from fxgrad.graph.places import Place
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.proof.ledger import TOLERANCE, Ledger, LedgerRow, SourceRow, dot
+from fxgrad.proof.ledger import DROWNED, TOLERANCE, Ledger, LedgerRow, SourceRow, dot
 from fxgrad.report import Table
 from fxgrad.run.recording import differentiated, refuse_unbalanced
 
@@ -44,6 +44,8 @@ class CheckReport:
         ledger: one row per live node, the least balanced first.
         sources: one row per source, the largest contribution first.
         left_out: names of the outputs that cannot be balanced, and so take no part.
+        drowned: whether the outputs are nothing but the rounding noise of larger values that cancel, as those of a
+            normalization of equal values. Errors are then relative to that noise: they pass if noise explains them.
     """
 
     forward_identical: bool
@@ -55,6 +57,7 @@ class CheckReport:
     ledger: Table[LedgerRow]
     sources: Table[SourceRow]
     left_out: tuple[str, ...] = ()
+    drowned: bool = False
 
     @property
     def passed(self) -> bool:
@@ -72,6 +75,8 @@ class CheckReport:
         ]
         if self.left_out:
             lines.append(f"left out, since it cannot be balanced: {', '.join(self.left_out)}")
+        if self.drowned:
+            lines.append("the outputs are rounding noise of larger values that cancel, and errors are relative to that")
         wrong = [row for row in self.ledger if not row.error <= self.tolerance]
         if wrong:
             first = wrong[0]
@@ -86,7 +91,8 @@ class CheckReport:
 
     def to_json(self) -> str:
         """The report as one JSON object, with `left_out` if there is any; the same report gives the same text."""
-        plain = {k: v for k, v in vars(self).items() if not isinstance(v, Table) and v != ()}
+        plain = {k: v for k, v in vars(self).items() if not isinstance(v, Table) and v != () and k != "drowned"}
+        plain |= {"drowned": True} if self.drowned else {}
         tables = {"ledger": json.loads(self.ledger.to_json()), "sources": json.loads(self.sources.to_json())}
         return json.dumps({"passed": self.passed, **plain, **tables}, indent=1)
 
@@ -151,7 +157,12 @@ def check(
     pairs = [(v, g) for v, g in zip(books.outputs, cotangents) if g is not None]
     output = sum(dot(g, v) for v, g in pairs)
     scale = max(abs(output), sum(dot(g.abs().square(), v.abs().square()) for v, g in pairs) ** 0.5) or 1.0
+    tolerance = TOLERANCE[books.coarsest] if tolerance is None else tolerance
     rows, sources = books.close(cotangents, scale)
+    drowned = books.drowned(scale)
+    if drowned:
+        scale = DROWNED * books.noise / tolerance
+        rows, sources = books.close(cotangents, scale)
     inputs = _input_contribution(converted, leaves, cotangents)
 
     error = output - inputs - sum(s.contribution for s in sources)
@@ -161,10 +172,11 @@ def check(
         unexplained=abs(error - sum(r.residual for r in rows)) / scale,
         output=output,
         inputs=inputs,
-        tolerance=TOLERANCE[books.coarsest] if tolerance is None else tolerance,
+        tolerance=tolerance,
         ledger=Table("Ledger, least balanced first", sorted(rows, key=lambda r: _rank(r.error)), shown=10),
         sources=Table("Sources, largest first", sorted(sources, key=lambda s: -abs(s.contribution)), shown=10),
         left_out=tuple(refusal.output for refusal in refusals),
+        drowned=drowned,
     )
 
 

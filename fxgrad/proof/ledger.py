@@ -27,6 +27,8 @@ from fxgrad.run.sources import Offsets
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-4, torch.float16: 5e-2, torch.bfloat16: 2e-1}
 """Coarsest dtype of a run -> the largest relative completeness error that passes."""
+DROWNED = 10
+"""A value below this multiple of `Ledger.noise` is rounding noise."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,9 @@ class Ledger:
         converted: what `fxgrad.convert` returned.
         leaves: its flattened inputs.
 
+    Attributes:
+        noise: after `close`, what rounding makes of the largest flow: the dtype's epsilon times the largest ||g * z||.
+
     Example:
         >>> import fxgrad
         >>> x = torch.ones(2, 3)
@@ -93,6 +98,7 @@ class Ledger:
         self.values = recorder.values
         self.offsets = Offsets(converted, self.values)
         self.ours, self.original = Replay(self.program.graph, self.values), self.offsets.original
+        self.noise = 0.0
         with torch.no_grad():
             self.outputs: list[Any] = list(converted.called(recorder.run, leaves))
 
@@ -121,6 +127,7 @@ class Ledger:
         rows: list[LedgerRow] = []
         sources: list[SourceRow] = []
         spoilt: Decision | None = None
+        largest = 0.0
         for node, g in zip(pytree.tree_leaves(self.program.graph.output_node().args[0]), cotangents):
             if g is None:
                 continue
@@ -137,6 +144,7 @@ class Ledger:
             g = arrived.pop(node.name)
             if _spoils(self.values[node.name], g):
                 spoilt = decision
+            largest = max(largest, size(g, self.values[node.name]))
             if node.target is operator.getitem:
                 parent, index = node.args[0], node.args[1]
                 parts = arrived.setdefault(parent.name, [None] * len(self.values[parent.name]))
@@ -151,7 +159,12 @@ class Ledger:
         if spoilt:  # the last one met on the way backwards is where it began
             value = self.values[spoilt.node]
             refuse_non_finite(value, f"the result of {spoilt.node} ({spoilt.op} at {spoilt.place})")
+        self.noise = torch.finfo(self.coarsest).eps * largest
         return rows, sources
+
+    def drowned(self, value: float) -> bool:
+        """Whether a value is hardly more than what rounding makes of the largest flow: then no error of it counts."""
+        return value < DROWNED * self.noise
 
     def _book(
         self, node: fx.Node, decision: Decision, g: Any, arrived: dict[str, Any], scale: float
@@ -203,6 +216,22 @@ def dot(g: Any, z: Any) -> float:
             return float((g.conj().to(torch.complex128) * z.to(torch.complex128)).real.sum())
         # An infinity whose cotangent is 0, as in a mask, counts as 0.
         return float(torch.where(g == 0, 0, g.double() * z.double()).sum())
+
+
+def size(g: Any, z: Any) -> float:
+    """||g * z||, over tensors or lists of them: how large what flows is, whatever cancels.
+
+    Example:
+        >>> size(torch.tensor([1.0, 1.0]), torch.tensor([3.0, -4.0]))
+        5.0
+    """
+    if g is None or z is None:
+        return 0.0
+    if isinstance(z, (list, tuple)):
+        return sum(size(gi, zi) ** 2 for gi, zi in zip(g, z)) ** 0.5
+    with torch.no_grad():
+        wide = torch.complex128 if z.is_complex() else torch.float64
+        return float(torch.where(g == 0, 0, g.to(wide) * z.to(wide)).abs().square().sum().sqrt())
 
 
 def _spoils(z: Any, g: Any) -> bool:

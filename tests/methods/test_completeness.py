@@ -90,3 +90,15 @@ def test_one_number_per_example_is_a_map_too():
     found = fxgrad.attribute(fxgrad.convert(Table().double().eval(), inputs), inputs, target=1)
     assert sorted(tuple(values.shape) for values in found.maps.values()) == [(3,), (3, 2)]
     assert found.note == "" and found.completeness_error < 1e-10
+
+
+def test_a_value_that_is_rounding_noise_is_said_without_a_warning():
+    class Equal(nn.Module):
+        def forward(self, x):
+            return nn.functional.layer_norm((x * 0.125).clamp(min=0.3), (4,)).sum(1)
+
+    x = torch.zeros(1, 4, 4, dtype=torch.float64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = fxgrad.attribute(fxgrad.convert(Equal().eval(), (x,)), (x,), target=1)
+    assert "the target's value is rounding noise of larger ones that cancel" in found.note

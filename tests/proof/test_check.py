@@ -196,3 +196,31 @@ def test_the_tolerance_follows_the_coarsest_dtype_on_the_way() -> None:
     x = torch.randn(2, 4).double()
     report = fxgrad.check(fxgrad.convert(Inside().eval(), (x,)), (x,))
     assert report.passed and report.tolerance == 1e-4
+
+
+class Equal(nn.Module):
+    """Normalizes values that are all the same wherever x is below 2.4: 0, but for rounding."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.instance_norm((x * 0.125).clamp(min=0.3))
+
+
+def test_outputs_that_are_rounding_noise() -> None:
+    libra = fxgrad.convert(Equal().eval(), (torch.zeros(1, 4, 4).double(),))
+    report = fxgrad.check(
+        libra, (torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(0)).double(),), tolerance=1e-9
+    )
+    assert 0 < abs(report.output) < 1e-12 and report.drowned and report.passed
+    assert "the outputs are rounding noise of larger values that cancel" in str(report)
+    assert json.loads(report.to_json())["drowned"] is True
+    whole = fxgrad.check(libra, (20 * torch.randn(2, 4, 4).double(),))
+    assert whole.passed and not whole.drowned and "noise" not in str(whole) and "drowned" not in whole.to_json()
+
+
+def test_a_wrong_gradient_of_small_outputs_is_no_noise() -> None:
+    tiny = nn.Sequential(nn.Linear(3, 3), nn.GELU()).double().eval()
+    with torch.no_grad():
+        tiny[0].weight.mul_(1e-12)
+    plain = fxgrad.convert(tiny, (torch.ones(1, 3).double(),), rules="gradient")
+    report = fxgrad.check(plain, (torch.ones(1, 3).double(),))
+    assert not report.drowned and not report.passed

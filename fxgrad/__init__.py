@@ -81,7 +81,7 @@ _HOMES = {
 """Public name -> the module that has it."""
 _PARTS = (
     *("errors", "kinds", "graph", "ops", "pt2", "capture", "table", "classify", "report", "module", "pipeline", "run"),
-    *("proof", "methods", "metrics", "explainer", "data", "evaluate", "zoo"),
+    *("proof", "methods", "text", "metrics", "explainer", "data", "evaluate", "zoo"),
 )
 """Modules that work after `import fxgrad` alone, such as `fxgrad.methods.METHODS`."""
 

@@ -112,7 +112,8 @@ def attribute(
         args, kwargs: inputs, as for calling the module; all examples of the batch are attributed.
         target: a class's number or name, an int64 tensor (batch,) with one class per example, None for the largest
             logit, a `Contrast`, `Token`, `Probability` or `Similarity`, or any function of the outputs that returns
-            (batch,). A list of them gives a list of attributions.
+            (batch,). A list of them gives a list of attributions, from backward passes that are batched as memory
+            allows: equal to those of single calls but for rounding.
         method: a name in `fxgrad.methods.METHODS`, or a function of your own from a `fxgrad.methods.Problem` to a
             `fxgrad.methods.Map`. The decorator `fxgrad.methods.method` says that it counts constants, or takes a layer.
             A list of them gives a list of attributions, for each target if these are a list, too; all are made from one

@@ -238,7 +238,7 @@ class Problem:
         """
         found, complete = self.memo.get("run", (None, False))
         if found is None or not found.values.keys() >= set(also) or sources > complete:
-            found = self.runs.back(self._cotangents, also, sources)
+            found = self.runs.back(self.cotangents, also, sources)
             self.memo["run"] = found, self.runs.sources
         ours: Contributions = found
         return ours
@@ -260,7 +260,8 @@ class Problem:
     def _computed(self) -> dict[Any, Any]:
         return {}
 
-    def _cotangents(self, outputs: list[Any]) -> list[Tensor | None]:
+    def cotangents(self, outputs: list[Any]) -> list[Tensor | None]:
+        """The target's cotangents at a run's flattened outputs; None for outputs that take no part."""
         spec = self.converted.classified.captured.out_spec
         if self.example is None:
             return self.aim.whole(outputs, spec)

@@ -128,6 +128,7 @@ class Together:
         self.converted, self.entries, self.anatomy = converted, entries, anatomy
         self.asked, self.caught = asked, caught
         self.runs = Runs(converted, entries, *_needed(converted, anatomy, asked), again=targets > 1)
+        self.bytes = 0
         rows = partial(size_of_batch, converted.classified, entries, anatomy)
         if anatomy.inputs and not rows():
             raise InputError(f"input {anatomy.input!r} has no examples: its first axis has size 0.")
@@ -166,12 +167,27 @@ class Together:
         found: list[Found] = [{} for _ in problems]
         for reads in (True, False):
             chosen = [i for i, asked in enumerate(self.asked) if asked.reads is reads]
-            for problem, own in zip(problems, found) if chosen else ():
+            for i, (problem, own) in enumerate(zip(problems, found)) if chosen else ():
+                if reads and i:
+                    self._run_ahead(problems[i:], chosen)
                 for way, some in _ways(problem, self.asked, chosen).items():
                     own |= self._in_one_way(problem, way, some)
-                problem.memo.pop("run", None)
+                ran = problem.memo.pop("run", None)
+                self.bytes = 0 if ran is None else ran[0].bytes
             self.runs.free()
         return found
+
+    def _run_ahead(self, problems: Sequence[Problem], chosen: Sequence[int]) -> None:
+        """Run the backward passes of the first of these problems at once, as many as the cache holds."""
+        if "run" in problems[0].memo or not self.bytes:  # it ran, or the one before needed none
+            return
+        size = self.runs.recorded().fitting(len(problems), self.bytes)
+        some = [p for p in problems[:size] if [*_ways(p, self.asked, chosen)] == [_AT_ONCE]]
+        if size < 2 or len(some) < size:
+            return
+        outputs = self.runs.recorded().outputs
+        for problem, ran in zip(some, self.runs.back_at_once([p.cotangents(outputs) for p in some])):
+            problem.memo["run"] = ran, self.runs.sources
 
     def _in_one_way(self, problem: Problem, way: str, chosen: Sequence[int]) -> Found:
         """The attributions of some methods that get the examples of a batch in the same way."""

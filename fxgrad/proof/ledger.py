@@ -228,10 +228,11 @@ def size(g: Any, z: Any) -> float:
     if g is None or z is None:
         return 0.0
     if isinstance(z, (list, tuple)):
-        return sum(size(gi, zi) ** 2 for gi, zi in zip(g, z)) ** 0.5
+        return float(sum(size(gi, zi) ** 2 for gi, zi in zip(g, z)) ** 0.5)
     with torch.no_grad():
         wide = torch.complex128 if z.is_complex() else torch.float64
-        return float(torch.where(g == 0, 0, g.to(wide) * z.to(wide)).abs().square().sum().sqrt())
+        found: float = torch.linalg.vector_norm(torch.where(g == 0, 0, g.to(wide) * z.to(wide))).item()
+        return found
 
 
 def _spoils(z: Any, g: Any) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+import contextlib
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,8 +68,16 @@ class Contributions:
     values: dict[str, Any]
     cotangents: dict[str, Any]
 
+    @property
+    def bytes(self) -> int:
+        """What the results of the backward pass take."""
+        leaves = pytree.tree_leaves((self.gradients, self.sources, self.cotangents))
+        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+
 
 Cotangents = Sequence["Tensor | None"]
+CACHED = 2**25
+"""The largest size in bytes of a batch of cotangents on a CPU; beyond the cache, batching gains nothing."""
 
 
 def refuse_unbalanced(converted: ConvertedModule, cotangents: Sequence[Any]) -> None:
@@ -91,6 +101,7 @@ class Recording:
         also: names of further nodes whose values and cotangents to return.
         sources: whether to compute the sources' contributions.
         instead: as for `Recorder`; what is given depends on nothing, so no cotangent passes it.
+        several: whether several backward passes follow, which then know how many can go at once.
 
     Attributes:
         outputs: the program's flattened outputs, detached.
@@ -110,6 +121,7 @@ class Recording:
         also: Collection[str] = (),
         sources: bool = True,
         instead: Mapping[str, Tensor] | None = None,
+        several: bool = False,
     ) -> None:
         captured = converted.classified.captured
         entries = [v.detach().requires_grad_() if d.attributed else v for v, d in zip(entries, captured.entries)]
@@ -123,7 +135,7 @@ class Recording:
         recorder = Recorder(converted.program, kept, leaves)
         # The program's own code runs faster than node by node, where no node is looked at; a trace looks at all.
         run = recorder.run if kept or leaves or transformed() else converted.program.forward
-        with torch.enable_grad():
+        with torch.enable_grad(), measuring(converted) if several else contextlib.nullcontext() as self._widest:
             self._outputs = list(converted.called(run, entries))
         self._recorded = recorder.values
         self.outputs = [detached(v) for v in self._outputs]
@@ -159,6 +171,87 @@ class Recording:
             {name: values[name] for name in self.also},
             {name: g[name] for name in self.also},
         )
+
+    def back_at_once(self, cotangents: Sequence[Cotangents]) -> list[Contributions]:
+        """`back` for several cotangents of the same outputs, all in one backward pass, by `torch.vmap`.
+
+        Args:
+            cotangents: as for `back`, one list for each; every list has None at the same places.
+
+        Raises:
+            RuntimeError: an op has no gradient that vmap can batch.
+            NotBalanceableError, NoRuleError: as for `back`.
+        """
+        given = [i for i, g in enumerate(cotangents[0]) if g is not None]
+        spec: Any = None
+        first: Any = None
+
+        def back(*stacks: Tensor) -> list[Tensor]:
+            nonlocal spec, first
+            row: list[Tensor | None] = [None] * len(self._outputs)
+            for i, g in zip(given, stacks):
+                row[i] = g
+            first = self.back(row, last=False)
+            leaves, spec = pytree.tree_flatten((first.gradients, first.sources, first.cotangents))
+            return [leaf for leaf in leaves if leaf is not None]
+
+        stacks = [torch.stack([row[i] for row in cotangents]) for i in given]  # type: ignore[misc]
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # of ops that go one by one
+            found = torch.vmap(back)(*stacks)
+        there = [leaf is not None for leaf in pytree.tree_leaves((first.gradients, first.sources, first.cotangents))]
+
+        def row(at: int) -> Contributions:
+            values = iter(found)
+            leaves = [next(values)[at] if is_there else None for is_there in there]
+            gradients, sources, arrived = pytree.tree_unflatten(leaves, spec)
+            return Contributions(self.outputs, first.inputs, gradients, sources, first.values, arrived)
+
+        return [row(at) for at in range(len(cotangents))]
+
+    def fitting(self, count: int, bytes_of_one: int = 0) -> int:
+        """How many of `count` cotangents go backward at once: as many as the cache holds, or a quarter of a GPU.
+
+        Args:
+            count: how many there are.
+            bytes_of_one: what is returned of each.
+        """
+        widest = None if self._widest is None else max(self._widest[0], bytes_of_one // 2)
+        return 1 if widest is None else at_once(count, widest, self._outputs)
+
+
+@contextlib.contextmanager
+def measuring(converted: ConvertedModule) -> Iterator[list[int]]:
+    """Measure what autograd saves of a module's forward pass: a list with the size of the largest tensor in bytes.
+
+    Its weights do not count, for their gradients are not asked for.
+    """
+    widest, weights = [0], {tensor.untyped_storage().data_ptr() for tensor in converted.state}
+
+    def measure(tensor: Tensor) -> Tensor:
+        if tensor.untyped_storage().data_ptr() not in weights:
+            widest[0] = max(widest[0], tensor.numel() * tensor.element_size())
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(measure, lambda tensor: tensor):
+        yield widest
+
+
+def at_once(count: int, widest: int, outputs: Sequence[Any]) -> int:
+    """How many cotangents to take at once; a backward pass has about two gradients of the largest size at a time.
+
+    Args:
+        count: how many there are.
+        widest: the largest tensor that the backward pass reads, in bytes.
+        outputs: on the device that computes.
+
+    Example:
+        >>> at_once(100, CACHED // 8, [torch.zeros(1)])
+        4
+    """
+    device = next(v.device for v in outputs if isinstance(v, Tensor))
+    room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CACHED
+    return max(1, min(count, room // max(2 * widest, 1)))
 
 
 def contributions(

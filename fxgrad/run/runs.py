@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -65,7 +65,8 @@ class Runs:
             self.free()
             self.reads |= set(also)
             self.sources |= sources
-            self._recording = Recording(self.converted, self.entries, self.reads, self.sources, self.instead)
+            made = Recording(self.converted, self.entries, self.reads, self.sources, self.instead, self.again)
+            self._recording = made
         return self._recording
 
     def looked(self, names: Collection[str] = ()) -> list[Any]:
@@ -102,6 +103,23 @@ class Runs:
         if not self.again:
             self.free()
         return found
+
+    def back_at_once(self, cotangents: Sequence[Cotangents]) -> list[Contributions]:
+        """The backward passes of several cotangents; one by one where an op's gradient cannot be batched.
+
+        Args:
+            cotangents: for each, one per flattened output; None for an output that takes no part.
+        """
+        recording = self.recorded()
+        alike = len({tuple(g is None for g in row) for row in cotangents}) == 1
+        try:
+            if alike:
+                return recording.back_at_once(cotangents)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # what is wrong with a single one is said below
+            pass
+        return [recording.back(row, last=False) for row in cotangents]
 
     def free(self) -> None:
         """Forget all values."""

@@ -12,10 +12,7 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.errors import InputError, first_line
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.run.recording import differentiated, refuse_unbalanced
-
-CACHED = 2**25
-"""The largest size in bytes of a batch of cotangents on a CPU; beyond the cache, batching gains nothing."""
+from fxgrad.run.recording import at_once, differentiated, measuring, refuse_unbalanced
 
 
 @dataclass(frozen=True)
@@ -75,21 +72,13 @@ def vjp(
         entries = converted.entries(args, kwargs)
     entries = [v.detach().requires_grad_() if i.attributed else v for i, v in zip(captured.entries, entries)]
     attributed = {i.name: v for i, v in zip(captured.entries, entries) if i.attributed}
-    widest = 0
-
-    def measure(tensor: Tensor) -> Tensor:
-        nonlocal widest
-        if not isinstance(tensor, torch.nn.Parameter):
-            widest = max(widest, tensor.numel() * tensor.element_size())
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(measure, lambda tensor: tensor):
+    with torch.enable_grad(), measuring(converted) as widest:
         outputs = converted.run(entries)
     leaves, spec = pytree.tree_flatten(outputs)
     count, given = _matched(leaves, pytree.tree_leaves(cotangents))
     refuse_unbalanced(converted, given)
     pairs = [(v, g) for v, g in zip(leaves, given) if g is not None and v.requires_grad]
-    size = 1 if converted.is_compiled and chunk is None else _size(chunk, count, widest, leaves)
+    size = 1 if converted.is_compiled and chunk is None else _size(chunk, count, widest[0], leaves)
     parts: dict[str, list[Tensor]] = {name: [] for name in attributed}
     for first in range(0, count, size):
         part = [g[first : first + size] for _, g in pairs]
@@ -126,10 +115,7 @@ def _size(chunk: int | None, count: int, widest: int, outputs: list[Any]) -> int
         if not isinstance(chunk, int) or chunk < 1:
             raise InputError(f"chunk is how many cotangents go backward at once, at least 1, not {chunk!r}.")
         return chunk
-    device = next(v.device for v in outputs if isinstance(v, Tensor))
-    room = torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else CACHED
-    # A backward pass has about two gradients of the largest size in memory at a time.
-    return max(1, min(count, room // max(2 * widest, 1)))
+    return at_once(count, widest, outputs)
 
 
 def _backward(outputs: list[Tensor], inputs: list[Tensor], cotangents: list[Tensor], last: bool) -> list[Tensor | None]:

@@ -1,0 +1,174 @@
+"""A language model and its tokenizer: what the model takes and knows, what it says by itself."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fxgrad.errors import InputError, one_line
+from fxgrad.module.converted import ConvertedModule
+from fxgrad.pipeline import convert
+from fxgrad.table.loading import Rules
+from fxgrad.text.prompts import Encoded
+
+NEW_TOKENS = 32
+"""How many tokens a model says without an answer, unless `generate` has max_new_tokens."""
+
+
+class Host:
+    """A model of transformers, or a ConvertedModule of one, with its tokenizer.
+
+    Args:
+        model, tokenizer, rules: as for `fxgrad.text.explain`.
+        module: what is converted, such as the model with a pooling behind it; by default the model.
+
+    Attributes:
+        called: the name of the model's class, for messages.
+        converted: the converted module; None before it is first needed.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer: Any, rules: Rules, module: nn.Module | None = None) -> None:
+        self.tokenizer, self.rules = tokenizer, rules
+        self.model = None if isinstance(model, ConvertedModule) else model
+        self.called = type(model).__name__
+        self.converted = model if isinstance(model, ConvertedModule) else None
+        self._module = module or model
+
+    def conversion(self, kwargs: dict[str, Any]) -> ConvertedModule:
+        """The converted module, which takes these inputs; converted again only if their sizes are fixed at others.
+
+        Raises:
+            InputError: a ConvertedModule was given, which does not take them.
+            CaptureError, NoRuleError, NotBalanceableError: as for `fxgrad.convert`.
+        """
+        if self.converted is not None:
+            try:
+                self.converted.classified.captured.flatten((), kwargs)
+                return self.converted
+            except InputError:
+                if self.model is None:
+                    raise
+        self.converted = convert(self._module, kwargs=_twice(kwargs), rules=self.rules)
+        return self.converted
+
+    def outputs(self, kwargs: dict[str, Any]) -> Any:
+        """What the model itself says."""
+        with torch.no_grad():
+            return self._module(**kwargs)
+
+    def given(self, name: str, value: Any) -> dict[str, Any]:
+        """The argument, if the model's forward has it."""
+        if self.converted is not None:
+            there = any(i.name == name for i in self.converted.classified.captured.inputs)
+        else:
+            there = name in inspect.signature(self._module.forward).parameters
+        return {name: value} if there else {}
+
+    def generated(self, prompt: Encoded, options: Mapping[str, Any]) -> list[int]:
+        """What the model says after a prompt, without the token that ends it.
+
+        Raises:
+            InputError: it cannot generate, its `generate` fails, or it ends at once.
+        """
+        generate = getattr(self.model, "generate", None)
+        if self.model is None or generate is None:
+            raise InputError(f"{self.called} does not generate. Give the answer, or the model of transformers itself.")
+        self.check([prompt.ids])
+        ids = torch.tensor([prompt.ids], device=self.device)
+        options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": self.padding, **options}
+        try:
+            with torch.no_grad():
+                said = generate(ids, attention_mask=torch.ones_like(ids), **options)
+        except Exception as error:
+            why = one_line(error).rstrip(".")
+            raise InputError(f"{self.called}.generate failed ({why}). Give the answer.") from error
+        behind = len(self.start()) if self._config.is_encoder_decoder else len(prompt.ids)
+        tokens: list[int] = said[0, behind:].tolist()
+        ends = {self.tokenizer.eos_token_id, self.tokenizer.pad_token_id, self.padding}
+        while tokens and tokens[-1] in ends:
+            tokens.pop()
+        if not tokens:
+            raise InputError(f"{self.called} ends at once after this prompt. Give the answer.")
+        return tokens
+
+    def start(self) -> list[int]:
+        """The tokens that a decoder begins with.
+
+        Raises:
+            InputError: the model does not say.
+        """
+        own = getattr(getattr(self.model, "generation_config", None), "decoder_start_token_id", None)
+        found = own if own is not None else getattr(self._config, "decoder_start_token_id", None)
+        if found is None:
+            raise InputError(
+                f"the config of {self.called} has no decoder_start_token_id, with which answers begin. Set it."
+            )
+        return [int(found)]
+
+    def check(self, texts: Sequence[Sequence[int]]) -> None:
+        """Check that the model has all these tokens, and room for them.
+
+        Raises:
+            InputError: it has not.
+        """
+        largest, longest = max(max(ids) for ids in texts), max(map(len, texts))
+        if largest >= self._vocabulary:
+            raise InputError(
+                f"the tokenizer has a token {largest}, and the model's vocabulary ends at {self._vocabulary - 1}: they "
+                "do not belong together. Load both from the same place."
+            )
+        room = self._room
+        if room is not None and longest > room:
+            raise InputError(
+                f"prompt and answer have {longest} tokens, and {self.called} has room for {room}. Shorten them."
+            )
+
+    @property
+    def labels(self) -> list[str] | None:
+        """The names of a classifier's classes."""
+        named = getattr(self._config, "id2label", None)
+        return None if not named else [str(named[i]) for i in sorted(named)]
+
+    @property
+    def padding(self) -> int:
+        """The token that fills up short texts; where no mask hides it, nothing looks at it."""
+        found = getattr(self.tokenizer, "pad_token_id", None)
+        return 0 if found is None or found >= self._vocabulary else int(found)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return next(iter(self._module.parameters())).device
+
+    @property
+    def _config(self) -> Any:
+        return getattr(self.model, "config", None)
+
+    @property
+    def _vocabulary(self) -> int:
+        """How many tokens the model knows."""
+        if self.model is not None:
+            return int(self.model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
+        assert self.converted is not None
+        weights = self.converted.state_dict()
+        tables = [f"{one.name}.weight" for one in self.converted.classified.captured.embedded]
+        return max((len(weights[name]) for name in tables if name in weights), default=2**31)
+
+    @property
+    def _room(self) -> int | None:
+        """How many tokens the model has positions for; None if it does not say."""
+        if self._config is None:
+            return None
+        return getattr(self._config.get_text_config(), "max_position_embeddings", None)
+
+
+def _twice(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Inputs of one prompt as those of two, since what has size 1 in the example is 1 for ever."""
+    return {
+        name: torch.cat([value, value]) if isinstance(value, Tensor) and len(value) == 1 else value
+        for name, value in kwargs.items()
+    }

@@ -31,6 +31,7 @@ SOURCES |= {".json": "json", ".cpp": "cpp", ".txt": "text", ".yaml": "yaml", ".y
 REFERENCE = {
     "fxgrad": "fxgrad",
     "methods": "fxgrad.methods",
+    "text": "fxgrad.text",
     "metrics": "fxgrad.metrics",
     "evaluate": "fxgrad.evaluate",
     "data": "fxgrad.data",

@@ -29,7 +29,7 @@ COMMANDS = {
     "check": "Convert MODEL and prove the result.",
     "convert": "Convert MODEL, report what got which rule.",
     "evaluate": "Measure attributions of MODELS: methods x policies x metrics over a data set.",
-    "explain": "Draw what in PICTURES speaks for a class.",
+    "explain": "Draw what in PICTURES, or in a text, speaks for a class, or for an answer.",
     "export": "Write MODEL and its attribution as one program, for onnxruntime, plain PyTorch or C++.",
     "rules": "Look up ops, kinds and policies.",
     "run": "Explain IMAGE by EXPLAINER, an .onnx file that `fxgrad export` wrote, in onnxruntime.",

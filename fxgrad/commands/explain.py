@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from fxgrad.commands import explanation as explaining
+from fxgrad.commands.answer import explain_text
 from fxgrad.commands.explanation import Explanation
 from fxgrad.commands.options import heading, loaded_model, method_option, model_options, prompt_option, prompted
 from fxgrad.commands.parsing import command, output_file
@@ -55,7 +56,10 @@ def _policies(context: click.Context, option: click.Parameter, value: tuple[str,
 
 @command()
 @model_options
-@click.argument("pictures", nargs=-1, required=True)
+@click.argument("pictures", nargs=-1)
+@click.option("--text", help="In place of pictures: a text, for a language model hf:NAME.")
+@click.option("--answer", metavar="TEXT", help="With --text: what follows it, or a label. Default: the model's own.")
+@click.option("--against", metavar="TEXT", help="With --text: another answer, that values are contrasted with.")
 @click.option("--target", "targets", multiple=True, metavar="CLASS", help="Its number or name. Repeatable.")
 @click.option("--top", type=click.IntRange(1), help="Without --target: so many largest logits. Default: 1; a page: 3.")
 @prompt_option
@@ -78,8 +82,8 @@ def _policies(context: click.Context, option: click.Parameter, value: tuple[str,
     "--output",
     default="explain.png",
     show_default=True,
-    callback=output_file(".png", ".pdf", ".svg", ".html", folder=True),
-    help="A picture, a page (.html), or a folder.",
+    callback=output_file(".png", ".pdf", ".svg", ".html", ".json", folder=True),
+    help="A picture, a page (.html), or a folder; of a --text, numbers (.json), too.",
 )
 @click.option("--html", "html_file", metavar="FILE", callback=output_file(".html"), help="Also write a page.")
 @click.option("--pool", type=click.IntRange(1), help="Sum over blocks of so many pixels. Default: a patch, or 1.")
@@ -87,6 +91,9 @@ def _policies(context: click.Context, option: click.Parameter, value: tuple[str,
 @click.option("--cmap", metavar="NAME", help="Of figures: a colormap of matplotlib. Default: red, blue.")
 def explain(
     pictures: tuple[str, ...],
+    text: str | None,
+    answer: str | None,
+    against: str | None,
     targets: tuple[str, ...],
     top: int | None,
     prompts: tuple[str, ...],
@@ -101,7 +108,7 @@ def explain(
     rules: tuple[str, ...],
     **which: Any,
 ) -> None:
-    """Draw what in PICTURES speaks for a class.
+    """Draw what in PICTURES, or in a text, speaks for a class, or for an answer.
 
     PICTURES are files and folders. Each is attributed by every method under every policy, by default the plain gradient
     and libragrad; if the numbers are shares of the logit, with the part of it that they do not account for.
@@ -117,7 +124,16 @@ def explain(
           --methods fullgrad_plus,tokentm -o maps
       fxgrad explain hf:OWNER/NAME cat.jpg dog.jpg --pretrained -o page.html
       fxgrad explain open_clip:ViT-B-16@openai cat.jpg --prompt "a cat"
+      fxgrad explain hf:gpt2 --pretrained --text "The sky is" \\
+          --answer " blue" -o sky.html
     """
+    if text is not None:
+        pictorial = {"PICTURES": pictures, "--target": targets, "--top": top, "--prompt": prompts, "--option": options,
+                 "--policies": policies, "--html": html_file, "--pool": pool, "--cmap": cmap}  # fmt: skip
+        _refuse_beside_text([name for name, value in pictorial.items() if value])
+        explain_text(which.pop("model"), text, answer, against, output, rules=rules, methods=methods, **which)
+        return
+    _refuse_without_text(pictures, answer, against, output)
     if bool(targets) + bool(prompts) + (top is not None) > 1:
         raise InputError("--target and --prompt are two ways to say what to explain, --top a third. Give one of them.")
     if cmap is not None:
@@ -143,6 +159,20 @@ def explain(
         show(len(files), len(files), "writing")
         written = result.write()
     say("\n".join([heading(loaded), *result.said(), *(f"wrote {path}" for path in written)]))
+
+
+def _refuse_beside_text(given: Sequence[str]) -> None:
+    if given:
+        raise InputError(f"--text is in place of pictures, and {given[0]} is for these. Leave it out.")
+
+
+def _refuse_without_text(pictures: Sequence[str], answer: str | None, against: str | None, output: str) -> None:
+    if answer is not None or against is not None:
+        raise InputError(f"{'--answer' if answer is not None else '--against'} is what follows a --text. Give one.")
+    if not pictures:
+        raise InputError("there is nothing to explain. Give pictures, files or folders, or a --text.")
+    if Path(output).suffix == ".json":
+        raise InputError(f"{output}: numbers are written of a --text. Pictures have a folder, with a manifest.")
 
 
 def _spare(files: Sequence[Path], outputs: Sequence[str]) -> None:

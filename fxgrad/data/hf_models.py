@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,32 @@ def hf_model(wanted: Wanted) -> Built:
     return Built(Logits(model, config.num_labels), preprocess, weights, names, holder=model)
 
 
+def hf_language_model(wanted: Wanted, texts: Sequence[str]) -> tuple[nn.Module, Any, str]:
+    """A language model of transformers, as its config names it, and its tokenizer.
+
+    Args:
+        wanted: as for `hf_model`; a folder or repository, which has a tokenizer.
+        texts: of which the tokenizer is to know words.
+
+    Returns:
+        (the model, the tokenizer, where the weights come from).
+
+    Raises:
+        CaptureError: as for `hf_model`, or there is no tokenizer.
+    """
+    transformers = _transformers()
+    place = _Place(transformers, wanted.name)
+    config = place.config(transformers, wanted)
+    tokenizer = place.words(transformers, wanted, texts)
+    named = [getattr(transformers, name, None) for name in config.architectures or ()]
+    auto = next((one for one in named if one is not None), None) or text_model(transformers, config, False)
+    if auto is None:
+        raise CaptureError(f"{wanted.spec}: transformers has no language model of the type {config.model_type}.")
+    with _quiet(transformers):
+        model, weights = _model(place, auto, config, wanted)
+    return model, tokenizer, weights
+
+
 class _Place:
     """Where a model's files are: a folder, the hub or its cache; or nowhere, for a type of model."""
 
@@ -144,25 +170,30 @@ class _Place:
         """The tokenizer, which pads to the text tower's own length; it is read when there are texts."""
 
         def tokenize(texts: list[str]) -> Tensor:
-            if self.type:
-                raise CaptureError(
-                    f"{wanted.spec} has no tokenizer: its folder or repository has. Give one of them, with or without "
-                    "--pretrained, such as hf:openai/clip-vit-base-patch32."
-                )
-            try:
-                found = self.read(transformers.AutoTokenizer.from_pretrained)
-            except Exception as error:
-                cause = one_line(error) if self.reachable else "the hub is out of reach, and its cache does not have it"
-                raise CaptureError(f"the tokenizer of {wanted.spec} cannot be had ({cause}). {_FILES}") from error
-            for text in texts:
-                words = found(text, add_special_tokens=False).input_ids
-                if set(words) <= {found.unk_token_id}:  # without files, transformers makes a tokenizer of no words
-                    raise CaptureError(f"the tokenizer of {wanted.spec} knows no word of {text!r}. {_FILES}")
+            found = self.words(transformers, wanted, texts)
             longest = config.text_config.max_position_embeddings
             ids = found(texts, padding="max_length", truncation=True, max_length=longest, return_tensors="pt").input_ids
             return torch.as_tensor(ids)
 
         return tokenize
+
+    def words(self, transformers: Any, wanted: Wanted, texts: Sequence[str]) -> Any:
+        """The tokenizer as it is, which knows words of these texts."""
+        if self.type:
+            raise CaptureError(
+                f"{wanted.spec} has no tokenizer: its folder or repository has. Give one of them, with or without "
+                "--pretrained, such as hf:openai/clip-vit-base-patch32."
+            )
+        try:
+            found = self.read(transformers.AutoTokenizer.from_pretrained)
+        except Exception as error:
+            cause = one_line(error) if self.reachable else "the hub is out of reach, and its cache does not have it"
+            raise CaptureError(f"the tokenizer of {wanted.spec} cannot be had ({cause}). {_FILES}") from error
+        for text in texts:
+            known = found(text, add_special_tokens=False).input_ids
+            if set(known) <= {found.unk_token_id}:  # without files, transformers makes a tokenizer of no words
+                raise CaptureError(f"the tokenizer of {wanted.spec} knows no word of {text!r}. {_FILES}")
+        return found
 
     def preprocessing(self, transformers: Any, wanted: Wanted, config: Any) -> Preprocessing:
         own = getattr(config, "vision_config", config)
@@ -188,7 +219,8 @@ def _model(place: _Place, auto: Any, config: Any, wanted: Wanted) -> tuple[nn.Mo
         )
     try:
         if not wanted.pretrained:
-            return auto.from_config(config), "random"
+            make = getattr(auto, "from_config", auto)
+            return make(config), "random"
         return place.read(auto.from_pretrained, config=config), "pretrained"
     except Exception as error:
         if wanted.pretrained:

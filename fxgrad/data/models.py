@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fxgrad.data.checkpoints import fit_checkpoint, read_checkpoint
 from fxgrad.data.clip import Clip
 from fxgrad.data.factory import load_object
-from fxgrad.data.hf_models import hf_model
+from fxgrad.data.hf_models import hf_language_model, hf_model
 from fxgrad.data.hf_texts import TokenIds
 from fxgrad.data.open_clip_models import open_clip_model, twin_of
 from fxgrad.data.pictures import Preprocessing, Size
@@ -160,6 +160,44 @@ def load_model(
     transform = built.preprocess.transform
     preprocess = replace(built.preprocess, transform=lambda image: transform(image).to(device, dtype))
     return LoadedModel(model, spec, preprocess, built.class_names, weights, device, dtype, seed)
+
+
+def load_language_model(
+    spec: str,
+    pretrained: bool = False,
+    *,
+    texts: Sequence[str] = (),
+    checkpoint: str | Path | None = None,
+    strip_prefix: str = "",
+    num_classes: int | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> tuple[nn.Module, Any, str]:
+    """A language model of transformers and its tokenizer, for `fxgrad.text.explain`.
+
+    Args:
+        spec: `hf:NAME` or `hf:FOLDER`, with files of a tokenizer.
+        texts: of which the tokenizer is to know words.
+        pretrained, checkpoint, strip_prefix, num_classes, device, dtype, seed: as for `load_model`.
+
+    Returns:
+        (the model in eval mode, its tokenizer, where its weights come from).
+
+    Raises:
+        CaptureError: as for `load_model`; it is no model of transformers, or has no tokenizer.
+    """
+    wanted = _wanted(spec, pretrained, checkpoint, num_classes, None)
+    if wanted.source != "hf":
+        raise CaptureError(f"texts are for models of transformers, hf:NAME or hf:FOLDER; {spec} is none.")
+    state = None if checkpoint is None else read_checkpoint(checkpoint)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, tokenizer, weights = hf_language_model(wanted, texts)
+    if checkpoint is not None and state is not None:
+        fit_checkpoint(model, state, checkpoint, strip_prefix)
+        weights = str(checkpoint)
+    return _placed(model.eval(), torch.device(device), dtype), tokenizer, weights
 
 
 def _wanted(

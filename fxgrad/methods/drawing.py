@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any
@@ -193,7 +194,8 @@ def write(figure: Any, path: str | Path | IO[bytes], about: str = "") -> None:
     ending = Path(path).suffix if isinstance(path, (str, Path)) else ".png"
     metadata = {**_DATES.get(ending, {}), **({_ABOUT[ending]: about} if about and ending in _ABOUT else {})}
     try:
-        with matplotlib.rc_context(_SETTINGS):
+        with matplotlib.rc_context(_SETTINGS), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from", UserWarning)  # a box stands for it
             figure.savefig(path, metadata=metadata or None)
     except (OSError, ValueError) as error:
         raise InputError(f"the picture cannot be written to {path}: {error}") from error

@@ -10,9 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fxgrad.methods.drawing import Drawing, full_at, named, write
-
-LONGEST = 18
-"""Characters of a word that are shown."""
+from fxgrad.text.pieces import shown
 
 
 def heat_map(
@@ -59,14 +57,3 @@ def heat_map(
     if path is not None:
         write(figure, path)
     return figure
-
-
-def shown(token: str) -> str:
-    """A token as it is written beside the matrix.
-
-    Example:
-        >>> shown(" sky"), shown("\\n")
-        ('sky', '\\\\n')
-    """
-    text = token.strip(" ").replace("\n", "\\n").replace("\t", "\\t") or "␣"
-    return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"

@@ -62,6 +62,17 @@ def sentences(tokens: Sequence[str]) -> list[Span]:
     return _grouped(tokens, _another_sentence)
 
 
+def shown(token: str, longest: int = 18) -> str:
+    """A token as it is written beside a number: without spaces around it, on one line, at most so long.
+
+    Example:
+        >>> shown(" sky"), shown("\\n"), shown("  ")
+        ('sky', '⏎', '␣')
+    """
+    text = "".join("⏎" if c == "\n" else c if c.isprintable() else "�" for c in token.strip(" ")) or "␣"
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
+
+
 def _grouped(tokens: Sequence[str], another: Callable[[str, str], bool]) -> list[Span]:
     starts = [i for i, token in enumerate(tokens) if i == 0 or another(tokens[i - 1], token)]
     return list(zip(starts, [*starts[1:], len(tokens)]))

@@ -1,0 +1,84 @@
+"""What `fxgrad explain MODEL --text` does: a text, an answer, and what each word gives to it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fxgrad.commands.printing import say
+from fxgrad.commands.terminal import stage, write
+from fxgrad.data.models import load_language_model
+from fxgrad.errors import InputError
+from fxgrad.text import Explanation, explain
+from fxgrad.text.pieces import shown
+
+MOST = 3
+"""How many words are printed for each word of the answer."""
+
+
+def explain_text(
+    model: str,
+    text: str,
+    answer: str | None,
+    against: str | None,
+    output: str,
+    *,
+    rules: tuple[str, ...],
+    methods: tuple[str, ...],
+    dtype: str,
+    **which: Any,
+) -> None:
+    """Explain an answer, and write a picture, a page or its numbers.
+
+    Args:
+        model: hf:NAME or hf:FOLDER.
+        text, answer, against: as for `fxgrad.text.explain`; "" and None is no answer.
+        output: path of the file; its ending says what to write.
+        rules, methods: of which there is one.
+        dtype: of the model.
+        **which: for `load_language_model`.
+
+    Raises:
+        InputError: there are several methods, no such folder; and as for `fxgrad.text.explain`.
+    """
+    if len(methods) > 1:
+        raise InputError("--text takes one of --methods: the picture of an answer is a matrix already. Give one.")
+    if which.pop("input_size", None):
+        raise InputError("--input-size is for pictures. Leave it out with --text.")
+    if not Path(output).suffix:
+        raise InputError(f"{output} must end in one of .html, .json, .png, .pdf, .svg: the ending says what to write.")
+    with stage(f"loading {model}"):
+        texts = [part for part in (text, answer) if part]
+        net, tokenizer, weights = load_language_model(model, texts=texts, dtype=getattr(torch, dtype), **which)
+    with stage(f"explaining {model}"):
+        found = explain(net, tokenizer, text, answer, rules=rules, against=against, method=methods[0])
+        words = found.words()
+    _write(words, Path(output))
+    kind = "random weights" if weights == "random" else f"weights: {weights}"
+    say("\n".join([f"{model}: {kind}", *_rows(words), *_error(words), f"wrote {output}"]))
+
+
+def _write(found: Explanation, path: Path) -> None:
+    if path.suffix == ".html":
+        found.html(path)
+    elif path.suffix == ".json":
+        write(path, found.to_json() + "\n")
+    else:
+        found.plot(path)
+
+
+def _rows(found: Explanation) -> list[str]:
+    """Each word of the answer, its value, and what gives most to it."""
+    rows = []
+    for word, value, shares in zip(found.answer_tokens, found.values.tolist(), found.matrix):
+        largest = shares.abs().argsort(descending=True)[:MOST].tolist()
+        given = ", ".join(f"{shown(found.columns[i])} {float(shares[i]):+.3g}" for i in largest if shares[i] != 0)
+        rows.append(f"{shown(word)}: {value:.4g}{', most of it from ' if given else ''}{given}")
+    return rows
+
+
+def _error(found: Explanation) -> list[str]:
+    error = found.completeness_error
+    return [] if error is None else [f"completeness error: {error:#.2g}"]

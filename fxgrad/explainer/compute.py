@@ -86,6 +86,7 @@ class Explanation(nn.Module):
 
 
 def _of_blocks(map: Tensor, shares: Tensor | None, y: Tensor, completeness: bool) -> dict[str, Tensor]:
+    map = map.to(y.dtype)
     if shares is None or not completeness:
         return {"attribution": map}
     return {"attribution": map, "completeness_error": _relative(y - shares.to(y.dtype), y)}

@@ -17,6 +17,7 @@ from fxgrad.methods.parts import BLOCKS, INPUTS, NOTHING
 from fxgrad.methods.placing import resample
 from fxgrad.methods.problem import Problem
 from fxgrad.run.recording import Contributions
+from fxgrad.run.sources import wide
 
 
 @method(of_inputs=True, reads=INPUTS)
@@ -54,13 +55,15 @@ def input_x_gradient(problem: Problem, at: str = "input") -> Map:
     found = problem.run([chosen.node], sources=True)
     value, g = found.values[chosen.node], found.cotangents[chosen.node]
     behind = problem.behind(chosen.node)
-    map = chosen.map({chosen.node: torch.zeros_like(value) if g is None else value * g}, problem.kept(found, behind))
+    map = chosen.map(
+        {chosen.node: torch.zeros_like(value) if g is None else wide(value) * g}, problem.kept(found, behind)
+    )
     return replace(map, maps=problem.beside(found, behind))
 
 
 def products(problem: Problem, found: Contributions) -> dict[str, Tensor]:
     """sum_c x * dy/dx of every input."""
-    return _maps(problem, {name: x * found.gradients[name] for name, x in found.inputs.items()})
+    return _maps(problem, {name: wide(x) * found.gradients[name] for name, x in found.inputs.items()})
 
 
 @method(of_inputs=True, reads=NOTHING, steps="n_steps")

@@ -26,6 +26,7 @@ from fxgrad.methods.targets import Scored
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.recording import Contributions
 from fxgrad.run.runs import Runs
+from fxgrad.run.sources import wide
 
 Result = TypeVar("Result")
 
@@ -341,7 +342,7 @@ class Problem:
     def beside(self, found: Contributions, nodes: set[str]) -> dict[str, Tensor]:
         """The maps of the contributions of attributed inputs among `nodes` that are not main."""
         others = [n for n in self.attributed if n not in self.main and self.inputs[n].name in nodes]
-        return {name: self.reduced(name, found.inputs[name] * found.gradients[name]) for name in others}
+        return {name: self.reduced(name, wide(found.inputs[name]) * found.gradients[name]) for name in others}
 
     def placed(self, found: Contributions, nodes: set[str]) -> tuple[Tensor, Tensor]:
         """The contributions of the constants of some nodes: (per token, the rest).

@@ -56,14 +56,27 @@ def reads(converted: ConvertedModule) -> set[str]:
 
 
 def products(pairs: Pairs) -> tuple[Tensor, ...]:
-    """g * b of every pair, added up to one tensor if all shapes are equal; the real part of complex ones."""
+    """g * b of every pair, added up to one tensor if all shapes are equal; the real part of complex ones.
+
+    Of half precision, in float32: what adds up to a value is not rounded before it is added.
+    """
     flat: list[tuple[Tensor, Tensor]] = []
     for g, b in pairs:
         items = zip(g, b) if isinstance(b, (list, tuple)) else [(g, b)]
         flat += [(gi, bi) for gi, bi in items if gi is not None]
-    parts = [(g.conj() * b).real if b.is_complex() else torch.where(g == 0, 0, g * b) for g, b in flat]
+    parts = [(g.conj() * b).real if b.is_complex() else torch.where(g == 0, 0, wide(g) * b) for g, b in flat]
     alike = all(part.shape == parts[0].shape for part in parts)
     return (torch.stack(parts).sum(0),) if alike and len(parts) > 1 else tuple(parts)
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor, of half precision as float32.
+
+    Example:
+        >>> wide(torch.zeros(1, dtype=torch.bfloat16)).dtype, wide(torch.zeros(1, dtype=torch.float64)).dtype
+        (torch.float32, torch.float64)
+    """
+    return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def detached(leaf: Any) -> Any:

@@ -38,8 +38,8 @@ def explain(
             for questions finds a span, a row for its start and one for its end. Of an encoder without a head, the
             answer is another text, and the likeness of both is explained.
         tokenizer: the model's, of transformers.
-        prompt: a text, a pair of texts, the messages of a chat (written by the tokenizer's template), or token ids. A
-            list of them is a batch.
+        prompt: a text, a pair of texts, the messages of a chat (written by the tokenizer's template), or token ids; for
+            models of speech, features (mel, frames). A list of them is a batch.
         answer: a text, or token ids; for classifiers, a label or its number. By default what the model says itself:
             what it generates, its likeliest label, tokens or span. With a batch, a list.
         rules: the policy, as for `fxgrad.convert`; a ConvertedModule keeps its own.

@@ -77,12 +77,16 @@ class Host:
         generate = getattr(self.model, "generate", None)
         if self.model is None or generate is None:
             raise InputError(f"{self.called} does not generate. Give the answer, or the model of transformers itself.")
-        self.check([prompt.ids])
-        ids = torch.tensor([prompt.ids], device=self.device)
+        if prompt.features is None:
+            self.check([prompt.ids])
+            ids = torch.tensor([prompt.ids], device=self.device)
+            given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        else:
+            given = {self.main: self.placed([prompt.features])}
         options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": self.padding, **options}
         try:
             with torch.no_grad():
-                said = generate(ids, attention_mask=torch.ones_like(ids), **options)
+                said = generate(**given, **options)
         except Exception as error:
             why = one_line(error).rstrip(".")
             raise InputError(f"{self.called}.generate failed ({why}). Give the answer.") from error
@@ -126,6 +130,28 @@ class Host:
             raise InputError(
                 f"prompt and answer have {longest} tokens, and {self.called} has room for {room}. Shorten them."
             )
+
+    @property
+    def main(self) -> str:
+        """The name of the model's main input, such as input_features.
+
+        Raises:
+            InputError: it takes token ids only.
+        """
+        found = str(getattr(self.model, "main_input_name", "input_ids"))
+        if found == "input_ids":
+            raise InputError(f"{self.called} takes texts, and no features of sound. Give a text, or token ids.")
+        return found
+
+    def placed(self, features: Sequence[Tensor]) -> Tensor:
+        """Features of sound as a batch, where the model is, in its dtype.
+
+        Raises:
+            InputError: they differ in shape.
+        """
+        if len({one.shape for one in features}) > 1:
+            raise InputError(f"the features differ in shape: {', '.join(str(tuple(f.shape)) for f in features)}.")
+        return torch.stack(list(features)).to(next(iter(self._module.parameters())))
 
     @property
     def labels(self) -> list[str] | None:

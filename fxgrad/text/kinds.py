@@ -44,13 +44,12 @@ def seq2seq(host: Host, prompts: list[Encoded], answers: Answers, against: Answe
     """An encoder and a decoder: the prompt is the encoder's, the answer follows the decoder's start."""
     start = host.start()
     said = [answered(host.tokenizer, a) for a in answers]
-    host.check([p.ids for p in prompts])
-    host.check([[*start, *a] for a in said])
+    host.check([*([*start, *a] for a in said), *(p.ids for p in prompts if p.features is None)])
     given = padded([[*start, *a[:-1]] for a in said], host.padding, host.device)
     kwargs = {**_encoder_inputs(host, prompts), "decoder_input_ids": given, **host.given("use_cache", False)}
     rows = [[len(start) - 1 + i for i in range(len(a))] for a in said]
     answer = [pieces(host.tokenizer, a) for a in said]
-    before = [(*pieces(host.tokenizer, p.ids), *pieces(host.tokenizer, start)) for p in prompts]
+    before = [(*_source(host, p), *pieces(host.tokenizer, start)) for p in prompts]
     columns = [(*b, *a[:-1]) for b, a in zip(before, answer)]
     return Question(
         kwargs, columns, [len(b) for b in before], answer, _last(rows, host.device), _last(said, host.device), plain,
@@ -233,8 +232,17 @@ def _kind_of_converted(model: ConvertedModule) -> Ask:
     return classes if outputs[0].meta["val"].dim() == 2 else masked
 
 
+def _source(host: Host, prompt: Encoded) -> tuple[str, ...]:
+    """The tokens of a prompt as text; of sound, the numbers of its frames."""
+    if prompt.features is None:
+        return pieces(host.tokenizer, prompt.ids)
+    return tuple(f" frame {i}" for i in range(prompt.features.shape[1]))
+
+
 def _encoder_inputs(host: Host, prompts: list[Encoded]) -> dict[str, Any]:
-    """Ids, with a mask of the padding, and types if the model takes them."""
+    """Ids, with a mask of the padding, and types if the model takes them; or features of sound."""
+    if heard := [p.features for p in prompts if p.features is not None]:
+        return {host.main: host.placed(heard)}
     ids = padded([p.ids for p in prompts], host.padding, host.device)
     mask = padded([[1] * len(p.ids) for p in prompts], 0, host.device)
     found = {"input_ids": ids, **host.given("attention_mask", mask)}

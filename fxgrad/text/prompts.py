@@ -12,7 +12,7 @@ from torch import Tensor
 from fxgrad.errors import InputError, first_line
 
 Prompt = Union[str, "tuple[str, str]", "list[Mapping[str, Any]]", "Sequence[int]", Tensor]
-"""A text, a pair of texts, the messages of a chat, or token ids."""
+"""A text, a pair of texts, the messages of a chat, token ids, or features of sound (features, frames)."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,12 @@ class Encoded:
     Attributes:
         ids: its token ids, special tokens among them.
         types: which of two texts each belongs to, for tokenizers that say so.
+        features: in the place of ids, what a model of speech hears, (features, frames).
     """
 
     ids: list[int]
     types: list[int] | None = None
+    features: Tensor | None = None
 
 
 def encoded(tokenizer: Any, prompt: Prompt | Sequence[Prompt]) -> tuple[list[Encoded], bool]:
@@ -33,7 +35,7 @@ def encoded(tokenizer: Any, prompt: Prompt | Sequence[Prompt]) -> tuple[list[Enc
 
     Args:
         tokenizer: of transformers.
-        prompt: see `Prompt`; a list of prompts, or ids (batch, tokens), is a batch.
+        prompt: see `Prompt`; a list of prompts, ids (batch, tokens), or features (batch, features, frames) is a batch.
 
     Returns:
         (the prompts, whether they are a batch).
@@ -41,13 +43,13 @@ def encoded(tokenizer: Any, prompt: Prompt | Sequence[Prompt]) -> tuple[list[Enc
     Raises:
         InputError: a prompt is empty, or of no known form; the tokenizer has no template for chats.
     """
-    several = (isinstance(prompt, Tensor) and prompt.dim() == 2) or (
+    several = (isinstance(prompt, Tensor) and prompt.dim() == 2 + prompt.is_floating_point()) or (
         isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], (int, Mapping))
     )
     each: Any = prompt if several else [prompt]
     found = [_one(tokenizer, one) for one in each]
     for i, one in enumerate(found):
-        if not one.ids:
+        if not one.ids and one.features is None:
             which = f"prompt {i}" if several else "the prompt"
             raise InputError(f"{which} is empty: there is no token before the answer. Give one word at least.")
     return found, several
@@ -60,12 +62,14 @@ def _one(tokenizer: Any, prompt: Any) -> Encoded:
         return _tokens(tokenizer, *prompt)
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping):
         return Encoded(_chat(tokenizer, prompt))
+    if isinstance(prompt, Tensor) and prompt.is_floating_point() and prompt.dim() == 2:
+        return Encoded([], features=prompt)
     ids = prompt.tolist() if isinstance(prompt, Tensor) and prompt.dim() == 1 else prompt
     if isinstance(ids, (list, tuple)) and all(isinstance(i, int) for i in ids):
         return Encoded(list(ids))
     raise InputError(
-        "a prompt is a text, a pair of texts, a list of messages {'role': ..., 'content': ...}, or token ids; a list "
-        f"of prompts is a batch. This one is {type(prompt).__name__}."
+        "a prompt is a text, a pair of texts, a list of messages {'role': ..., 'content': ...}, token ids, or features "
+        f"of sound (features, frames); a list of prompts is a batch. This one is {type(prompt).__name__}."
     )
 
 

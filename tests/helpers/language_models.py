@@ -55,6 +55,10 @@ T5 = {
     "vocab_size": V, "d_model": 16, "d_kv": 4, "d_ff": 32, "num_layers": 2, "num_heads": 4, "dropout_rate": 0.0,
     "decoder_start_token_id": 0,
 }  # fmt: skip
+WHISPER = {
+    **{k: v for k, v in TWO.items() if k != "max_position_embeddings"}, "num_mel_bins": 8, "max_source_positions": 16,
+    "max_target_positions": 32, "suppress_tokens": None, "begin_suppress_tokens": None,
+}  # fmt: skip
 GPT2 = {
     "vocab_size": V, "n_positions": 64, "n_embd": 16, "n_layer": 2, "n_head": 4, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
@@ -76,6 +80,7 @@ BUILD: dict[str, Callable[[], nn.Module]] = {
     "mixtral": lambda: tr.MixtralForCausalLM(tr.MixtralConfig(**CAUSAL, num_local_experts=4, num_experts_per_tok=2)),
     "t5": lambda: tr.T5ForConditionalGeneration(tr.T5Config(**T5)),
     "bart": lambda: tr.BartForConditionalGeneration(tr.BartConfig(**TWO)),
+    "whisper": lambda: tr.WhisperForConditionalGeneration(tr.WhisperConfig(**WHISPER)),
     "bert": lambda: tr.BertForSequenceClassification(tr.BertConfig(**ENCODER)),
     "masked": lambda: tr.BertForMaskedLM(tr.BertConfig(**ENCODER)),
     "tokens": lambda: tr.BertForTokenClassification(tr.BertConfig(**ENCODER)),

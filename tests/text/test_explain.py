@@ -15,11 +15,13 @@ from fxgrad.text import Explainer, Explanation, explain
 from fxgrad.text.prompts import encoded
 from tests.helpers.language_models import IN_FLOAT32, model, tokenizer
 
+SOUND = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0)).double()
 SAYING = ["llama", "qwen3", "gemma3", "gpt2", "mamba", "mixtral", "t5", "bart"]
 PROMPTS = ["the sky is", "one two three four five"]
 ANSWERS = [" blue and unlikely", " seven red"]
 ASKED: dict[str, tuple[list[Any], list[Any]]] = {
     **dict.fromkeys(SAYING, (PROMPTS, ANSWERS)),
+    "whisper": ([*SOUND], [" blue and", " seven"]),
     "bert": (PROMPTS, [1, "LABEL_2"]),
     "masked": (["the [MASK] is[MASK].", "one[MASK][MASK] two three"], [" sky blue", " six six"]),
     "tokens": (PROMPTS, ["LABEL_0", None]),
@@ -155,6 +157,17 @@ def test_an_encoder_and_a_decoder_have_both_sides() -> None:
     assert len(found.prompt_tokens) == len(source) + 1 and found.prompt_tokens[-1] == "</s>"
     assert found.columns[found.prompt :] == found.answer_tokens[:-1]
     assert not found.matrix[0, found.prompt :].any() and found.matrix[-1].ne(0).all()
+
+
+def test_sound_has_frames() -> None:
+    net, words = of("whisper")
+    found = explain(net, words, SOUND[0], " blue red")
+    assert found.columns[:2] == (" frame 0", " frame 1") and found.prompt == 33 and error(found) < 1e-9
+    source = found.matrix[:, :32]
+    assert bool(source.ne(0).all()) and len(found.words().prompt_tokens) == 33
+    assert explain(net, words, SOUND[0], generate={"max_new_tokens": 3, "min_new_tokens": 3}).answer_tokens
+    with pytest.raises(fxgrad.InputError, match="GPT2LMHeadModel takes texts, and no features of sound"):
+        explain(*of("gpt2"), SOUND[0])
 
 
 def test_hops_hand_on_what_spoke_for_a_token() -> None:

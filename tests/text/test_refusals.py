@@ -70,7 +70,7 @@ def test_models_that_say_nothing_themselves() -> None:
     found = explain(libra, tokenizer(), "the sky", " blue")
     assert torch.allclose(found.matrix, explain(model("gpt2"), tokenizer(), "the sky", " blue").matrix, atol=1e-9)
     silent = model("gpt2")
-    silent.generate = lambda ids, **_: torch.cat([ids, torch.tensor([[2]])], 1)  # type: ignore[operator, assignment]
+    silent.generate = lambda input_ids, **_: torch.cat([input_ids, torch.tensor([[2]])], 1)  # type: ignore[operator, assignment]
     with pytest.raises(fxgrad.InputError, match=r"ends at once after this prompt\. Give the answer"):
         explain(silent, tokenizer(), "the sky")
     two = fxgrad.convert(model("bart"), kwargs={"input_ids": ids, "decoder_input_ids": ids, "use_cache": False})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -61,12 +62,14 @@ class Host:
             return self._module(**kwargs)
 
     def given(self, name: str, value: Any) -> dict[str, Any]:
-        """The argument, if the model's forward has it."""
-        if self.converted is not None:
-            there = any(i.name == name for i in self.converted.classified.captured.inputs)
-        else:
-            there = name in inspect.signature(self._module.forward).parameters
-        return {name: value} if there else {}
+        """The argument, if the model's forward, or the ConvertedModule that was given, has it."""
+        return {name: value} if name in self._arguments else {}
+
+    @cached_property
+    def _arguments(self) -> set[str]:
+        if self.model is None and self.converted is not None:
+            return {i.name for i in self.converted.classified.captured.inputs}
+        return set(inspect.signature(self._module.forward).parameters)
 
     def generated(self, prompt: Encoded, options: Mapping[str, Any]) -> list[int]:
         """What the model says after a prompt, without the token that ends it.

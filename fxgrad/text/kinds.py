@@ -29,6 +29,8 @@ def causal(host: Host, prompts: list[Encoded], answers: Answers, against: Answer
     ids = padded([text[:-1] for text in texts], host.padding, host.device)
     first = min(len(p.ids) for p in prompts) - 1
     kwargs: dict[str, Any] = {"input_ids": ids, **host.given("use_cache", False)}
+    if host.model is None:  # a module that was converted with a mask wants one
+        kwargs |= host.given("attention_mask", padded([[1] * (len(text) - 1) for text in texts], 0, host.device))
     kwargs |= host.given("logits_to_keep", torch.arange(first, ids.shape[1], device=host.device))
     start = first if "logits_to_keep" in kwargs else 0
     rows = [[len(p.ids) - 1 - start + i for i in range(len(a))] for p, a in zip(prompts, said)]
@@ -190,7 +192,14 @@ ENDINGS: Mapping[str, Ask] = {
 """In the name of a class of transformers -> what it is asked."""
 
 
-SAYING = (causal, seq2seq)
+def causal_or_masked(host: Host, prompts: list[Encoded], answers: Answers, against: Answers) -> Question:
+    """A converted module with logits for each token: a masked model, where the prompts have masks."""
+    mask = getattr(host.tokenizer, "mask_token_id", None)
+    filling = mask is not None and all(mask in p.ids for p in prompts)
+    return (masked if filling else causal)(host, prompts, answers, against)
+
+
+SAYING = (causal, causal_or_masked, seq2seq)
 """Those of models that generate an answer."""
 
 
@@ -226,10 +235,8 @@ def _kind_of_converted(model: ConvertedModule) -> Ask:
             "a converted module of an encoder and a decoder does not say how its answers begin. Pass the model itself; "
             "fxgrad.text.Explainer converts it once for all prompts."
         )
-    if "logits_to_keep" in names or "attention_mask" not in names:
-        return causal
     outputs: Any = model.classified.captured.graph.output_node().args[0]
-    return classes if outputs[0].meta["val"].dim() == 2 else masked
+    return classes if outputs[0].meta["val"].dim() == 2 else causal_or_masked
 
 
 def _source(host: Host, prompt: Encoded) -> tuple[str, ...]:
@@ -245,9 +252,16 @@ def _encoder_inputs(host: Host, prompts: list[Encoded]) -> dict[str, Any]:
         return {host.main: host.placed(heard)}
     ids = padded([p.ids for p in prompts], host.padding, host.device)
     mask = padded([[1] * len(p.ids) for p in prompts], 0, host.device)
+    types = padded([p.types or [0] * len(p.ids) for p in prompts], 0, host.device)
     found = {"input_ids": ids, **host.given("attention_mask", mask)}
     if all(p.types is not None for p in prompts):
-        found |= host.given("token_type_ids", padded([p.types or [] for p in prompts], 0, host.device))
+        found |= host.given("token_type_ids", types)
+    for name, needed in (("attention_mask", not mask.all()), ("token_type_ids", types.any())):
+        if host.model is None and needed and name not in found:
+            raise InputError(
+                f"the converted module takes no {name}, which these prompts need. Convert it with one, pass the model "
+                "itself, or give prompts of one length, one text each."
+            )
     return found
 
 

@@ -34,7 +34,8 @@ def tokenizer(wrapped: bool = False) -> Any:
         pair = "<s> $A </s> $B:1 </s>:1"
         bpe.post_processor = processors.TemplateProcessing(single="<s> $A </s>", pair=pair, special_tokens=ends)
     names = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "mask_token": "[MASK]"}
-    return tr.PreTrainedTokenizerFast(tokenizer_object=bpe, **names)
+    gives = ["input_ids", *(["token_type_ids"] if wrapped else []), "attention_mask"]
+    return tr.PreTrainedTokenizerFast(tokenizer_object=bpe, model_input_names=gives, **names)
 
 
 V = len(tokenizer())

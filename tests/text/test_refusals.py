@@ -11,7 +11,7 @@ from torch import nn
 pytest.importorskip("transformers")
 
 import fxgrad
-from fxgrad.text import explain
+from fxgrad.text import Explainer, explain
 from tests.helpers.language_models import CAUSAL, model, tokenizer
 
 LONG = "one two three four five six seven " * 20
@@ -94,3 +94,34 @@ def test_the_vocabulary_is_known_of_a_converted_module() -> None:
     libra = fxgrad.convert(model("gpt2"), kwargs={"input_ids": ids, "use_cache": False})
     with pytest.raises(fxgrad.InputError, match=rf"the model's vocabulary ends at {CAUSAL['vocab_size'] - 1}"):
         explain(libra, tokenizer(), [1, 2, 10**6], " blue")
+
+
+def test_a_converted_module_gets_all_that_its_prompts_need() -> None:
+    """Never a batch without the mask of its padding, nor a pair without its types."""
+    ids = torch.zeros(2, 4, dtype=torch.long)
+    words = tokenizer(wrapped=True)
+    bare = fxgrad.convert(model("bert"), kwargs={"input_ids": ids})
+    alone = explain(bare, words, "the sky is", 1)
+    assert torch.allclose(alone.values, explain(model("bert"), words, "the sky is", 1).values, atol=1e-9)
+    assert alone.completeness_error is not None and alone.completeness_error < 1e-9
+    with pytest.raises(fxgrad.InputError, match="takes no attention_mask, which these prompts need"):
+        explain(bare, words, ["the sky is", "one"], [1, 1])
+    with pytest.raises(fxgrad.InputError, match="takes no token_type_ids, which these prompts need"):
+        explain(bare, words, ("the sky is", "one"), 1)
+    masked = fxgrad.convert(model("gpt2"), kwargs={"input_ids": ids, "attention_mask": ids + 1, "use_cache": False})
+    found = explain(masked, tokenizer(), "the sky is", " blue")
+    assert torch.allclose(found.matrix, explain(model("gpt2"), tokenizer(), "the sky is", " blue").matrix, atol=1e-9)
+    filling = fxgrad.convert(model("masked"), kwargs={"input_ids": ids, "attention_mask": ids + 1})
+    found = explain(filling, words, "the [MASK]", " sky")
+    assert torch.allclose(found.matrix, explain(model("masked"), words, "the [MASK]", " sky").matrix, atol=1e-9)
+
+
+def test_a_pair_after_a_single_text_keeps_its_types() -> None:
+    own = Explainer(model("bert"), tokenizer(wrapped=True))
+    own.explain("the sky is", 1)
+    pair = ("the sky is", "one two")
+    found = own.explain(pair, 1)
+    assert torch.allclose(found.values, explain(model("bert"), tokenizer(wrapped=True), pair, 1).values)
+    with torch.no_grad():
+        logits = model("bert")(**tokenizer(wrapped=True)(*pair, return_tensors="pt")).logits
+    assert torch.allclose(found.values, logits[0, 1])

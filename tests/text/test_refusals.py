@@ -108,7 +108,8 @@ def test_a_converted_module_gets_all_that_its_prompts_need() -> None:
         explain(bare, words, ["the sky is", "one"], [1, 1])
     with pytest.raises(fxgrad.InputError, match="takes no token_type_ids, which these prompts need"):
         explain(bare, words, ("the sky is", "one"), 1)
-    masked = fxgrad.convert(model("gpt2"), kwargs={"input_ids": ids, "attention_mask": ids + 1, "use_cache": False})
+    three = {"input_ids": ids[:, :3], "attention_mask": ids[:, :3] + 1, "use_cache": False}
+    masked = fxgrad.convert(model("gpt2"), kwargs=three)
     found = explain(masked, tokenizer(), "the sky is", " blue")
     assert torch.allclose(found.matrix, explain(model("gpt2"), tokenizer(), "the sky is", " blue").matrix, atol=1e-9)
     filling = fxgrad.convert(model("masked"), kwargs={"input_ids": ids, "attention_mask": ids + 1})

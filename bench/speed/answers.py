@@ -9,12 +9,10 @@ python -m bench.speed.answers --large --threads 2 --out bench/measured/answers.m
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import time
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +21,7 @@ from torch import nn
 from bench.speed.gpu_cases import LLAMA
 from bench.speed.large import held_by_process
 from bench.speed.measure import processor_seconds
+from bench.speed.script import ONLY, main
 from fxgrad.report import markdown
 from fxgrad.text import Explainer
 
@@ -88,7 +87,7 @@ def cost(sizes: tuple[int, ...], prompt: int = 128, answer: int = 16, rounds: in
     return f"{middle:.2f} ({min(taken):.2f} to {max(taken):.2f})", middle
 
 
-def large(prompt: int = 512, answer: int = 64) -> Iterator[list[str]]:
+def of_a_billion(prompt: int = 512, answer: int = 64) -> Iterator[list[str]]:
     """Rows of what the large model takes."""
     model = llama(LLAMA, torch.bfloat16)
     ids = torch.randint(LLAMA[-1], (prompt + answer,)).tolist()
@@ -110,30 +109,23 @@ def large(prompt: int = 512, answer: int = 64) -> Iterator[list[str]]:
     yield ["largest error of a row, of its value or shares", f"{float((errors / sizes).max()):.1e}", ""]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--large", action="store_true", help="the model of 1.2 billion parameters, too: 8 GB")
-    parser.add_argument("--threads", type=int, default=1, help="of the large model")
-    parser.add_argument("--only", default="", help="rows that have this in their name")
-    parser.add_argument("--out", type=Path, help="write the page there, too")
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    found = {name: cost(sizes) for name, sizes in ROWS.items() if chosen.only in name}
+def page(only: str, large: bool, threads: int) -> tuple[str, bool]:
+    """The page, and whether every row of the first table keeps the limit."""
+    found = {name: cost(sizes) for name, sizes in ROWS.items() if only in name}
     text = [
         "# Answers of language models, measured", "",
         "Plain backward passes that a row of the matrix costs, beyond one plain forward: a random Llama in float32, "
         f"128 tokens of prompt, 16 of answer, processor time on one thread. The bar is {LIMIT}.", "",
         *markdown(["model", "backward passes a row"], [[name, words] for name, (words, _) in found.items()]),
     ]  # fmt: skip
-    if chosen.large:
-        torch.set_num_threads(chosen.threads)
-        text += ["", f"A Llama of 1.2 billion parameters in bfloat16, {chosen.threads} threads:", ""]
-        text += markdown(["", "minutes", "GB"], large(), "lrr")
-    page = "\n".join(text) + "\n"
-    print(page, end="")
-    if chosen.out:
-        chosen.out.write_text(page, "utf-8")
+    if large:
+        torch.set_num_threads(threads)
+        text += ["", f"A Llama of 1.2 billion parameters in bfloat16, {threads} threads:", ""]
+        text += markdown(["", "minutes", "GB"], of_a_billion(), "lrr")
+    return "\n".join(text) + "\n", all(ratio <= LIMIT for _, ratio in found.values())
 
 
 if __name__ == "__main__":
-    main()
+    large = {"action": "store_true", "help": "the model of 1.2 billion parameters, too: 8 GB"}
+    threads = {"type": int, "default": 1, "help": "of the large model"}
+    main(page, __doc__, {"--only": ONLY, "--large": large, "--threads": threads})

@@ -12,15 +12,12 @@ python -m bench.speed.conversion --onnx --rounds 3
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import io
 import statistics
-import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import timm
@@ -30,6 +27,7 @@ from torch import Tensor, nn
 import fxgrad
 from bench.speed.measure import processor_seconds
 from bench.speed.models import BASE, Shape, vit
+from bench.speed.script import ONLY, main, rounds
 from fxgrad.report import markdown
 
 LIMIT = 1.4
@@ -120,26 +118,18 @@ def onnx_row(name: str, rounds: int) -> tuple[list[str], float]:
     return [name, ", ".join(map(str, free)), f"{plainly:.2f} s", f"{own:.2f} s", spread], middle
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", default="", help="rows whose names contain this")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write the table there, too")
-    parser.add_argument("--onnx", action="store_true", help="ONNX exports in place of conversions")
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    rows, line, limit = (SMALL, onnx_row, ONNX_LIMIT) if chosen.onnx else (ROWS, row, LIMIT)
-    found = [line(name, chosen.rounds) for name in rows if chosen.only in name]
+def page(only: str, rounds: int, onnx: bool) -> tuple[str, bool]:
+    """The table of the rows that have `only` in their names, and whether all keep the limit."""
+    rows, line, limit = (SMALL, onnx_row, ONNX_LIMIT) if onnx else (ROWS, row, LIMIT)
+    found = [line(name, rounds) for name in rows if only in name]
     head = ["model", "torch.export", "fxgrad.convert", f"ratio, at most {limit:g}"]
-    if chosen.onnx:
+    if onnx:
         head = ["model", "free axes", "torch.onnx.export", "fxgrad.export_explainer", head[-1]]
     about = (__doc__ or "").split("\n\npython")[0]
-    text = "\n".join(["# Conversion", "", about, "", *markdown(head, [cells for cells, _ in found])]) + "\n"
-    print(text, end="")
-    if chosen.out:
-        chosen.out.write_text(text, "utf-8")
-    sys.exit(any(ratio > limit for _, ratio in found))
+    text = ["# Conversion", "", about, "", *markdown(head, [cells for cells, _ in found])]
+    return "\n".join(text) + "\n", all(ratio <= limit for _, ratio in found)
 
 
 if __name__ == "__main__":
-    main()
+    onnx = {"action": "store_true", "help": "ONNX exports in place of conversions"}
+    main(page, __doc__, {"--only": ONLY, "--rounds": rounds(5), "--onnx": onnx})

@@ -10,8 +10,6 @@ python -m bench.speed.large --small --out /tmp/large.md
 
 from __future__ import annotations
 
-import argparse
-import sys
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -25,6 +23,7 @@ from bench.speed.gpu_cases import LLAMA
 from bench.speed.measure import peak_bytes
 from bench.speed.models import Shape, vit
 from bench.speed.results import exponent
+from bench.speed.script import main
 from fxgrad.report import markdown
 
 MEMORY, GROWTH = 1.3, 1.05
@@ -131,18 +130,5 @@ def page(small: bool) -> tuple[str, bool]:
     return "\n".join(text) + "\n", ratio <= MEMORY and power <= GROWTH
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--small", action="store_true", help="next to nothing, to see that it runs")
-    parser.add_argument("--out", type=Path, help="write the page there, too")
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
-    text, kept = page(chosen.small)
-    print(text, end="")
-    if chosen.out:
-        chosen.out.write_text(text, "utf-8")
-    sys.exit(not kept)
-
-
 if __name__ == "__main__":
-    main()
+    main(page, __doc__, {"--small": {"action": "store_true", "help": "next to nothing, to see that it runs"}})

@@ -9,14 +9,12 @@ python -m bench.speed.processor --compiled --only "4,096" --out bench/measured/p
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import timm
 import torch
@@ -27,6 +25,7 @@ import fxgrad
 from bench.speed.baselines import vjp
 from bench.speed.measure import Run, processor_seconds
 from bench.speed.models import Shape, vit
+from bench.speed.script import ONLY, main, rounds
 from fxgrad.data.models import randomize
 from fxgrad.report import markdown
 
@@ -144,28 +143,20 @@ def cells(row: Row, found: dict[str, list[float]]) -> tuple[list[str], bool]:
     return line + [""] * (3 - len(line)), kept
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--compiled", action="store_true", help="compile, too: a minute a row")
-    parser.add_argument("--only", default="", help="rows whose names contain this")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path, help="write the table there, too")
-    chosen = parser.parse_args()
-    torch.set_num_threads(1)
+def page(compiled: bool, only: str, rounds: int) -> tuple[str, bool]:
+    """The table of the rows that have `only` in their names, and whether all bars are kept."""
     lines, kept = [], True
     for name, row in ROWS.items():
-        if chosen.only in name:
-            line, met = cells(row, measured(calls(row, chosen.compiled), chosen.rounds))
+        if only in name:
+            line, met = cells(row, measured(calls(row, compiled), rounds))
             lines.append([name, *line])
             kept = kept and met
             print(lines[-1], file=sys.stderr, flush=True)
     head = ["model", "fxgrad / plain", "fxgrad, compiled / plain, compiled", "fxgrad, compiled / plain"]
-    text = "\n".join(["# Processor time", "", (__doc__ or "").split("\n\n")[1], "", *markdown(head, lines)]) + "\n"
-    print(text, end="")
-    if chosen.out:
-        chosen.out.write_text(text, "utf-8")
-    sys.exit(not kept)
+    about = (__doc__ or "").split("\n\n")[1]
+    return "\n".join(["# Processor time", "", about, "", *markdown(head, lines)]) + "\n", kept
 
 
 if __name__ == "__main__":
-    main()
+    compiled = {"action": "store_true", "help": "compile, too: a minute a row"}
+    main(page, __doc__, {"--compiled": compiled, "--only": ONLY, "--rounds": rounds(15)})

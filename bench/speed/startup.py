@@ -6,13 +6,12 @@ python -m bench.speed.startup --runs 9 --out bench/measured/startup.md
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
+from bench.speed.script import main
 from fxgrad.report import markdown
 
 LIMIT = 0.5
@@ -41,17 +40,5 @@ def page(runs: int) -> tuple[str, bool]:
     return "\n".join(text) + "\n", found["fxgrad --help"] < LIMIT
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--out", type=Path, help="write the table there, too")
-    chosen = parser.parse_args()
-    text, kept = page(chosen.runs)
-    print(text, end="")
-    if chosen.out:
-        chosen.out.write_text(text, "utf-8")
-    sys.exit(not kept)
-
-
 if __name__ == "__main__":
-    main()
+    main(page, __doc__, {"--runs": {"type": int, "default": 5}})

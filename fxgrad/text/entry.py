@@ -134,5 +134,6 @@ class Explainer:
             solver.converted.classified.table.name,
             None if question.against is None else question.against[example],
             tuple((i, i + 1) for i in range(len(answer))),
+            tuple((i, i + 1) for i in range(len(question.columns[example]) - question.prompts[example])),
             partial(solver.rows, example),
         )

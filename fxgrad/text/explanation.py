@@ -33,12 +33,13 @@ class Explanation:
         rules: name of the policy.
         against: the tokens of the answer that values are contrasted with, as text; None without a contrast.
         spans: the answer tokens of each row.
+        earlier: the answer tokens of each of the answer's columns.
         solve: computes rows.
 
     Example:
         >>> made = Rows(torch.tensor([[3.0, 1.0]]), torch.tensor([0.5]), torch.tensor([4.5]))
         >>> found = Explanation(("red", " sky"), 2, (" night",), "input_x_gradient", "libragrad", None, ((0, 1),),
-        ...                     lambda spans: made)
+        ...                     (), lambda spans: made)
         >>> found.matrix.tolist(), found.completeness_error
         ([[3.0, 1.0]], 0.0)
     """
@@ -50,6 +51,7 @@ class Explanation:
     rules: str
     against: tuple[str, ...] | None
     spans: tuple[Span, ...]
+    earlier: tuple[Span, ...]
     solve: Solve
 
     @cached_property
@@ -88,7 +90,7 @@ class Explanation:
     def span(self, start: int, end: int) -> Explanation:
         """The rows from `start` to before `end` as one: what each token before gives to the sum of their logits.
 
-        It takes one backward pass, or none if the matrix is there.
+        It takes one backward pass, or none if the matrix is there and its numbers are shares.
 
         Raises:
             InputError: there are no such rows.
@@ -114,7 +116,7 @@ class Explanation:
         steps as the answer has tokens, all is the prompt's and the biases'.
 
         Raises:
-            InputError: the numbers are no shares, or n is below 0.
+            InputError: the numbers are no shares; an earlier token has no row of its own, as in a span; n is below 0.
         """
         matrix, biases, values = self._rows
         if biases is None:
@@ -122,13 +124,13 @@ class Explanation:
         if n < 0:
             raise InputError(f"n is a number of steps, at least 0, not {n}.")
         whole = torch.cat([matrix, biases[:, None]], 1)
-        answered, own = self._answered()
-        row = whole[answered]
+        own = list(range(self.prompt, len(self.columns)))
+        row = whole[self._said()]
         spoke = torch.where((row > 0).any(1, keepdim=True), row.clamp(min=0), row.abs())
         handed = spoke / spoke.sum(1, keepdim=True)
         for _ in range(n):
             shares = whole[:, own]
-            whole = whole.index_fill(1, own, 0) + shares @ handed
+            whole = whole.index_fill(1, torch.tensor(own, dtype=torch.long, device=whole.device), 0) + shares @ handed
         found = Rows(whole[:, :-1], whole[:, -1], values)
         return replace(self, solve=lambda spans: summed(found, self.spans, spans))
 
@@ -188,26 +190,28 @@ class Explanation:
         }
         return json.dumps(found, ensure_ascii=False)
 
-    def _answered(self) -> tuple[Tensor, Tensor]:
-        """Rows whose token is a column, too, and these columns."""
-        rows = torch.arange(min(len(self.spans), len(self.columns) - self.prompt), device=self.matrix.device)
-        return rows, self.prompt + rows
+    def _said(self) -> list[int]:
+        """The row of each of the answer's columns."""
+        rows = {start: row for row, (start, _) in enumerate(self.spans)}
+        starts = [start for start, _ in self.earlier]
+        if not all(start in rows for start in starts):
+            raise InputError("an earlier token has no row of its own here. Take .hops before .span.")
+        return [rows[start] for start in starts]
 
     def _folded(self, group: Callable[[Sequence[str]], list[Span]]) -> Explanation:
-        """Groups of tokens as one: those of the answer alike as rows and as columns."""
-        rows = group(self.answer_tokens)
-        earlier = len(self.columns) - self.prompt
-        before = group(self.prompt_tokens)
-        behind = [(a, min(b, earlier)) for a, b in rows if a < earlier]
+        """Groups of tokens as one, of the rows, of the prompt's columns, and of the answer's."""
+        before, behind = group(self.prompt_tokens), group(self.columns[self.prompt :])
         columns = before + [(self.prompt + a, self.prompt + b) for a, b in behind]
-        return replace(self._merged(rows, columns), prompt=len(before))
+        earlier = tuple((self.earlier[a][0], self.earlier[b - 1][1]) for a, b in behind)
+        return replace(self._merged(group(self.answer_tokens), columns), prompt=len(before), earlier=earlier)
 
     def _merged(self, rows: Sequence[Span], columns: Sequence[Span] | None = None) -> Explanation:
         spans = tuple((self.spans[a][0], self.spans[b - 1][1]) for a, b in rows)
         joined = self.columns if columns is None else tuple("".join(self.columns[a:b]) for a, b in columns)
 
         def solve(asked: Sequence[Span]) -> Rows:
-            known = "_rows" in self.__dict__
+            # Shares of a sum are sums of shares; of other numbers, a sum has its own.
+            known = "_rows" in self.__dict__ and self.biases is not None
             found = summed(self._rows, self.spans, asked) if known else self.solve(asked)
             if columns is None:
                 return found

@@ -85,7 +85,7 @@ class Solver:
     def rows(self, example: int, spans: Sequence[Span]) -> Rows:
         """The rows of one answer."""
         tokens = [(i, i + 1) for i in range(len(self.question.answers[example]))]
-        if all(token in self._found for token in tokens):
+        if all(token in self._found and self._found[token].apart is not None for token in tokens):
             return summed(self._cut(example, tokens), tokens, spans)
         if len(spans) > 1 and all(end - start == 1 for start, end in spans):  # the other examples' rows come along
             spans_of_all = [(i, i + 1) for i in range(self.question.ids.shape[1])]

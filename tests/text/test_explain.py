@@ -141,6 +141,26 @@ def test_a_span_is_one_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
         found.span(3, 3)
 
 
+def test_parts_of_parts_add_up() -> None:
+    net, words = of("gpt2")
+    found = explain(net, words, "the nightly skies", " blueish rains, redder")
+    assert len(found.words().spans) < len(found.spans)
+    for part in (
+        found.span(1, 4),
+        found.span(1, 4).words(),
+        found.words().span(0, 2),
+        found.words().span(1, 3).words(),
+    ):
+        assert error(part) < 1e-9 and part.matrix.shape == (len(part.spans), len(part.columns))
+        assert "".join(part.columns) == "".join(found.columns)
+        assert float(part.matrix.sum()) == pytest.approx(
+            float(sum(found.matrix[a:b].sum() for a, b in part.spans)), abs=1e-9
+        )
+        with pytest.raises(fxgrad.InputError, match=r"has no row of its own here. Take .hops before .span"):
+            part.hops(1)
+    assert error(found.words().hops(1).span(0, 2)) < 1e-9 and error(found.hops(1).words()) < 1e-9
+
+
 def test_the_likeness_of_two_texts() -> None:
     net, words = of("sentence")
     found = explain(net, words, PROMPTS[0], PROMPTS[1])
@@ -191,6 +211,9 @@ def test_other_methods() -> None:
         found = explain(net, words, PROMPTS[0], ANSWERS[0], method=method)
         assert found.matrix.shape == (len(found.answer_tokens), len(found.columns)) and found.method == method
         assert (found.biases is None) == (found.completeness_error is None)
-        assert found.words().matrix.sum() == pytest.approx(float(found.matrix.sum()), rel=1e-6)
+        whole = found.span(0, len(found.spans)).matrix[0]  # of the sum of all logits, whatever was asked before
+        again = explain(net, words, PROMPTS[0], ANSWERS[0], method=method).span(0, len(found.spans)).matrix[0]
+        assert torch.allclose(whole, again, atol=1e-9)
+        assert (method == "gradient") == torch.allclose(whole, found.matrix.sum(0), atol=1e-9)
     with pytest.raises(fxgrad.InputError, match="gives no shares, so there is nothing to hand on"):
         found.hops(1)

@@ -22,7 +22,7 @@ MADE = Rows(torch.tensor([[4.0, -2.0, 0.0], [1.0, 0.0, 3.0]]), torch.tensor([0.5
 def found(against: tuple[str, ...] | None = None) -> Explanation:
     columns = ("red", " <sky>", " night")
     return Explanation(
-        columns, 2, (" night", " falls"), "input_x_gradient", "libragrad", against, TOKENS,
+        columns, 2, (" night", " falls"), "input_x_gradient", "libragrad", against, TOKENS, ((0, 1),),
         lambda spans: summed(MADE, TOKENS, spans),
     )  # fmt: skip
 

@@ -143,11 +143,11 @@ def cells(row: Row, found: dict[str, list[float]]) -> tuple[list[str], bool]:
     return line + [""] * (3 - len(line)), kept
 
 
-WHY = """Where a bar is missed, it is by Python. A block has two held scales, one attention and one set of projections in
-autograd functions of its own, which take 40 to 150 microseconds a call, forward and backward each, whatever their size;
-a block 16 wide takes 300 in all. One function for several nodes, and ops whose backward is recorded in C++, are used
-wherever the forward keeps its bits. torch.compile takes the plain gradient itself to 0.85 of the eager one here, so that
-0.55 of eager would be 0.64 of what is compiled: matrix products take most of either."""
+WHY = """Where a bar is missed, it is by Python. A block has two held scales, one attention and one set of projections
+in autograd functions of its own, which take 40 to 150 microseconds a call, forward and backward each, whatever their
+size; a block 16 wide takes about 460 in all. One function for several nodes, and ops whose backward is recorded in C++,
+are used wherever the forward keeps its bits. torch.compile takes the plain gradient itself to 0.85 of the eager one
+here, so that 0.55 of eager would be 0.64 of what is compiled: matrix products take most of either."""
 
 
 def page(compiled: bool, only: str, rounds: int) -> tuple[str, bool]:

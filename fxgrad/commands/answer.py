@@ -47,8 +47,6 @@ def explain_text(
         raise InputError("--text takes one of --methods: the picture of an answer is a matrix already. Give one.")
     if which.pop("input_size", None):
         raise InputError("--input-size is for pictures. Leave it out with --text.")
-    if not Path(output).suffix:
-        raise InputError(f"{output} must end in one of .html, .json, .png, .pdf, .svg: the ending says what to write.")
     with stage(f"loading {model}"):
         texts = [part for part in (text, answer) if part]
         net, tokenizer, weights = load_language_model(model, texts=texts, dtype=getattr(torch, dtype), **which)

@@ -15,7 +15,7 @@ from fxgrad.commands.options import heading, loaded_model, method_option, model_
 from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.printing import say
 from fxgrad.commands.result import Result, Style
-from fxgrad.commands.terminal import progress, stage
+from fxgrad.commands.terminal import check_output, progress, stage
 from fxgrad.data.models import LoadedModel
 from fxgrad.errors import InputError
 from fxgrad.evaluate.methods import method_options
@@ -28,6 +28,7 @@ from fxgrad.pipeline import convert
 from fxgrad.reading import pictures_in, read_image, readable
 from fxgrad.table.loading import load
 
+FORMATS = (".png", ".pdf", ".svg", ".html")
 PAGE_TARGETS = 3
 """How many of the largest logits a page has, where no target is given."""
 
@@ -82,7 +83,6 @@ def _policies(context: click.Context, option: click.Parameter, value: tuple[str,
     "--output",
     default="explain.png",
     show_default=True,
-    callback=output_file(".png", ".pdf", ".svg", ".html", ".json", folder=True),
     help="A picture, a page (.html), or a folder; of a --text, numbers (.json), too.",
 )
 @click.option("--html", "html_file", metavar="FILE", callback=output_file(".html"), help="Also write a page.")
@@ -127,13 +127,14 @@ def explain(
       fxgrad explain hf:gpt2 --pretrained --text "The sky is" \\
           --answer " blue" -o sky.html
     """
+    check_output(output, *FORMATS, *([".json"] if text is not None else []), folder=text is None)
     if text is not None:
         pictorial = {"PICTURES": pictures, "--target": targets, "--top": top, "--prompt": prompts, "--option": options,
                  "--policies": policies, "--html": html_file, "--pool": pool, "--cmap": cmap}  # fmt: skip
         _refuse_beside_text([name for name, value in pictorial.items() if value])
         explain_text(which.pop("model"), text, answer, against, output, rules=rules, methods=methods, **which)
         return
-    _refuse_without_text(pictures, answer, against, output)
+    _refuse_without_text(pictures, answer, against)
     if bool(targets) + bool(prompts) + (top is not None) > 1:
         raise InputError("--target and --prompt are two ways to say what to explain, --top a third. Give one of them.")
     if cmap is not None:
@@ -166,13 +167,11 @@ def _refuse_beside_text(given: Sequence[str]) -> None:
         raise InputError(f"--text is in place of pictures, and {given[0]} is for these. Leave it out.")
 
 
-def _refuse_without_text(pictures: Sequence[str], answer: str | None, against: str | None, output: str) -> None:
+def _refuse_without_text(pictures: Sequence[str], answer: str | None, against: str | None) -> None:
     if answer is not None or against is not None:
         raise InputError(f"{'--answer' if answer is not None else '--against'} is what follows a --text. Give one.")
     if not pictures:
         raise InputError("there is nothing to explain. Give pictures, files or folders, or a --text.")
-    if Path(output).suffix == ".json":
-        raise InputError(f"{output}: numbers are written of a --text. Pictures have a folder, with a manifest.")
 
 
 def _spare(files: Sequence[Path], outputs: Sequence[str]) -> None:

@@ -73,3 +73,9 @@ def test_layout() -> None:
         if package and getattr(modules[package], last) is not module:
             found.add(f"{name} is hidden by a name of {package}")
     assert not found
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """pytest imports them by name alone, and leaves out the second of two."""
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

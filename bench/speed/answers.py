@@ -115,7 +115,8 @@ def page(only: str, large: bool, threads: int) -> tuple[str, bool]:
     text = [
         "# Answers of language models, measured", "",
         "Plain backward passes that a row of the matrix costs, beyond one plain forward: a random Llama in float32, "
-        f"128 tokens of prompt, 16 of answer, processor time on one thread. The bar is {LIMIT}. `make answers` writes this page.", "",
+        f"128 tokens of prompt, 16 of answer, processor time on one thread. The bar is {LIMIT}. `make answers` writes "
+        "this page.", "",
         *markdown(["model", "backward passes a row"], [[name, words] for name, (words, _) in found.items()]),
     ]  # fmt: skip
     if large:

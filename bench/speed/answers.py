@@ -16,11 +16,11 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import nn
 
 from bench.speed.gpu_cases import LLAMA
 from bench.speed.large import held_by_process
 from bench.speed.measure import processor_seconds
+from bench.speed.models import llama
 from bench.speed.script import ONLY, main
 from fxgrad.report import markdown
 from fxgrad.text import Explainer
@@ -45,24 +45,6 @@ class Numbers:
         return "".join(f" {i}" for i in ids)
 
 
-def llama(sizes: tuple[int, ...], dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A random Llama of its library's own code."""
-    import transformers
-
-    width, blocks, heads, of_keys, inside, words = sizes
-    config = transformers.LlamaConfig(
-        vocab_size=words, hidden_size=width, intermediate_size=inside, num_hidden_layers=blocks,
-        num_attention_heads=heads, num_key_value_heads=of_keys, max_position_embeddings=4096,
-        tie_word_embeddings=words == LLAMA[-1], dtype=dtype,
-    )  # fmt: skip
-    torch.manual_seed(0)
-    torch.set_default_dtype(dtype)  # so that no weight is ever made in float32
-    try:
-        return transformers.LlamaForCausalLM(config).eval().requires_grad_(False)  # type: ignore[no-any-return]
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
 def plain(model: Any, ids: torch.Tensor, start: int, rows: int) -> None:
     """The plain model's forward, and a backward for each of some rows."""
     embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
@@ -73,7 +55,7 @@ def plain(model: Any, ids: torch.Tensor, start: int, rows: int) -> None:
 
 def cost(sizes: tuple[int, ...], prompt: int = 128, answer: int = 16, rounds: int = 5) -> tuple[str, float]:
     """(plain backward passes that a row costs, in words, and the median)."""
-    model = llama(sizes)
+    model = llama(sizes).eval().requires_grad_(False)
     ids = torch.randint(sizes[-1], (1, prompt + answer))
     own = Explainer(model, Numbers())
     given, said = ids[0, :prompt].tolist(), ids[0, prompt:].tolist()
@@ -89,7 +71,7 @@ def cost(sizes: tuple[int, ...], prompt: int = 128, answer: int = 16, rounds: in
 
 def of_a_billion(prompt: int = 512, answer: int = 64) -> Iterator[list[str]]:
     """Rows of what the large model takes."""
-    model = llama(LLAMA, torch.bfloat16)
+    model = llama(LLAMA, torch.bfloat16, tied=True).eval().requires_grad_(False)
     ids = torch.randint(LLAMA[-1], (prompt + answer,)).tolist()
     own = Explainer(model, Numbers())
     weights = sum(p.nbytes for p in model.parameters()) / 1e9

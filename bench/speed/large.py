@@ -21,7 +21,7 @@ from torch import Tensor, nn
 import fxgrad
 from bench.speed.gpu_cases import LLAMA
 from bench.speed.measure import peak_bytes
-from bench.speed.models import Shape, vit
+from bench.speed.models import Shape, llama, vit
 from bench.speed.results import exponent
 from bench.speed.script import main
 from fxgrad.report import markdown
@@ -38,20 +38,8 @@ class LastLogits(nn.Module):
     """transformers' Llama on embedded tokens, (batch, tokens, width) -> the last token's logits, (batch, 1, words)."""
 
     def __init__(self, sizes: tuple[int, ...]) -> None:
-        import transformers
-
         super().__init__()
-        width, blocks, heads, of_keys, inside, words = sizes
-        config = transformers.LlamaConfig(
-            vocab_size=words, hidden_size=width, intermediate_size=inside, num_hidden_layers=blocks,
-            num_attention_heads=heads, num_key_value_heads=of_keys, max_position_embeddings=4096,
-            tie_word_embeddings=True, dtype=torch.bfloat16,
-        )  # fmt: skip
-        torch.set_default_dtype(torch.bfloat16)  # so that no weight is ever made in float32
-        try:
-            self.model = transformers.LlamaForCausalLM(config)
-        finally:
-            torch.set_default_dtype(torch.float32)
+        self.model = llama(sizes, torch.bfloat16, tied=True)
 
     def forward(self, embedded: Tensor) -> Tensor:
         return self.model(inputs_embeds=embedded, use_cache=False, logits_to_keep=1).logits  # type: ignore[no-any-return]

@@ -91,6 +91,30 @@ def vit(shape: Shape, side: int = 14) -> Callable[[], nn.Module]:
     )
 
 
+def llama(sizes: tuple[int, ...], dtype: torch.dtype = torch.float32, *, tied: bool = False) -> nn.Module:
+    """A random Llama of transformers; no weight of it is ever made in another dtype.
+
+    Args:
+        sizes: width, blocks, heads, heads of keys, width inside, words.
+        dtype: of its weights.
+        tied: whether the head has the embedding's weights.
+    """
+    import transformers
+
+    width, blocks, heads, of_keys, inside, words = sizes
+    config = transformers.LlamaConfig(
+        vocab_size=words, hidden_size=width, intermediate_size=inside, num_hidden_layers=blocks,
+        num_attention_heads=heads, num_key_value_heads=of_keys, max_position_embeddings=4096,
+        tie_word_embeddings=tied, dtype=dtype,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    torch.set_default_dtype(dtype)
+    try:
+        return transformers.LlamaForCausalLM(config)  # type: ignore[no-any-return]
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def vit_case(
     name: str, axis: str, size: int, shape: Shape, batch: int, side: int = 14, *, rounds: int = 5, against: str = "hand"
 ) -> Case:

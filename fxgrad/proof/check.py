@@ -91,8 +91,8 @@ class CheckReport:
 
     def to_json(self) -> str:
         """The report as one JSON object, with `left_out` if there is any; the same report gives the same text."""
-        plain = {k: v for k, v in vars(self).items() if not isinstance(v, Table) and v != () and k != "drowned"}
-        plain |= {"drowned": True} if self.drowned else {}
+        optional = ("left_out", "drowned")
+        plain = {k: v for k, v in vars(self).items() if not isinstance(v, Table) and (v or k not in optional)}
         tables = {"ledger": json.loads(self.ledger.to_json()), "sources": json.loads(self.sources.to_json())}
         return json.dumps({"passed": self.passed, **plain, **tables}, indent=1)
 

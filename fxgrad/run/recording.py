@@ -69,10 +69,14 @@ class Contributions:
     cotangents: dict[str, Any]
 
     @property
+    def parts(self) -> tuple[Any, ...]:
+        """What the backward pass gave: gradients, sources and cotangents."""
+        return self.gradients, self.sources, self.cotangents
+
+    @property
     def bytes(self) -> int:
-        """What the results of the backward pass take."""
-        leaves = pytree.tree_leaves((self.gradients, self.sources, self.cotangents))
-        return sum(leaf.nbytes for leaf in leaves if isinstance(leaf, Tensor))
+        """What `parts` take."""
+        return sum(leaf.nbytes for leaf in pytree.tree_leaves(self.parts) if isinstance(leaf, Tensor))
 
 
 Cotangents = Sequence["Tensor | None"]
@@ -183,27 +187,25 @@ class Recording:
             NotBalanceableError, NoRuleError: as for `back`.
         """
         given = [i for i, g in enumerate(cotangents[0]) if g is not None]
-        spec: Any = None
         first: Any = None
 
         def back(*stacks: Tensor) -> list[Tensor]:
-            nonlocal spec, first
+            nonlocal first
             row: list[Tensor | None] = [None] * len(self._outputs)
             for i, g in zip(given, stacks):
                 row[i] = g
             first = self.back(row, last=False)
-            leaves, spec = pytree.tree_flatten((first.gradients, first.sources, first.cotangents))
-            return [leaf for leaf in leaves if leaf is not None]
+            return [leaf for leaf in pytree.tree_leaves(first.parts) if leaf is not None]
 
         stacks = [torch.stack([row[i] for row in cotangents]) for i in given]  # type: ignore[misc]
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # of ops that go one by one
             found = torch.vmap(back)(*stacks)
-        there = [leaf is not None for leaf in pytree.tree_leaves((first.gradients, first.sources, first.cotangents))]
+        there, spec = pytree.tree_flatten(first.parts)
 
         def row(at: int) -> Contributions:
             values = iter(found)
-            leaves = [next(values)[at] if is_there else None for is_there in there]
+            leaves = [None if leaf is None else next(values)[at] for leaf in there]
             gradients, sources, arrived = pytree.tree_unflatten(leaves, spec)
             return Contributions(self.outputs, first.inputs, gradients, sources, first.values, arrived)
 

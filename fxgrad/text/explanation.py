@@ -247,7 +247,8 @@ class Explanation:
         """The words before, coloured by what they give to the whole answer, then the answer."""
         from fxgrad.methods.text import Text
 
-        whole = self.words().span(0, len(self.words().spans))
-        scores = tuple(whole.matrix[0].double().tolist())
-        yield Text(tuple(word.strip() for word in whole.columns), scores, "".join(self.answer_tokens))
-        yield str(self)
+        said = str(self)  # computes the matrix, of which the whole is a sum
+        words = self.words()
+        scores = tuple(words.span(0, len(words.spans)).matrix[0].double().tolist())
+        yield Text(tuple(word.strip() for word in words.columns), scores, "".join(self.answer_tokens))
+        yield said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -70,11 +71,10 @@ def masked(host: Host, prompts: list[Encoded], answers: Answers, against: Answer
         )
     host.check([p.ids for p in prompts])
     kwargs, places = _encoder_inputs(host, prompts), _last(rows, host.device)
-    likeliest = host.outputs(kwargs).logits.argmax(-1)
-    said = [
-        likeliest[i, row].tolist() if a is None else answered(host.tokenizer, a)
-        for i, (a, row) in enumerate(zip(answers, rows))
-    ]
+    if any(a is None for a in answers):
+        likeliest = host.outputs(kwargs).logits.argmax(-1)
+        answers = [likeliest[i, row] if a is None else a for i, (a, row) in enumerate(zip(answers, rows))]
+    said = [answered(host.tokenizer, a) for a in answers]
     for a, row in zip(said, rows):
         if len(a) != len(row):
             raise InputError(f"the answer has {len(a)} tokens, the prompt {len(row)} masks: one mask for each token.")
@@ -156,10 +156,8 @@ def sentence(host: Host, prompts: list[Encoded], answers: Answers, against: Answ
     host.check([p.ids for p in [*prompts, *other]])
     wanted = torch.cat([host.outputs(_encoder_inputs(host, [one])) for one in other])
     kwargs, nothing = _encoder_inputs(host, prompts), torch.zeros(len(prompts), 1, dtype=torch.long)
-    texts = [pieces(host.tokenizer, p.ids) for p in prompts]
-    target = Similarity(wanted, label="the other text")
-    answer = [(a,) for a in answers]
-    return Question(kwargs, texts, [len(t) for t in texts], answer, nothing, nothing, plain, target=target)
+    question = _of_prompts(host, prompts, kwargs, [(a,) for a in answers], nothing, nothing, plain)
+    return replace(question, target=Similarity(wanted, label="the other text"))
 
 
 class Pooled(nn.Module):

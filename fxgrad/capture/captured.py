@@ -194,10 +194,14 @@ class Captured:
                 f"the model was captured with the inputs ({captured}), these are ({given}). "
                 "Convert it again with an example like them."
             )
+        self.check(leaves)
+        return leaves
+
+    def check(self, leaves: list[Any]) -> None:
+        """Raise `InputError` if the flattened inputs are others than the captured ones."""
         for declared, value in zip(self.inputs, leaves):
             declared.check(value)
-        self.check_sizes(leaves)
-        return leaves
+        self._check_sizes(leaves)
 
     def about_sizes(self) -> list[str]:
         """Sentences about the inputs' sizes: the shapes, what fixed a size, and what must hold of the others."""
@@ -207,7 +211,7 @@ class Captured:
         lines += [f"Only where {c.text(names)}{f', because of {c.line}' if c.line else ''}." for c in self.checks]
         return lines
 
-    def check_sizes(self, leaves: list[Any]) -> None:
+    def _check_sizes(self, leaves: list[Any]) -> None:
         """Raise `InputError` if the flattened inputs have sizes for which the program does not hold."""
         shapes = [tuple(leaf.shape) if isinstance(leaf, Tensor) else () for leaf in leaves] if self.checks else []
         for check in self.checks:

@@ -19,6 +19,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from fxgrad.capture import packed
+from fxgrad.capture.distinct import UNIQUE, distinct
 from fxgrad.capture.numbers import is_whole, with_numbers
 from fxgrad.errors import CaptureError
 from fxgrad.graph.decided import MARK
@@ -90,6 +91,9 @@ class Decisions(TorchFunctionMode):
         if func in (torch.masked_select, Tensor.masked_select):
             values, mask = torch.broadcast_tensors(*args, *kwargs.values())  # type: ignore[no-untyped-call]
             return values[self.nonzero(mask).unbind(1)]
+        if func in UNIQUE and kwargs["dim"] is None:
+            asked = {name: kwargs[f"return_{name}"] for name in ("inverse", "counts")}
+            return distinct(func, self.nonzero, *args, **asked)
         if func in (Tensor.__getitem__, Tensor.__setitem__):
             return func(args[0], self.index(args[1]), *args[2:])
         args, kwargs = with_numbers(func, args, kwargs, self.integer)

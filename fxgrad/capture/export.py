@@ -136,7 +136,7 @@ def _of_module(
     captured = _captured(functional, example, watch, options, own, signature_of(model))
     captured = for_one(replace(captured, draws=drawn), own, opened(example))
     try:
-        captured.check_sizes(pytree.tree_leaves(opened(example)))
+        captured.check(pytree.tree_leaves(opened(example)))
     except InputError:  # the model treats a batch of one, which was doubled, in another way
         return _of_module(model, example, without(choices(own, *opened(example))[0], watch.fixed), fixed, options)
     return captured

@@ -121,9 +121,8 @@ def returned(outputs: Any) -> Any:
             f"the model returns a {name}, of which torch does not know what tensors it holds: {register}wrap the "
             "model in a module that returns its tensors, as a tuple or a dict."
         )
-    return (
-        pytree.tree_map(lambda leaf: None if any(leaf is o for o in objects) else leaf, outputs) if objects else outputs
-    )
+    # Rebuilt in any case: the outputs of some libraries have their keys in another order afterwards.
+    return pytree.tree_map(lambda leaf: None if any(leaf is o for o in objects) else leaf, outputs)
 
 
 def _tensors(value: Any) -> list[Any]:

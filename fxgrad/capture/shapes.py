@@ -95,12 +95,13 @@ def first_that_exports(
         try:
             with oblivious() if choice is options[0] else nullcontext():
                 program = export(choice)
-                if pinned := sizes_in(program, watch).pinned(_shapes(program)):
-                    watch.fixed |= pinned
-                    program = export(without(choice, pinned))
-                    sizes_in(program)
-            if line := cut_batch(program):
-                watch.refuse(f"a number in {line}, which fits this size alone")
+                for needs in (_pinned, _cut):
+                    if found := needs(program, watch):
+                        watch.fixed |= found
+                        program = export(without(choice, watch.fixed))
+                        sizes_in(program)
+            if cut := cut_batch(program):
+                watch.refuse(cut_by(next(iter(cut.values()))))
                 continue
             return program
         except Exception as error:
@@ -111,16 +112,32 @@ def first_that_exports(
     return export(options[-1])
 
 
-def _shapes(program: ExportedProgram) -> list[Sequence[int]]:
-    """The shapes of the example inputs; () for what is no tensor."""
-    return [tuple(getattr(leaf, "shape", ())) for leaf in pytree.tree_leaves(program.example_inputs)]
+def _pinned(program: ExportedProgram, watch: Watch) -> dict[tuple[int, int], str]:
+    """The sizes for which the program holds only where they are the example's -> the line that needs them."""
+    shapes = [tuple(getattr(leaf, "shape", ())) for leaf in pytree.tree_leaves(program.example_inputs)]
+    return sizes_in(program, watch).pinned(shapes)
+
+
+def _cut(program: ExportedProgram, watch: Watch) -> dict[tuple[int, int], str]:
+    """The sizes, except the batch's, on which it depends what a tensor is cut into -> the line that does."""
+    return places_of(_inputs_of(program), {symbol: cut_by(line) for symbol, line in cut_batch(program).items()})
+
+
+def _inputs_of(program: ExportedProgram) -> list[fx.Node]:
+    entries = {s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT}
+    return [node for node in placeholders_of(program.graph) if node.name in entries]
+
+
+def cut_by(line: str) -> str:
+    """What fixed a size that a line cuts by."""
+    return f"a number in {line}, which fits this size alone"
 
 
 def without(choice: Any, places: Container[tuple[int, int]]) -> Any:
     """These `dynamic_shapes` with each of some (index of an input, axis) fixed."""
     leaves, spec = pytree.tree_flatten(choice, is_leaf=lambda leaf: isinstance(leaf, _Free))
     kept = [
-        {axis: hint for axis, hint in leaf.items() if (at, axis) not in places} or None if leaf else leaf
+        _Free({axis: hint for axis, hint in leaf.items() if (at, axis) not in places}) or None if leaf else leaf
         for at, leaf in enumerate(leaves)
     ]
     return pytree.tree_unflatten(kept, spec)
@@ -144,8 +161,10 @@ def places_of(inputs: Sequence[fx.Node], lines: Mapping[Any, str]) -> dict[tuple
     }
 
 
-def cut_batch(program: ExportedProgram) -> str:
-    """The line that cuts a tensor into pieces of a number, such as `x.view(-1, 400)`; "" if there is none.
+def cut_batch(program: ExportedProgram) -> dict[Any, str]:
+    """The free sizes by which a line cuts a tensor into pieces of a number, such as `x.view(-1, 400)` -> the line.
+
+    None stands for the sizes of several batches.
 
     If other sizes than the batch are free, it is known for one size only that each piece belongs to one example.
 
@@ -154,19 +173,20 @@ def cut_batch(program: ExportedProgram) -> str:
         ...     def forward(self, x):
         ...         return x.view(-1, 12)
         >>> program = torch.export.export(Flat(), (torch.ones(2, 6, 4),), dynamic_shapes=({0: Dim.AUTO, 1: Dim.AUTO},))
-        >>> cut_batch(program)  # the line, where the code is in a file
-        'aten.view.default'
+        >>> list(cut_batch(program).values())  # the line, where the code is in a file
+        ['aten.view.default']
     """
-    entries = [s.arg.name for s in program.graph_signature.input_specs if s.kind is InputKind.USER_INPUT]
-    shapes = [sizes_of(node) for node in placeholders_of(program.graph) if node.name in entries]
+    shapes = [sizes_of(node) for node in _inputs_of(program)]
     batches: set[Any] = {symbol for shape in shapes if shape for symbol in getattr(shape[0], "free_symbols", ())}
+    found: dict[Any, str] = {}
     for node in program.graph.nodes:
         for size in sizes_of(node):
             parts = sympy.preorder_traversal(size) if isinstance(size, sympy.Expr) else ()
-            divided = [part for part in parts if type(part).__name__ == "FloorDiv"]
-            if any(len(part.free_symbols) > 1 and part.free_symbols & batches for part in divided):
-                return place_of(node).source_line or str(node.target)
-    return ""
+            for part in (part for part in parts if type(part).__name__ == "FloorDiv"):
+                if len(part.free_symbols) > 1 and part.free_symbols & batches:
+                    line = place_of(node).source_line or str(node.target)
+                    found |= {symbol: line for symbol in part.free_symbols - batches or {None} if symbol not in found}
+    return found
 
 
 def oblivious() -> AbstractContextManager[Any]:

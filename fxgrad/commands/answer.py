@@ -1,7 +1,8 @@
-"""What `fxgrad explain MODEL --text` does: a text, an answer, and what each word gives to it."""
+"""What `fxgrad explain MODEL --text` does: a text, an answer, and what each word, and each picture, gives to it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from fxgrad.commands.printing import say
 from fxgrad.commands.terminal import stage, write
 from fxgrad.data.models import load_language_model
 from fxgrad.errors import InputError
+from fxgrad.reading import read_image
 from fxgrad.text import Explanation, explain
 from fxgrad.text.pieces import shown
 
@@ -24,6 +26,7 @@ def explain_text(
     answer: str | None,
     against: str | None,
     output: str,
+    pictures: Sequence[Path] = (),
     *,
     rules: tuple[str, ...],
     methods: tuple[str, ...],
@@ -36,6 +39,7 @@ def explain_text(
         model: hf:NAME or hf:FOLDER.
         text, answer, against: as for `fxgrad.text.explain`; "" and None is no answer.
         output: path of the file; its ending says what to write.
+        pictures: that the text is about.
         rules, methods: of which there is one.
         dtype: of the model.
         **which: for `load_language_model`.
@@ -49,9 +53,12 @@ def explain_text(
         raise InputError("--input-size is for pictures. Leave it out with --text.")
     with stage(f"loading {model}"):
         texts = [part for part in (text, answer) if part]
-        net, tokenizer, weights = load_language_model(model, texts=texts, dtype=getattr(torch, dtype), **which)
+        which |= {"texts": texts, "pictures": bool(pictures), "dtype": getattr(torch, dtype)}
+        net, tokenizer, weights = load_language_model(model, **which)
+    shown = [read_image(file) for file in pictures]
+    prompt = text if not shown else (text, shown) if text else shown[0]
     with stage(f"explaining {model}"):
-        found = explain(net, tokenizer, text, answer, rules=rules, against=against, method=methods[0])
+        found = explain(net, tokenizer, prompt, answer, rules=rules, against=against, method=methods[0])
         words = found.words()
     _write(words, Path(output))
     kind = "random weights" if weights == "random" else f"weights: {weights}"

@@ -58,7 +58,7 @@ def _policies(context: click.Context, option: click.Parameter, value: tuple[str,
 @command()
 @model_options
 @click.argument("pictures", nargs=-1)
-@click.option("--text", help="In place of pictures: a text, for a language model hf:NAME.")
+@click.option("--text", help="A text, for a language model hf:NAME; with PICTURES, about them.")
 @click.option("--answer", metavar="TEXT", help="With --text: what follows it, or a label. Default: the model's own.")
 @click.option("--against", metavar="TEXT", help="With --text: another answer, that values are contrasted with.")
 @click.option("--target", "targets", multiple=True, metavar="CLASS", help="Its number or name. Repeatable.")
@@ -126,13 +126,18 @@ def explain(
       fxgrad explain open_clip:ViT-B-16@openai cat.jpg --prompt "a cat"
       fxgrad explain hf:gpt2 --pretrained --text "The sky is" \\
           --answer " blue" -o sky.html
+      fxgrad explain hf:llava-hf/llava-1.5-7b-hf cat.jpg --pretrained \\
+          --text "USER: <image> What is this? ASSISTANT:" -o cat.html
     """
     check_output(output, *FORMATS, *([".json"] if text is not None else []), folder=text is None)
     if text is not None:
-        pictorial = {"PICTURES": pictures, "--target": targets, "--top": top, "--prompt": prompts, "--option": options,
+        pictorial = {"--target": targets, "--top": top, "--prompt": prompts, "--option": options,
                  "--policies": policies, "--html": html_file, "--pool": pool, "--cmap": cmap}  # fmt: skip
         _refuse_beside_text([name for name, value in pictorial.items() if value])
-        explain_text(which.pop("model"), text, answer, against, output, rules=rules, methods=methods, **which)
+        files = pictures_in(pictures) if pictures else []
+        _spare(files, [output])
+        asked = which.pop("model"), text, answer, against, output, files
+        explain_text(*asked, rules=rules, methods=methods, **which)
         return
     _refuse_without_text(pictures, answer, against)
     if bool(targets) + bool(prompts) + (top is not None) > 1:
@@ -155,8 +160,8 @@ def explain(
     with progress() as show:
         for i, file in enumerate(files):
             show(i, len(files), file.name)
-            asked: dict[str, Any] = {"targets": targets or (None,), "top": top, "methods": methods, "options": given}
-            result.add(file, _explained(loaded, modules, file, **asked))
+            how: dict[str, Any] = {"targets": targets or (None,), "top": top, "methods": methods, "options": given}
+            result.add(file, _explained(loaded, modules, file, **how))
         show(len(files), len(files), "writing")
         written = result.write()
     say("\n".join([heading(loaded), *result.said(), *(f"wrote {path}" for path in written)]))
@@ -164,7 +169,7 @@ def explain(
 
 def _refuse_beside_text(given: Sequence[str]) -> None:
     if given:
-        raise InputError(f"--text is in place of pictures, and {given[0]} is for these. Leave it out.")
+        raise InputError(f"{given[0]} is for pictures without a --text. Leave it out.")
 
 
 def _refuse_without_text(pictures: Sequence[str], answer: str | None, against: str | None) -> None:

@@ -94,23 +94,25 @@ def hf_model(wanted: Wanted) -> Built:
     return Built(Logits(model, config.num_labels), preprocess, weights, names, holder=model)
 
 
-def hf_language_model(wanted: Wanted, texts: Sequence[str]) -> tuple[nn.Module, Any, str]:
+def hf_language_model(wanted: Wanted, texts: Sequence[str], pictures: bool = False) -> tuple[nn.Module, Any, str]:
     """A language model of transformers, as its config names it, and its tokenizer.
 
     Args:
         wanted: as for `hf_model`; a folder or repository, which has a tokenizer.
         texts: of which the tokenizer is to know words.
+        pictures: whether it gets pictures, too.
 
     Returns:
-        (the model, the tokenizer, where the weights come from).
+        (the model, the tokenizer, or with pictures the processor, where the weights come from).
 
     Raises:
-        CaptureError: as for `hf_model`, or there is no tokenizer.
+        CaptureError: as for `hf_model`, or there is no tokenizer, or no processor of pictures.
     """
     transformers = _transformers()
     place = _Place(transformers, wanted.name)
     config = place.config(transformers, wanted)
     tokenizer = place.words(transformers, wanted, texts)
+    tokenizer = place.processor(transformers, wanted) if pictures else tokenizer
     named = [getattr(transformers, name, None) for name in config.architectures or ()]
     auto = next((one for one in named if one is not None), None) or text_model(transformers, config, False)
     if auto is None:
@@ -193,6 +195,16 @@ class _Place:
             known = found(text, add_special_tokens=False).input_ids
             if set(known) <= {found.unk_token_id}:  # without files, transformers makes a tokenizer of no words
                 raise CaptureError(f"the tokenizer of {wanted.spec} knows no word of {text!r}. {_FILES}")
+        return found
+
+    def processor(self, transformers: Any, wanted: Wanted) -> Any:
+        """What makes a model's inputs of texts and pictures."""
+        try:
+            found = self.read(transformers.AutoProcessor.from_pretrained)
+        except Exception as error:
+            raise CaptureError(f"the processor of {wanted.spec} cannot be had ({one_line(error)}). {_FILES}") from error
+        if not hasattr(found, "image_processor"):
+            raise CaptureError(f"{wanted.spec} takes no pictures beside a text. Leave them out.")
         return found
 
     def preprocessing(self, transformers: Any, wanted: Wanted, config: Any) -> Preprocessing:

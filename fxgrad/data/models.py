@@ -167,6 +167,7 @@ def load_language_model(
     pretrained: bool = False,
     *,
     texts: Sequence[str] = (),
+    pictures: bool = False,
     checkpoint: str | Path | None = None,
     strip_prefix: str = "",
     num_classes: int | None = None,
@@ -179,13 +180,14 @@ def load_language_model(
     Args:
         spec: `hf:NAME` or `hf:FOLDER`, with files of a tokenizer.
         texts: of which the tokenizer is to know words.
+        pictures: whether it gets pictures, too.
         pretrained, checkpoint, strip_prefix, num_classes, device, dtype, seed: as for `load_model`.
 
     Returns:
-        (the model in eval mode, its tokenizer, where its weights come from).
+        (the model in eval mode, its tokenizer, or with pictures its processor, where its weights come from).
 
     Raises:
-        CaptureError: as for `load_model`; it is no model of transformers, or has no tokenizer.
+        CaptureError: as for `load_model`; it is no model of transformers, or has no tokenizer, or no processor.
     """
     wanted = _wanted(spec, pretrained, checkpoint, num_classes, None)
     if wanted.source != "hf":
@@ -193,7 +195,7 @@ def load_language_model(
     state = None if checkpoint is None else read_checkpoint(checkpoint)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, tokenizer, weights = hf_language_model(wanted, texts)
+        model, tokenizer, weights = hf_language_model(wanted, texts, pictures)
     if checkpoint is not None and state is not None:
         fit_checkpoint(model, state, checkpoint, strip_prefix)
         weights = str(checkpoint)

@@ -17,7 +17,7 @@ from fxgrad.classify.moves import word_of
 from fxgrad.graph.axes import MOVES, Atom, Axes, Axis, source_of
 from fxgrad.graph.follow import Seeds, follow
 from fxgrad.graph.mixing import mixes
-from fxgrad.graph.nodes import arguments_of, tensors_of
+from fxgrad.graph.nodes import arguments_of, descendants, tensors_of
 from fxgrad.graph.sizes import Size, known, same, sizes_of
 
 BATCH = "batch"
@@ -88,10 +88,10 @@ def examples_of(
     captured = classified.captured
     entries = [n for n in captured.entry_nodes if sizes_of(n)]
     attributed = [n for n, declared in zip(captured.entry_nodes, captured.entries) if declared.attributed]
-    data = _data(classified)
+    data, behind, mixed_before = _data(classified), descendants(source), False
     chosen: list[tuple[dict[fx.Node, int], set[Atom], bool, Size]] = []
     for output in tensors_among(captured.graph.output_node().all_input_nodes):
-        if chosen and chosen[-1][0].get(source) == 0:
+        if mixed_before or (chosen and chosen[-1][0].get(source) == 0):
             break
         sound = []
         for i, lead, size in _leads(found.get(output, ()), sizes_of(output), {n.name for n in entries}):
@@ -110,6 +110,8 @@ def examples_of(
         chosen += sorted(
             ahead or sound, key=lambda s: min((attributed.index(n), i) for n, i in s[0].items() if n in attributed)
         )[:1]
+        # The patches of one picture, say, of which an earlier output with one row takes all.
+        mixed_before = bool(sound) and source not in chosen[-1][0] and same(chosen[-1][3], 1) and output in behind
     for members, atoms, linked, size in sorted(chosen, key=lambda s: s[0].get(source, len(sizes_of(source)))):
         return Examples(size, {n.name: i for n, i in members.items()}, _labelled(found, atoms), linked)
     return Examples(1, {}, _labelled(found, set()))

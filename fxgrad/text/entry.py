@@ -14,7 +14,7 @@ from fxgrad.table.loading import Rules
 from fxgrad.text.explanation import Explanation
 from fxgrad.text.host import Host
 from fxgrad.text.kinds import SAYING, Pooled, kind_of, sentence
-from fxgrad.text.prompts import each, encoded
+from fxgrad.text.prompts import Encoded, each, encoded
 from fxgrad.text.rows import Question, Solver
 
 
@@ -37,9 +37,10 @@ def explain(
             places of the masks; a classifier of texts says a label; a classifier of tokens, one for each token; a model
             for questions finds a span, a row for its start and one for its end. Of an encoder without a head, the
             answer is another text, and the likeness of both is explained.
-        tokenizer: the model's, of transformers.
+        tokenizer: the model's, of transformers; for prompts with pictures, the model's processor.
         prompt: a text, a pair of texts, the messages of a chat (written by the tokenizer's template), or token ids; for
-            models of speech, features (mel, frames). A list of them is a batch.
+            models that see, a text with a picture, or a list of pictures, of PIL, or a chat with pictures, or a picture
+            alone, or what the processor gives; for models of speech, features (mel, frames). A list of them is a batch.
         answer: a text, or token ids; for classifiers, a label or its number. By default what the model says itself:
             what it generates, its likeliest label, tokens or span. With a batch, a list.
         rules: the policy, as for `fxgrad.convert`; a ConvertedModule keeps its own.
@@ -113,16 +114,23 @@ class Explainer:
     ) -> Any:
         """An explanation, or a list of them; see `explain`."""
         host = self._host
-        prompts, several = encoded(host.tokenizer, prompt)
+        prompts, several = encoded(host.processor, prompt)
         answers, other = (
             each(value, len(prompts), several, what) for value, what in ((answer, "answer"), (against, "against"))
         )
         if self._ask in SAYING:
             answers = [host.generated(p, generate or {}) if a is None else a for p, a in zip(prompts, answers)]
-        question = self._ask(host, prompts, answers, other)
-        solver = Solver(host.conversion(question.kwargs), question, self._method.function)
-        found = [self._explanation(question, solver, example) for example in range(len(prompts))]
+        asked = list(zip(prompts, answers, other))
+        # Prompts with pictures are asked one by one: their inputs may have any shapes.
+        groups = [[one] for one in asked] if any(p.given for p in prompts) else [asked]
+        found = [one for group in groups for one in self._explained(*(list(part) for part in zip(*group)))]
         return found if several else found[0]
+
+    def _explained(self, prompts: list[Encoded], answers: list[Any], against: list[Any]) -> list[Explanation]:
+        """Explanations of a batch."""
+        question = self._ask(self._host, prompts, answers, against)
+        solver = Solver(self._host.conversion(question.kwargs), question, self._method.function)
+        return [self._explanation(question, solver, example) for example in range(len(prompts))]
 
     def _explanation(self, question: Question, solver: Solver, example: int) -> Explanation:
         answer = question.answers[example]
@@ -136,4 +144,6 @@ class Explainer:
             tuple((i, i + 1) for i in range(len(answer))),
             tuple((i, i + 1) for i in range(len(question.columns[example]) - question.prompts[example])),
             partial(solver.rows, example),
+            () if question.seen is None else question.seen.columns,
+            () if question.seen is None else question.seen.photos(),
         )

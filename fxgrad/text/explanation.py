@@ -15,6 +15,7 @@ from torch import Tensor
 from fxgrad.errors import InputError
 from fxgrad.methods.words import method_in_words, policy_in_words
 from fxgrad.text.pieces import Span, sentences, words
+from fxgrad.text.seen import cells, handed_on
 from fxgrad.text.summed import Rows, Solve, summed
 
 
@@ -35,6 +36,8 @@ class Explanation:
         spans: the answer tokens of each row.
         earlier: the answer tokens of each of the answer's columns.
         solve: computes rows.
+        seen: the column of each picture, or of each of its tiles.
+        photos: how they look to the model, uint8 (rows, columns, channels).
 
     Example:
         >>> made = Rows(torch.tensor([[3.0, 1.0]]), torch.tensor([0.5]), torch.tensor([4.5]))
@@ -53,6 +56,8 @@ class Explanation:
     spans: tuple[Span, ...]
     earlier: tuple[Span, ...]
     solve: Solve
+    seen: tuple[int, ...] = ()
+    photos: tuple[Tensor, ...] = ()
 
     @cached_property
     def _rows(self) -> Rows:
@@ -79,9 +84,17 @@ class Explanation:
         return self._rows.values
 
     @property
+    def pictures(self) -> tuple[Tensor, ...]:
+        """The shares of each picture's pixels, or patches, (answer tokens, rows, columns): its column, spread out.
+
+        A picture that is seen in tiles has one for each, which share the column.
+        """
+        return self._rows.pictures
+
+    @property
     def completeness_error(self) -> float | None:
         """The largest |value - row's sum - bias| / |value| of the rows; None if the numbers are no shares."""
-        matrix, biases, values = self._rows
+        matrix, biases, values, _ = self._rows
         if biases is None:
             return None
         tiny = torch.finfo(values.dtype).tiny
@@ -118,24 +131,27 @@ class Explanation:
         Raises:
             InputError: the numbers are no shares; an earlier token has no row of its own, as in a span; n is below 0.
         """
-        matrix, biases, values = self._rows
+        matrix, biases, values, pictures = self._rows
         if biases is None:
             raise InputError(f"{self.method} gives no shares, so there is nothing to hand on. Use input_x_gradient.")
         if n < 0:
             raise InputError(f"n is a number of steps, at least 0, not {n}.")
         whole = torch.cat([matrix, biases[:, None]], 1)
         own = list(range(self.prompt, len(self.columns)))
-        row = whole[self._said()]
+        said = self._said()
+        row = whole[said]
         spoke = torch.where((row > 0).any(1, keepdim=True), row.clamp(min=0), row.abs())
         handed = spoke / spoke.sum(1, keepdim=True)
+        spread = handed_on(pictures, self.seen, said, handed)
         for _ in range(n):
             shares = whole[:, own]
             whole = whole.index_fill(1, torch.tensor(own, dtype=torch.long, device=whole.device), 0) + shares @ handed
-        found = Rows(whole[:, :-1], whole[:, -1], values)
+            pictures = tuple(p + torch.einsum("re,ehw->rhw", shares, s) for p, s in zip(pictures, spread))
+        found = Rows(whole[:, :-1], whole[:, -1], values, pictures)
         return replace(self, solve=lambda spans: summed(found, self.spans, spans))
 
     def plot(self, path: str | Path | None = None, *, size: float = 0.32) -> Any:
-        """Draw the matrix: a row for each answer token, red for, blue against it.
+        """Draw the matrix: a row for each answer token, red for, blue against it; below it, its map of each picture.
 
         Args:
             path: of a .png, .svg or .pdf; None writes none.
@@ -152,7 +168,9 @@ class Explanation:
         against = "" if self.against is None else f" rather than {''.join(self.against).strip()!r}"
         title = f"{''.join(self.answer_tokens).strip()[:80]}{against}"
         numbers = self.matrix.detach().cpu().float()
-        return heat_map(numbers, self.answer_tokens, self.columns, self.prompt, title, self._caption(), path, size)
+        pictures = [(photo, cells(maps).cpu().float()) for photo, maps in zip(self.photos, self.pictures)]
+        said = self.answer_tokens, self.columns, self.prompt, title, self._caption()
+        return heat_map(numbers, *said, path, size, pictures)
 
     def html(self, path: str | Path | None = None) -> str:
         """A page: hover over a word of the answer, and the words before it light up.
@@ -174,8 +192,8 @@ class Explanation:
         return text
 
     def to_json(self) -> str:
-        """All numbers and texts, as JSON."""
-        matrix, biases, values = self._rows
+        """All numbers and texts, as JSON; maps of pictures as sums over blocks, of at most 32 by 32."""
+        matrix, biases, values, pictures = self._rows
         found = {
             "prompt": list(self.prompt_tokens),
             "earlier": list(self.columns[self.prompt :]),
@@ -186,6 +204,7 @@ class Explanation:
             "values": values.tolist(),
             "biases": None if biases is None else biases.tolist(),
             "matrix": matrix.tolist(),
+            "pictures": [{"column": at, "maps": cells(p).tolist()} for p, at in zip(pictures, self.seen)],
             "completeness_error": self.completeness_error,
         }
         return json.dumps(found, ensure_ascii=False)
@@ -203,7 +222,8 @@ class Explanation:
         before, behind = group(self.prompt_tokens), group(self.columns[self.prompt :])
         columns = before + [(self.prompt + a, self.prompt + b) for a, b in behind]
         earlier = tuple((self.earlier[a][0], self.earlier[b - 1][1]) for a, b in behind)
-        return replace(self._merged(group(self.answer_tokens), columns), prompt=len(before), earlier=earlier)
+        seen = tuple(next(i for i, (a, b) in enumerate(columns) if a <= at < b) for at in self.seen)
+        return replace(self._merged(group(self.answer_tokens), columns), prompt=len(before), earlier=earlier, seen=seen)
 
     def _merged(self, rows: Sequence[Span], columns: Sequence[Span] | None = None) -> Explanation:
         spans = tuple((self.spans[a][0], self.spans[b - 1][1]) for a, b in rows)
@@ -241,7 +261,7 @@ class Explanation:
 
         found = self.words()
         said = f"{self._caption()}. Red speaks for the word, blue against it; colours are full at the largest share."
-        return fragment(found.columns, found.prompt, found.answer_tokens, found._rows, said)
+        return fragment(found.columns, found.prompt, found.answer_tokens, found._rows, said, self.photos)
 
     def __rich_console__(self, console: Any, options: Any) -> Iterator[Any]:
         """The words before, coloured by what they give to the whole answer, then the answer."""

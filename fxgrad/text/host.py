@@ -15,16 +15,22 @@ from fxgrad.module.converted import ConvertedModule
 from fxgrad.pipeline import convert
 from fxgrad.table.loading import Rules
 from fxgrad.text.prompts import Encoded
+from fxgrad.text.seen import PIXELS, Seen, seen_in
 
 NEW_TOKENS = 32
 """How many tokens a model says without an answer, unless `generate` has max_new_tokens."""
+_OF_TOKENS = {
+    *("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "position_ids", "decoder_input_ids"),
+    "logits_to_keep",
+}
+"""Inputs of whole numbers that are one for each token. On others, a model's code decides: a conversion is for them."""
 
 
 class Host:
     """A model of transformers, or a ConvertedModule of one, with its tokenizer.
 
     Args:
-        model, tokenizer, rules: as for `fxgrad.text.explain`.
+        model, tokenizer, rules: as for `fxgrad.text.explain`; of a processor, its tokenizer is taken, too.
         module: what is converted, such as the model with a pooling behind it; by default the model.
 
     Attributes:
@@ -33,27 +39,31 @@ class Host:
     """
 
     def __init__(self, model: nn.Module, tokenizer: Any, rules: Rules, module: nn.Module | None = None) -> None:
-        self.tokenizer, self.rules = tokenizer, rules
+        self.processor, self.tokenizer = tokenizer, getattr(tokenizer, "tokenizer", tokenizer)
+        self.rules = rules
         self.model = None if isinstance(model, ConvertedModule) else model
         self.called = type(model).__name__
         self.converted = model if isinstance(model, ConvertedModule) else None
         self._module = module or model
+        self._decided: dict[str, Any] = {}
 
     def conversion(self, kwargs: dict[str, Any]) -> ConvertedModule:
-        """The converted module, which takes these inputs; converted again only if their sizes are fixed at others.
+        """The converted module, which takes these inputs; converted again only if it is for others.
 
         Raises:
             InputError: a ConvertedModule was given, which does not take them.
             CaptureError, NoRuleError, NotBalanceableError: as for `fxgrad.convert`.
         """
-        if self.converted is not None:
+        decided = {name: value.tolist() for name, value in kwargs.items() if _decides(name, value)}
+        if self.converted is not None and (self.model is None or decided == self._decided):
             try:
                 self.converted.classified.captured.flatten((), kwargs)
                 return self.converted
             except InputError:
                 if self.model is None:
                     raise
-        self.converted = convert(self._module, kwargs=_twice(kwargs), rules=self.rules)
+        example = kwargs if PIXELS in kwargs else _twice(kwargs)
+        self.converted, self._decided = convert(self._module, kwargs=example, rules=self.rules), decided
         return self.converted
 
     def outputs(self, kwargs: dict[str, Any]) -> Any:
@@ -80,11 +90,12 @@ class Host:
         generate = getattr(self.model, "generate", None)
         if self.model is None or generate is None:
             raise InputError(f"{self.called} does not generate. Give the answer, or the model of transformers itself.")
-        if prompt.features is None:
+        given = {name: self.put(value) for name, value in prompt.given.items()}
+        if prompt.ids:
             self.check([prompt.ids])
             ids = torch.tensor([prompt.ids], device=self.device)
-            given = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-        else:
+            given |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+        elif prompt.features is not None:
             given = {self.main: self.placed([prompt.features])}
         options = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": self.padding, **options}
         try:
@@ -101,6 +112,10 @@ class Host:
         if not tokens:
             raise InputError(f"{self.called} ends at once after this prompt. Give the answer.")
         return tokens
+
+    def seen(self, prompt: Encoded, given: Mapping[str, Any]) -> Seen | None:
+        """The pictures of a prompt; None if it has none."""
+        return seen_in(given, prompt.ids, self._config) if PIXELS in given else None
 
     def start(self) -> list[int]:
         """The tokens that a decoder begins with.
@@ -154,7 +169,42 @@ class Host:
         """
         if len({one.shape for one in features}) > 1:
             raise InputError(f"the features differ in shape: {', '.join(str(tuple(f.shape)) for f in features)}.")
-        return torch.stack(list(features)).to(next(iter(self._module.parameters())))
+        return self.put(torch.stack(list(features)))
+
+    def put(self, value: Tensor) -> Tensor:
+        """A tensor where the model is; of floating dtype, in the model's."""
+        like = next(iter(self._module.parameters()))
+        return value.to(like) if value.is_floating_point() else value.to(like.device)
+
+    def continued(self, prompt: Encoded, count: int) -> dict[str, Any]:
+        """What the model gets beside the ids of a prompt and of so many tokens behind it.
+
+        Raises:
+            InputError: there is an input for each token, and the model does not say how it goes on.
+        """
+        given = {name: self.put(value) for name, value in prompt.given.items()}
+        if not given:
+            return {}
+        step = getattr(self.model, "_update_model_kwargs_for_generation", None)
+        if step is None and any(name in _OF_TOKENS for name in given):
+            names = ", ".join(name for name in given if name in _OF_TOKENS)
+            raise InputError(f"{self.called} does not say how {names} go on. Pass the model of transformers itself.")
+        for _ in range(count if step is not None else 0):
+            given = step({}, given)  # type: ignore[misc]
+        return given
+
+    def positions(self, ids: Tensor, given: dict[str, Any]) -> dict[str, Any]:
+        """The inputs with the positions of tokens and patches, for models that find them in the ids.
+
+        Their code looks at each token; with positions, a conversion is for prompts of any length.
+        """
+        find = getattr(getattr(self.model, "model", None), "get_rope_index", None)
+        if find is None or PIXELS not in given:
+            return given
+        takes = inspect.signature(find).parameters
+        found, _ = find(ids, **{name: value for name, value in given.items() if name in takes})
+        kept = {name: value for name, value in given.items() if name != "mm_token_type_ids"}
+        return {**kept, "position_ids": found}
 
     @property
     def labels(self) -> list[str] | None:
@@ -193,6 +243,10 @@ class Host:
         if self._config is None:
             return None
         return getattr(self._config.get_text_config(), "max_position_embeddings", None)
+
+
+def _decides(name: str, value: Any) -> bool:
+    return name not in _OF_TOKENS and isinstance(value, Tensor) and not value.is_floating_point()
 
 
 def _twice(kwargs: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from fxgrad.text.host import Host
 from fxgrad.text.pieces import pieces
 from fxgrad.text.prompts import Encoded, answered, padded
 from fxgrad.text.rows import Question, plain
+from fxgrad.text.seen import Seen
 
 Answers = Sequence[Any]
 """The answer to each prompt; None for the model's own."""
@@ -32,14 +33,19 @@ def causal(host: Host, prompts: list[Encoded], answers: Answers, against: Answer
     kwargs: dict[str, Any] = {"input_ids": ids, **host.given("use_cache", False)}
     if host.model is None:  # a module that was converted with a mask wants one
         kwargs |= host.given("attention_mask", padded([[1] * (len(text) - 1) for text in texts], 0, host.device))
+    more = host.continued(prompts[0], len(said[0]) - 1)
+    seen = host.seen(prompts[0], more)
+    kwargs |= host.positions(ids, more)
     kwargs |= host.given("logits_to_keep", torch.arange(first, ids.shape[1], device=host.device))
     start = first if "logits_to_keep" in kwargs else 0
     rows = [[len(p.ids) - 1 - start + i for i in range(len(a))] for p, a in zip(prompts, said)]
-    columns = [pieces(host.tokenizer, text) for text in texts]
-    behind = [text[len(p.ids) :] for text, p in zip(columns, prompts)]
+    tokens = [pieces(host.tokenizer, text) for text in texts]
+    behind = [text[len(p.ids) :] for text, p in zip(tokens, prompts)]
+    before = [_named(text[: len(p.ids)], seen) for text, p in zip(tokens, prompts)]
+    columns = [(*b, *text[len(p.ids) : -1]) for b, text, p in zip(before, tokens, prompts)]
     return Question(
-        kwargs, [text[:-1] for text in columns], [len(p.ids) for p in prompts], behind, _last(rows, host.device),
-        _last(said, host.device), plain, *_others(host, said, against),
+        kwargs, columns, [len(b) for b in before], behind, _last(rows, host.device), _last(said, host.device), plain,
+        *_others(host, said, against), seen=seen,
     )  # fmt: skip
 
 
@@ -47,16 +53,17 @@ def seq2seq(host: Host, prompts: list[Encoded], answers: Answers, against: Answe
     """An encoder and a decoder: the prompt is the encoder's, the answer follows the decoder's start."""
     start = host.start()
     said = [answered(host.tokenizer, a) for a in answers]
-    host.check([*([*start, *a] for a in said), *(p.ids for p in prompts if p.features is None)])
+    host.check([*([*start, *a] for a in said), *(p.ids for p in prompts if p.ids)])
     given = padded([[*start, *a[:-1]] for a in said], host.padding, host.device)
     kwargs = {**_encoder_inputs(host, prompts), "decoder_input_ids": given, **host.given("use_cache", False)}
     rows = [[len(start) - 1 + i for i in range(len(a))] for a in said]
     answer = [pieces(host.tokenizer, a) for a in said]
-    before = [(*_source(host, p), *pieces(host.tokenizer, start)) for p in prompts]
+    seen = host.seen(prompts[0], kwargs)
+    before = [(*_named(_source(host, p), seen), *pieces(host.tokenizer, start)) for p in prompts]
     columns = [(*b, *a[:-1]) for b, a in zip(before, answer)]
     return Question(
         kwargs, columns, [len(b) for b in before], answer, _last(rows, host.device), _last(said, host.device), plain,
-        *_others(host, said, against),
+        *_others(host, said, against), seen=seen,
     )  # fmt: skip
 
 
@@ -222,7 +229,7 @@ def kind_of(model: nn.Module) -> Ask:
     encoded_first = getattr(config, "is_encoder_decoder", False)
     if encoded_first and model.get_output_embeddings() is not None:  # type: ignore[operator]
         return seq2seq
-    return sentence
+    return causal if "ForConditionalGeneration" in names else sentence
 
 
 def _kind_of_converted(model: ConvertedModule) -> Ask:
@@ -244,14 +251,22 @@ def _source(host: Host, prompt: Encoded) -> tuple[str, ...]:
     return tuple(f" frame {i}" for i in range(prompt.features.shape[1]))
 
 
+def _named(tokens: tuple[str, ...], seen: Seen | None) -> tuple[str, ...]:
+    """Tokens with a name in the place of each picture."""
+    return tokens if seen is None else seen.labelled(tokens)
+
+
 def _encoder_inputs(host: Host, prompts: list[Encoded]) -> dict[str, Any]:
-    """Ids, with a mask of the padding, and types if the model takes them; or features of sound."""
+    """Ids, with a mask of the padding, and types if the model takes them; pictures; or features of sound."""
+    shown = {name: host.put(value) for name, value in prompts[0].given.items()}
+    if not prompts[0].ids and shown:
+        return shown
     if heard := [p.features for p in prompts if p.features is not None]:
         return {host.main: host.placed(heard)}
     ids = padded([p.ids for p in prompts], host.padding, host.device)
     mask = padded([[1] * len(p.ids) for p in prompts], 0, host.device)
     types = padded([p.types or [0] * len(p.ids) for p in prompts], 0, host.device)
-    found = {"input_ids": ids, **host.given("attention_mask", mask)}
+    found = {**shown, "input_ids": ids, **host.given("attention_mask", mask)}
     if all(p.types is not None for p in prompts):
         found |= host.given("token_type_ids", types)
     for name, needed in (("attention_mask", not mask.all()), ("token_type_ids", types.any())):

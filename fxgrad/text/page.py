@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import base64
 import html
+import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+from torch import Tensor
+
 from fxgrad.errors import InputError
 from fxgrad.methods.text import AGAINST, FOR
+from fxgrad.text.seen import cells
 from fxgrad.text.summed import Rows
 
 _PAGE = """<!doctype html>
@@ -26,8 +32,12 @@ _FRAGMENT = """<div class="fxgrad-answer">
 .fxgrad-answer .row {{ cursor: pointer; border-bottom: 2px solid #bbb; }}
 .fxgrad-answer .row.chosen {{ border-color: #222; font-weight: 600; }}
 .fxgrad-answer small {{ color: #555; }}
+.fxgrad-answer figure {{ position: relative; display: inline-block; margin: 0 .5em .5em 0; line-height: 0; }}
+.fxgrad-answer figure > * {{ width: 14rem; image-rendering: pixelated; }}
+.fxgrad-answer img {{ opacity: .35; }}
+.fxgrad-answer canvas {{ position: absolute; inset: 0; height: 100%; }}
 </style>
-<small>before</small><p class="before">{before}</p>
+<small>before</small><div>{pictures}</div><p class="before">{before}</p>
 <small>answer: point at a word, or move with Tab</small><p class="answer">{answer}</p>
 <small class="said" aria-live="polite"></small><br><small>{about}</small>
 <script type="application/json">{data}</script>
@@ -37,14 +47,24 @@ _FRAGMENT = """<div class="fxgrad-answer">
   const root = scripts[scripts.length - 1];
   const data = JSON.parse(root.querySelector("script[type='application/json']").textContent);
   const cells = root.querySelectorAll("[data-column]"), rows = root.querySelectorAll(".row");
-  const number = (x) => x.toPrecision(3);
+  const canvases = root.querySelectorAll("canvas"), number = (x) => x.toPrecision(3);
+  const coloured = (share, scale) => {{
+    const strength = Math.min(1, Math.abs(share) / scale);
+    return `rgba(${{data.colours[share > 0 ? 1 : 0]}}, ${{strength.toFixed(3)}})`;
+  }};
   const show = (row) => {{
     cells.forEach((cell) => {{
       const share = data.matrix[row][cell.dataset.column];
-      const strength = Math.min(1, Math.abs(share) / data.scale);
-      const colour = share > 0 ? data.colours[1] : data.colours[0];
-      cell.style.background = `rgba(${{colour}}, ${{strength.toFixed(3)}})`;
+      cell.style.background = coloured(share, data.scale);
       cell.title = number(share);
+    }});
+    canvases.forEach((canvas, at) => {{
+      const {{maps, scale}} = data.pictures[at], context = canvas.getContext("2d");
+      context.clearRect(0, 0, canvas.width, canvas.height);
+      maps[row].forEach((line, y) => line.forEach((share, x) => {{
+        context.fillStyle = coloured(share, scale);
+        context.fillRect(x, y, 1, 1);
+      }}));
     }});
     rows.forEach((one) => one.classList.toggle("chosen", Number(one.dataset.row) === row));
     const bias = data.biases === null ? "" : `, of which constants give ${{number(data.biases[row])}}`;
@@ -62,7 +82,9 @@ def page(title: str, fragment: str) -> str:
     return _PAGE.format(title=html.escape(title), fragment=fragment)
 
 
-def fragment(columns: Sequence[str], prompt: int, answer: Sequence[str], rows: Rows, about: str) -> str:
+def fragment(
+    columns: Sequence[str], prompt: int, answer: Sequence[str], rows: Rows, about: str, photos: Sequence[Tensor] = ()
+) -> str:
     """What stands on the page, for notebooks, too.
 
     Args:
@@ -71,13 +93,16 @@ def fragment(columns: Sequence[str], prompt: int, answer: Sequence[str], rows: R
         answer: its words.
         rows: what they are made of.
         about: said below.
+        photos: the pictures, uint8 (height, width, channels), whose maps the rows have.
     """
+    maps = [cells(each).double() for each in rows.pictures]
     data = {
         "answer": answer,
         "matrix": _rounded(rows.matrix.double().tolist()),
         "biases": None if rows.biases is None else _rounded(rows.biases.double().tolist()),
         "values": _rounded(rows.values.double().tolist()),
         "scale": float(rows.matrix.abs().max()) or 1.0,
+        "pictures": [{"maps": _rounded(each.tolist(), 3), "scale": float(each.abs().max()) or 1.0} for each in maps],
         "colours": [", ".join(map(str, colour)) for colour in (AGAINST, FOR)],
     }
     before = "".join(f'<span data-column="{at}">{html.escape(word)}</span>' for at, word in enumerate(columns[:prompt]))
@@ -87,7 +112,17 @@ def fragment(columns: Sequence[str], prompt: int, answer: Sequence[str], rows: R
         for row, word in enumerate(answer)
     )
     text = json.dumps(data, ensure_ascii=False).replace("<", "\\u003c")
-    return _FRAGMENT.format(before=before, answer=said, about=html.escape(about), data=text)
+    pictures = "".join(map(_figure, photos, maps))
+    return _FRAGMENT.format(before=before, answer=said, about=html.escape(about), data=text, pictures=pictures)
+
+
+def _figure(photo: Tensor, maps: Tensor) -> str:
+    """A picture, with a canvas for its map on it."""
+    file, pixels = io.BytesIO(), photo.expand(*photo.shape[:2], 3).contiguous().numpy()
+    Image.fromarray(pixels).save(file, "PNG")
+    source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    height, width = maps.shape[1:]
+    return f'<figure><img alt="picture" src="{source}"><canvas width="{width}" height="{height}"></canvas></figure>'
 
 
 def write(path: str | Path, text: str) -> None:
@@ -106,6 +141,6 @@ def _column(own: range, row: int) -> str:
     return f' data-column="{own[row]}"' if row < len(own) else ""
 
 
-def _rounded(values: list[Any]) -> list[Any]:
+def _rounded(values: list[Any], digits: int = 6) -> list[Any]:
     """Numbers with six digits, which is more than a page shows."""
-    return [_rounded(v) if isinstance(v, list) else float(f"{v:.6g}") for v in values]
+    return [_rounded(v, digits) if isinstance(v, list) else float(f"{v:.{digits}g}") for v in values]

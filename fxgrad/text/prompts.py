@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Union
 
 import torch
@@ -11,8 +11,11 @@ from torch import Tensor
 
 from fxgrad.errors import InputError, first_line
 
-Prompt = Union[str, "tuple[str, str]", "list[Mapping[str, Any]]", "Sequence[int]", Tensor]
-"""A text, a pair of texts, the messages of a chat, token ids, or features of sound (features, frames)."""
+Prompt = Union[str, "tuple[str, Any]", "list[Mapping[str, Any]]", "Sequence[int]", Tensor, "Mapping[str, Any]"]
+"""A text, a pair of texts, a text and a picture or a list of them, a picture, the messages of a chat, token ids,
+features of sound (features, frames), or what a processor gives."""
+_OTHERS = ("input_ids", "attention_mask", "labels")
+"""What a processor gives that says nothing more than the ids, or nothing of the prompt."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +26,13 @@ class Encoded:
         ids: its token ids, special tokens among them.
         types: which of two texts each belongs to, for tokenizers that say so.
         features: in the place of ids, what a model of speech hears, (features, frames).
+        given: further inputs of the model, such as pixels, as a processor gives them for one prompt.
     """
 
     ids: list[int]
     types: list[int] | None = None
     features: Tensor | None = None
+    given: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def encoded(tokenizer: Any, prompt: Prompt | Sequence[Prompt]) -> tuple[list[Encoded], bool]:
@@ -44,32 +49,39 @@ def encoded(tokenizer: Any, prompt: Prompt | Sequence[Prompt]) -> tuple[list[Enc
         InputError: a prompt is empty, or of no known form; the tokenizer has no template for chats.
     """
     several = (isinstance(prompt, Tensor) and prompt.dim() == 2 + prompt.is_floating_point()) or (
-        isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], (int, Mapping))
+        isinstance(prompt, list) and bool(prompt) and not isinstance(prompt[0], int) and not _is_message(prompt[0])
     )
     each: Any = prompt if several else [prompt]
     found = [_one(tokenizer, one) for one in each]
     for i, one in enumerate(found):
-        if not one.ids and one.features is None:
+        if not one.ids and one.features is None and not one.given:
             which = f"prompt {i}" if several else "the prompt"
             raise InputError(f"{which} is empty: there is no token before the answer. Give one word at least.")
     return found, several
 
 
 def _one(tokenizer: Any, prompt: Any) -> Encoded:
+    own = getattr(tokenizer, "tokenizer", tokenizer)
     if isinstance(prompt, str):
-        return _tokens(tokenizer, prompt) if prompt else Encoded([])
-    if isinstance(prompt, tuple) and len(prompt) == 2 and all(isinstance(part, str) for part in prompt):
-        return _tokens(tokenizer, *prompt)
-    if isinstance(prompt, list) and prompt and isinstance(prompt[0], Mapping):
-        return Encoded(_chat(tokenizer, prompt))
+        return _tokens(own, prompt) if prompt else Encoded([])
+    if isinstance(prompt, tuple) and len(prompt) == 2 and isinstance(prompt[0], str):
+        text, other = prompt
+        return _tokens(own, text, other) if isinstance(other, str) else _pictured(tokenizer, text, other)
+    if isinstance(prompt, list) and prompt and _is_message(prompt[0]):
+        return _chat(tokenizer, prompt)
+    if isinstance(prompt, Mapping):
+        return _processed(prompt)
     if isinstance(prompt, Tensor) and prompt.is_floating_point() and prompt.dim() == 2:
         return Encoded([], features=prompt)
+    if _is_picture(prompt):
+        return _pictured(tokenizer, None, prompt)
     ids = prompt.tolist() if isinstance(prompt, Tensor) and prompt.dim() == 1 else prompt
     if isinstance(ids, (list, tuple)) and all(isinstance(i, int) for i in ids):
         return Encoded(list(ids))
     raise InputError(
-        "a prompt is a text, a pair of texts, a list of messages {'role': ..., 'content': ...}, token ids, or features "
-        f"of sound (features, frames); a list of prompts is a batch. This one is {type(prompt).__name__}."
+        "a prompt is a text, a pair of texts, a text and a picture, a list of messages {'role': ..., 'content': ...}, "
+        "token ids, features of sound (features, frames), or what a processor gives; a list of prompts is a batch. "
+        f"This one is {type(prompt).__name__}."
     )
 
 
@@ -81,15 +93,66 @@ def _tokens(tokenizer: Any, *texts: str) -> Encoded:
     return Encoded(list(found["input_ids"]), None if types is None else list(types))
 
 
-def _chat(tokenizer: Any, messages: list[Mapping[str, Any]]) -> list[int]:
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except Exception as error:
+def _is_message(prompt: Any) -> bool:
+    return isinstance(prompt, Mapping) and "role" in prompt
+
+
+def _is_picture(value: Any) -> bool:
+    """Whether it is a PIL image."""
+    return hasattr(value, "convert") and hasattr(value, "size")
+
+
+def _pictured(processor: Any, text: str | None, pictures: Any) -> Encoded:
+    """A text and its pictures, or a picture alone, by the model's processor."""
+    some = pictures if isinstance(pictures, (list, tuple)) else [pictures]
+    if not all(map(_is_picture, some)):
+        raise InputError(f"a text comes with a text, or with pictures of PIL, not with {type(some[0]).__name__}.")
+    if not hasattr(processor, "image_processor"):
         raise InputError(
-            f"the tokenizer cannot write these messages as one text ({first_line(error).rstrip('.')}). Give the text, "
-            "or a tokenizer with a chat_template."
+            f"{type(processor).__name__} takes no pictures. In the place of the tokenizer, pass the model's processor: "
+            "AutoProcessor.from_pretrained(...)."
+        )
+    texts = {} if text is None else {"text": text}
+    return _processed(_tried(processor, "this prompt", images=list(some), **texts, return_tensors="pt"))
+
+
+def _chat(tokenizer: Any, messages: list[Mapping[str, Any]]) -> Encoded:
+    """The messages as the template writes them, with the pictures among them."""
+    options: dict[str, Any] = {"add_generation_prompt": True}
+    if hasattr(tokenizer, "image_processor"):
+        options |= {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
+        return _processed(_tried(tokenizer.apply_chat_template, "these messages", messages, **options))
+    text = _tried(tokenizer.apply_chat_template, "these messages", messages, tokenize=False, **options)
+    return Encoded(list(tokenizer(text, add_special_tokens=False)["input_ids"]))  # the template has the special tokens
+
+
+def _tried(function: Any, what: str, *args: Any, **kwargs: Any) -> Any:
+    """What a function of transformers makes of a prompt.
+
+    Raises:
+        InputError: it fails.
+    """
+    try:
+        return function(*args, **kwargs)
+    except Exception as error:
+        how = "Give the text, or a tokenizer with a chat_template." if what == "these messages" else ""
+        raise InputError(
+            f"the tokenizer cannot write {what} as one text ({first_line(error).rstrip('.')}). {how}".rstrip()
         ) from error
-    return list(tokenizer(text, add_special_tokens=False)["input_ids"])  # the template has the special tokens
+
+
+def _processed(found: Mapping[str, Any]) -> Encoded:
+    """What a processor gives, for one prompt.
+
+    Raises:
+        InputError: it is of several prompts, or no tensors.
+    """
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    ids = tensors.get("input_ids")
+    if not tensors or (ids is not None and len(ids) != 1):
+        raise InputError("what a processor gives is of one prompt, with return_tensors='pt'. For a batch, list them.")
+    given = {name: value for name, value in tensors.items() if name not in _OTHERS}
+    return Encoded([] if ids is None else ids[0].tolist(), given=given)
 
 
 def answered(tokenizer: Any, answer: Any) -> list[int]:

@@ -13,6 +13,7 @@ from fxgrad.errors import InputError
 from fxgrad.methods import Attribution, Contrast, Target, Token, attribute
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.text.pieces import Span
+from fxgrad.text.seen import PIXELS, Seen
 from fxgrad.text.summed import Rows, summed
 
 
@@ -32,6 +33,7 @@ class Question:
         others: of each token of the other answer; None without a contrast.
         logits: the model's outputs -> (prompts, rows, numbers).
         target: in place of these, for models without logits.
+        seen: the pictures of the only prompt.
     """
 
     kwargs: dict[str, Any]
@@ -44,6 +46,7 @@ class Question:
     others: Tensor | None = None
     against: Sequence[tuple[str, ...]] | None = None
     target: Target = None
+    seen: Seen | None = None
 
     def of(self, span: Span) -> Target:
         """The sum of the logits of a span's tokens."""
@@ -102,20 +105,38 @@ class Solver:
         found = [self._found[span] for span in spans]
         shares = all(one.apart is not None for one in found)
         values = torch.stack([one.output[example] for one in found])
-        matrix = torch.stack([self._columns(one, example) for one in found])
         exact = torch.promote_types(values.dtype, torch.float32)
         copies = found[0].copies
+        columns, pictures = zip(*(self._columns(one, example) for one in found))
         apart = [one.apart[example] for one in found if one.apart is not None]
         biases = (torch.stack(apart).to(exact) / copies) if shares else None
-        return Rows(matrix.to(exact) / copies, biases, values.to(exact))
+        heat = tuple(torch.stack(maps).to(exact) / copies for maps in zip(*pictures))
+        return Rows(torch.stack(columns).to(exact) / copies, biases, values.to(exact), heat)
 
-    def _columns(self, found: Attribution, example: int) -> Tensor:
+    def _columns(self, found: Attribution, example: int) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The shares of one example's columns, and of its pictures' pixels."""
+        seen, width = self.question.seen, len(self.question.columns[example])
+        if seen is None:
+            return self._tokens(_sides(found), example, width), ()
+        if PIXELS not in found.maps:
+            raise InputError(f"{found.method} has no map of the picture. Use input_x_gradient.")
+        maps = seen.maps(found.maps[PIXELS])
+        sides = _sides(found, PIXELS)
+        spans = seen.spans(width - self._own(seen))
+        row = self._tokens(sides, example, spans[-1][1]) if sides else maps[0].new_zeros(0)
+        columns = torch.stack([row[a:b].sum() for a, b in spans])
+        shares = torch.stack([map.sum() for map in maps])
+        return columns.index_add(0, torch.tensor(seen.columns, device=columns.device), shares), maps
+
+    def _own(self, seen: Seen) -> int:
+        """How many columns more there are than tokens."""
+        return -sum(b - a - 1 for a, b in seen.runs) if seen.runs else seen.count
+
+    def _tokens(self, sides: Sequence[Tensor], example: int, width: int) -> Tensor:
         """The shares of one example's tokens: of the prompt, then of the answer's side if that is an input, too."""
-        width = len(self.question.columns[example])
-        sides = _sides(found)
         if len(sides) == 1:
-            return sides[0][example, :width]
-        source, answer = sides
+            return sides[0].reshape(len(sides[0]), -1)[example, :width]
+        source, answer = (side.reshape(len(side), -1) for side in sides)
         before = width - self._behind(example)
         return torch.cat([source[example, :before], answer[example, : width - before]])
 
@@ -126,11 +147,12 @@ class Solver:
         return int(given) - longest + len(self.question.answers[example])
 
 
-def _sides(found: Attribution) -> list[Tensor]:
-    """The map of the input, and of a decoder's tokens if there are any, each (batch, tokens)."""
-    decoders = [map for name, map in found.maps.items() if ".decoder." in f".{name}"]
-    if len(found.maps) == len(decoders) or not decoders:
-        return [found.map]
+def _sides(found: Attribution, pixels: str = "") -> list[Tensor]:
+    """The map of the input, and of a decoder's tokens if there are any, each (batch, tokens); none of the pixels."""
+    maps = {name: map for name, map in found.maps.items() if name != pixels}
+    decoders = [map for name, map in maps.items() if ".decoder." in f".{name}"]
+    if len(maps) == len(decoders) or not decoders:
+        return [found.map] if not pixels else list(maps.values())[:1]
     if len(decoders) > 1 or found.map.dim() != 2:
         raise InputError(f"the model has inputs {', '.join(found.maps)}, of unknown order. Use fxgrad.attribute.")
     return [found.map, decoders[0]]

@@ -18,11 +18,13 @@ class Rows(NamedTuple):
         matrix: (spans, columns).
         biases: what constants give, (spans,); None if the numbers are no shares.
         values: the logits, added up over each span, (spans,).
+        pictures: the shares of each picture's pixels, (spans, rows, columns); their sums are in the matrix.
     """
 
     matrix: Tensor
     biases: Tensor | None
     values: Tensor
+    pictures: tuple[Tensor, ...] = ()
 
 
 Solve = Callable[[Sequence[Span]], Rows]
@@ -38,6 +40,9 @@ def summed(rows: Rows, have: Sequence[Span], asked: Sequence[Span]) -> Rows:
         tensor([[1., 1., 0.]])
     """
     picked = [[i for i, (a, b) in enumerate(have) if start <= a and b <= end] for start, end in asked]
-    matrix, values = (torch.stack([part[i].sum(0) for i in picked]) for part in (rows.matrix, rows.values))
-    biases = None if rows.biases is None else torch.stack([rows.biases[i].sum(0) for i in picked])
-    return Rows(matrix, biases, values)
+
+    def of(part: Tensor) -> Tensor:
+        return torch.stack([part[i].sum(0) for i in picked])
+
+    biases = None if rows.biases is None else of(rows.biases)
+    return Rows(of(rows.matrix), biases, of(rows.values), tuple(map(of, rows.pictures)))

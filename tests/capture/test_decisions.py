@@ -92,8 +92,37 @@ class Resized(_Base):
         return F.pad(y, (0, 5 - lengths[1])).mT.tanh()
 
 
+class Ends(_Base):
+    def forward(self, x, lengths):
+        ends = torch.unique_consecutive(torch.cat([lengths.new_zeros(1), lengths.flip(0).cumsum(0)]))
+        parts = self.linear(x).flatten(0, 1)[: int(ends[-1])].split(ends.diff().tolist())
+        return torch.stack([part.tanh().sum(0) for part in parts])
+
+
+class Distinct(_Base):
+    def forward(self, x, lengths):
+        known, which, counts = torch.unique(lengths, return_inverse=True, return_counts=True)
+        y = self.linear(x)[:, : len(known)] * counts[which].to(x)[:, None, None]
+        return y.tanh() if len(known) > 1 else y
+
+
 GENERAL = [Sized, Resized]
-MODELS = [Chosen, Resized, Flag, Largest, Split, Masked, Selected, Positions, Array, Same, Sized, Repeated]
+MODELS = [
+    Ends,
+    Distinct,
+    Chosen,
+    Resized,
+    Flag,
+    Largest,
+    Split,
+    Masked,
+    Selected,
+    Positions,
+    Array,
+    Same,
+    Sized,
+    Repeated,
+]
 
 
 def _inputs():

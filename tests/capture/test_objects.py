@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 import fxgrad
 from fxgrad.methods import Token
@@ -233,3 +234,19 @@ def test_inputs_through_kwargs() -> None:
     shapes = {"x": axes, "more": {"scale": axes, "nested": {"shift": axes}}}  # as torch.export wants them
     libra, (z, longer) = fxgrad.convert(model, (x,), more, dynamic_shapes=shapes), inputs(4, 5)
     assert torch.equal(libra(z, **longer), model(z, **longer))
+
+
+def test_outputs_whose_keys_change_places_when_they_are_rebuilt() -> None:
+    from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+    class Late(nn.Module):
+        def forward(self, x: Tensor) -> Any:
+            found = BaseModelOutputWithPooling(last_hidden_state=x.exp(), hidden_states=(x.tanh(),))
+            found.pooler_output = x.exp().sum(1)  # the class has it before the hidden states
+            return found
+
+    x = torch.randn(2, 3)
+    libra, model = fxgrad.convert(Late().eval(), (x,)), Late()
+    for name, value in model(x).items():
+        for ours, theirs in zip(pytree.tree_leaves(libra(x)[name]), pytree.tree_leaves(value)):
+            assert torch.equal(ours, theirs)

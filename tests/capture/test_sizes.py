@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 import fxgrad
 from fxgrad.capture.checks import Check, NotSupportedError
+from fxgrad.errors import InputError
 
 AUTO = torch.export.Dim.AUTO
 OLD = torch.__version__ < (2, 12)  # its adaptive pooling wants sizes with the same remainders; it tells fewer lines
@@ -363,3 +364,31 @@ def test_a_size_that_becomes_too_intricate_is_fixed(monkeypatch: pytest.MonkeyPa
         libra(x[:, :20])
     chosen = fxgrad.convert(model, (x,), dynamic_shapes={"x": {1: AUTO}})  # by the user, who may wait
     assert torch.equal(chosen(x[:, :20]), model(x[:, :20]))
+
+
+class _Listed(nn.Module):
+    """Goes through the examples one by one, which fixes how many there are."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([part[None].exp() for part in list(x)])
+
+
+@pytest.mark.parametrize(("count", "why"), [(1, "the example, whose size of 1"), (2, ".*list")])
+def test_a_fixed_batch_is_that_of_the_example(count: int, why: str) -> None:
+    x = torch.randn(count, 3)
+    libra = fxgrad.convert(_Listed().eval(), (x,))
+    assert torch.equal(libra(x), _Listed()(x))
+    with pytest.raises(InputError, match=f"captured for \\({count}, any\\). Axis 0 is fixed at {count} by {why}"):
+        libra(torch.randn(3, 3))
+
+
+def test_a_size_by_which_a_line_cuts_leaves_the_others_free() -> None:
+    class Cuts(nn.Module):
+        def forward(self, pixels: Tensor, words: Tensor) -> Tensor:
+            return pixels.view(-1, 3, 4).sum((0, 1)).exp()[None, None] * words[..., None]
+
+    model, pixels = Cuts().eval(), torch.randn(4, 12)
+    libra = fxgrad.convert(model, (pixels, torch.randn(2, 5)))
+    assert [i.shape for i in libra.classified.captured.inputs] == [(None, 12), (None, None)]
+    words = torch.randn(3, 7)
+    assert torch.equal(libra(pixels[:3], words), model(pixels[:3], words))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 pytest.importorskip("transformers")
 
@@ -14,6 +15,7 @@ import transformers
 
 from fxgrad.commands.cli import main
 from fxgrad.text import explain
+from tests.helpers import seeing_models
 from tests.helpers.language_models import model, tokenizer
 
 
@@ -67,10 +69,32 @@ def test_what_it_says_itself_and_contrasts(folder: Path, tmp_path: Path) -> None
     assert json.loads((tmp_path / "not.json").read_text("utf-8"))["against"]
 
 
+def test_a_text_about_a_picture(tmp_path: Path) -> None:
+    made = tmp_path / "llava"
+    seeing_models.model("llava").float().save_pretrained(made)
+    seeing_models.llava_processor().save_pretrained(made)
+    Image.new("RGB", (40, 30), "teal").save(tmp_path / "cat.png")
+    given = [
+        f"hf:{made}",
+        str(tmp_path / "cat.png"),
+        "--pretrained",
+        "--text",
+        "<image> the sky is",
+        "--answer",
+        " blue",
+    ]
+    said = run(*given, "-o", str(tmp_path / "why.json"))
+    written = json.loads((tmp_path / "why.json").read_text("utf-8"))
+    assert written["prompt"] == ["[picture]", " the", " sky", " is"] and len(written["pictures"]) == 1
+    assert "completeness error: " in said
+    run(*given, "-o", str(tmp_path / "why.html"))
+    assert "data:image/png;base64," in (tmp_path / "why.html").read_text("utf-8")
+
+
 def test_what_does_not_go_together(folder: Path, tmp_path: Path) -> None:
     text = [f"hf:{folder}", "--text", "the sky"]
-    assert "--text is in place of pictures, and PICTURES is for these" in refuse(*text, "cat.png")
-    assert "--text is in place of pictures, and --target is for these" in refuse(*text, "--target", "3")
+    assert "--target is for pictures without a --text" in refuse(*text, "--target", "3")
+    assert "cat.png" in refuse(*text, "cat.png")
     assert "--text takes one of --methods" in refuse(*text, "--methods", "genatt,attcat")
     assert "--answer is what follows a --text" in refuse("timm:test_vit", "cat.png", "--answer", "b")
     assert "there is nothing to explain. Give pictures" in refuse("timm:test_vit")

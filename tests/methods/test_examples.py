@@ -171,3 +171,25 @@ def test_a_layer_that_several_calls_fit_is_asked_about() -> None:
     for layer, h, g in zip(("f@0", "f@1"), model.kept, gradients):
         found = fxgrad.attribute(libra, (a, b), layer=layer, **given)
         assert torch.allclose(found.patches, (h * g).sum(1), rtol=1e-10, atol=1e-12), layer
+
+
+class Gathered(nn.Module):
+    """One row of words, into which all patches of its pictures flow; the patches' features are an output, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sight, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+
+    def forward(self, patches: Tensor, words: Tensor) -> tuple[Tensor, Tensor]:
+        seen = self.sight(patches)
+        return self.head(torch.tanh(words + seen.mean(0))), seen
+
+
+def test_patches_of_one_example_are_no_examples() -> None:
+    torch.manual_seed(0)
+    model, words, patches = Gathered().double().eval(), torch.randn(1, 2, 6).double(), torch.randn(7, 4).double()
+    libra = fxgrad.convert(model, (patches, words))
+    found = fxgrad.attribute(libra, (patches, words), target=lambda outputs: outputs[0][:, 0, 1])
+    assert found.output.shape == (1,) and found.apart is not None
+    whole = sum(map.sum() for map in found.maps.values()) + found.apart
+    assert torch.allclose(whole, model(patches, words)[0][:, 0, 1])

@@ -1,13 +1,12 @@
 """docs/evidence.md from what was measured: `python -m bench.evidence.page`, or with stores, `... trainings=STORE ...`
 
-Stores are first written to bench/measured/evidence/NAME.npz, all values of all pictures; the page is computed from
-these files alone, so that anyone can compute it again.
+What is in the stores is first added to bench/measured/evidence/NAME.npz, all values of all pictures; the page is
+computed from these files alone, so that anyone can compute it again, and trainings may be measured here and there.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from bench.evidence import analytic, trainings
 from bench.evidence.real.comparison import Cells
 from bench.evidence.real.page import of_mosaics
 from bench.evidence.trainings import BALANCED, METRICS, PLAIN, Comparison
+from fxgrad.errors import InputError
 from fxgrad.evaluate import Results, read
 from fxgrad.evaluate.baselines import ALWAYS
 from fxgrad.evaluate.compare import record
@@ -32,6 +32,8 @@ from fxgrad.report import markdown
 MEASURED = Path(__file__).parents[1] / "measured" / "evidence"
 PAGE = Path(__file__).parents[2] / "docs" / "evidence.md"
 PARTS = ("trainings", "shapley", "shortcut", "sanity", "labels")
+_APART = {"checkpoint", "data"}
+"""Settings that differ from model to model."""
 TEMPLATE = Path(__file__).with_name("page.md")
 
 
@@ -256,19 +258,46 @@ def verdict(claim: str, by: str, counts: str) -> list[str]:
     return [claim, by, said, counts]
 
 
+def joined(known: Results, more: Results) -> Results:
+    """What was measured, and more of it; of a model that both have, the latter.
+
+    Raises:
+        InputError: they were measured in different ways.
+    """
+    ways = [{k: v for k, v in run.facts.get("settings", {}).items() if k not in _APART} for run in (known, more)]
+    if ways[0] != ways[1]:
+        other = next(k for k in ways[0] | ways[1] if ways[0].get(k) != ways[1].get(k))
+        raise InputError(
+            f"{other} was {ways[0].get(other)!r}, and is {ways[1].get(other)!r} now: values of different settings do "
+            "not go together. Remove the old values, and measure all again."
+        )
+    models = {model for model, *_ in more.values}
+    kept, refused = ({k: v for k, v in was.items() if k[0] not in models} for was in (known.values, known.refused))
+    return Results(
+        {**kept, **more.values}, {**refused, **more.refused}, more.facts, frozenset(), {**known.groups, **more.groups}
+    )
+
+
+def add(part: str, folder: Path, measured: Path) -> None:
+    """Add the values and facts of a store to those of a part."""
+    found = read(folder) if any(folder.glob("*.sqlite")) else trainings.gathered(folder)
+    values, facts = measured / f"{part}.npz", measured / f"{part}.json"
+    if values.exists():
+        found = joined(read_values(values)[0], found)
+    write_values([found], values)
+    if (own := folder / facts.name).exists():
+        known = json.loads(facts.read_text()) if facts.exists() else {}
+        facts.write_text(json.dumps({**known, **json.loads(own.read_text())}, indent=1) + "\n")
+
+
 @click.command()
 @click.argument("stores", nargs=-1, metavar="[PART=STORE...]")
 def main(stores: Sequence[str]) -> None:
-    """Write the values of some stores, then the page."""
+    """Add the values of some stores to what is measured, then write the page."""
     MEASURED.mkdir(exist_ok=True)
     for pair in stores:
         part, _, store = pair.partition("=")
-        folder = Path(store)
-        found = read(folder) if any(folder.glob("*.sqlite")) else trainings.gathered(folder)
-        write_values([found], MEASURED / f"{part}.npz")
-        facts = folder / f"{part}.json"
-        if facts.exists():
-            shutil.copy(facts, MEASURED / facts.name)
+        add(part, Path(store), MEASURED)
     PAGE.write_text(text(load(MEASURED)), "utf-8")
     click.echo(f"wrote {PAGE}")
 

@@ -1,5 +1,6 @@
 """The page of the evidence: every number of it is computed again from the values of every picture."""
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -9,7 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from bench.evidence import page, trainings
+from fxgrad.errors import InputError
 from fxgrad.evaluate import Results, Store
+from fxgrad.evaluate.values import read_values
 from fxgrad.metrics import Interval
 
 
@@ -90,6 +93,29 @@ def test_values_are_taken_from_stores(tmp_path: Path, monkeypatch: pytest.Monkey
     assert done.exit_code == 0, done.output
     written = (tmp_path / "evidence.md").read_text()
     assert "0.05 → 0.90" in written and written == page.text(page.load(tmp_path / "measured"))
+
+
+def test_more_trainings_are_added(tmp_path: Path) -> None:
+    def stored(folder: str, model: str, value: float, **settings: object) -> None:
+        store = Store(tmp_path / folder)
+        store.note("settings", {"checkpoint": folder, **settings})
+        store.add(model, "libragrad", {"attcat": {"iou": [value, value]}}, ["a", "b"], 0, 2, ["scan", "scan"])
+        store.close()
+
+    (tmp_path / "measured").mkdir()
+    for folder, model, value in (("one", "vit-0", 0.25), ("two", "vit-1", 0.5), ("three", "vit-0", 0.75)):
+        stored(folder, model, value)
+        (tmp_path / folder / "sanity.json").write_text(f'{{"{model}": {value}}}')
+        page.add("sanity", tmp_path / folder, tmp_path / "measured")
+    (found,) = read_values(tmp_path / "measured" / "sanity.npz")
+    assert {key[0]: dict(metrics["iou"]) for key, metrics in found.values.items()} == {
+        "vit-1": {"a": 0.5, "b": 0.5}, "vit-0": {"a": 0.75, "b": 0.75},
+    }  # fmt: skip
+    assert found.groups == {"a": "scan", "b": "scan"}
+    assert json.loads((tmp_path / "measured" / "sanity.json").read_text()) == {"vit-0": 0.75, "vit-1": 0.5}
+    stored("four", "vit-2", 1.0, count=20)
+    with pytest.raises(InputError, match=r"count was None, and is 20 now: values of different settings do not go"):
+        page.add("sanity", tmp_path / "four", tmp_path / "measured")
 
 
 def test_the_page_is_what_was_measured() -> None:

@@ -18,6 +18,7 @@ from fxgrad.commands.options import (
 from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.printing import say
 from fxgrad.commands.terminal import stage
+from fxgrad.data.hf_texts import TokenIds
 from fxgrad.errors import ExportError
 from fxgrad.evaluate.methods import method_options
 from fxgrad.explainer import METHODS, export_explainer
@@ -97,7 +98,9 @@ def export(
     loaded = prompted(loaded_model(**which), prompts)
     with stage(f"capturing and rewriting {loaded.name}"):
         converted = convert(loaded.model, (loaded.example(),), rules=rules)
-    described = {"model": loaded.name, "weights": loaded.weights, "preprocessing": loaded.preprocess.constants()}
+    described: dict[str, Any] = {"model": loaded.name, "weights": loaded.weights}
+    if not isinstance(loaded.preprocess, TokenIds):  # token ids are a tokenizer's, and need none
+        described["preprocessing"] = loaded.preprocess.constants()
     if loaded.class_names:
         described["class_names"] = loaded.class_names
     with stage(f"tracing {method} and writing {output}"):

@@ -132,7 +132,7 @@ def _attempt(
         given = {f"converted.{path}": t for path, t in zip(converted.classified.captured.state, state)}
         outputs: dict[str, Tensor] = {}
         for policy, explanation in explained.items():
-            for name, value in torch.func.functional_call(explanation, given, (inputs,)).items():
+            for name, value in torch.func.functional_call(explanation, given, (inputs,), tie_weights=False).items():
                 own = name if name == "logits" or len(explained) == 1 else f"{name}_{policy}"
                 outputs.setdefault(own, value)
         names[:] = list(outputs)

@@ -125,7 +125,8 @@ class Core(nn.Module):
         if form == "unflattened":
             captured = self.classified.captured
             inputs = {n.name for n, declared in zip(captured.entry_nodes, captured.entries) if declared.attributed}
-            return unflatten(self.program, inputs | set(self.classified.decisions))
+            embedded = {n.name: e.name for n, e in zip(captured.entry_nodes[len(captured.inputs) :], captured.embedded)}
+            return unflatten(self.program, inputs | set(self.classified.decisions), embedded)
         return self.program
 
     def run_as(self, form: str, runner: nn.Module) -> None:

@@ -34,7 +34,7 @@ def unflattened(module: Module) -> Module:
     other = module.__class__(module.with_tensors())
     root = other.runner_of("unflattened")
     assert isinstance(root, Root)
-    for path, part in root.parts.items():
+    for path, part in root.modules_by_path():
         owner, name = other.owner(path), path.rpartition(".")[2]
         held = owner._modules.get(name)
         if held is not None:

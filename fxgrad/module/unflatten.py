@@ -94,6 +94,13 @@ class Part(nn.Module):
         return found[0] if len(found) == 1 else found
 
 
+class Embedded(nn.Module):
+    """The module of an embedding, called with the tokens that were looked up ahead of the program."""
+
+    def forward(self, tokens: Any) -> Any:
+        return tokens
+
+
 class Root(nn.Module):
     """The whole program: maps the state and the entries to the flattened outputs.
 
@@ -102,17 +109,35 @@ class Root(nn.Module):
         takes: names of its inputs, in order.
         gives: its outputs, with names instead of nodes.
         parts: module path -> part.
+        embedded: name of an input of embedded tokens -> the path of its embedding.
     """
 
     parts: Mapping[str, Part]
+    embedded: Mapping[str, tuple[str, Embedded]]
 
-    def __init__(self, segment: Segment, takes: tuple[str, ...], gives: Any, parts: Mapping[str, Part]) -> None:
+    def __init__(
+        self,
+        segment: Segment,
+        takes: tuple[str, ...],
+        gives: Any,
+        parts: Mapping[str, Part],
+        embedded: Mapping[str, str],
+    ) -> None:
         super().__init__()
         self.segment, self.takes, self.gives = segment, takes, gives
         object.__setattr__(self, "parts", parts)  # not registered: they are in the model's own module tree
+        entries = {name: (path, Embedded()) for name, path in embedded.items() if path not in parts}
+        object.__setattr__(self, "embedded", entries)
+
+    def modules_by_path(self) -> Iterator[tuple[str, nn.Module]]:
+        """All modules that are called, embeddings first, with their paths."""
+        yield from self.embedded.values()
+        yield from self.parts.items()
 
     def forward(self, *given: Any) -> Any:
         values = dict(zip(self.takes, given))
+        for name, (_, module) in self.embedded.items():
+            values[name] = module(values[name])
         run(self.segment, values, self.parts)
         return _filled(self.gives, values)
 
@@ -138,12 +163,13 @@ def run(segment: Segment, values: dict[str, Any], parts: Mapping[str, Part]) -> 
         values.update(zip(step.outputs, found if len(step.outputs) != 1 else (found,)))
 
 
-def unflatten(program: fx.GraphModule, depends: set[str]) -> Root:
+def unflatten(program: fx.GraphModule, depends: set[str], embedded: Mapping[str, str]) -> Root:
     """Split a program into parts, one per module call.
 
     Args:
         program: a rewritten program, its nodes with the metadata of capture.
         depends: names of the attributed inputs and of all nodes that depend on them: the values that parts exchange.
+        embedded: name of an input of embedded tokens -> the path of its embedding.
 
     Returns:
         A module that computes the same as the program.
@@ -173,7 +199,8 @@ def unflatten(program: fx.GraphModule, depends: set[str]) -> Root:
     for part in parts.values():
         object.__setattr__(part, "parts", parts)
     takes = tuple(n.name for n in graph.nodes if n.op == "placeholder")
-    return Root(whole, takes, fx.node.map_arg(graph.output_node().args[0], lambda n: _Name(n.name)), parts)
+    gives = fx.node.map_arg(graph.output_node().args[0], lambda n: _Name(n.name))
+    return Root(whole, takes, gives, parts, embedded)
 
 
 def _filled(arguments: Any, values: Mapping[str, Any]) -> Any:

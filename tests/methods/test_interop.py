@@ -7,11 +7,21 @@ import warnings
 
 import pytest
 import torch
-from captum.attr import InputXGradient, IntegratedGradients, LayerActivation, LayerGradCam, Saliency
+from captum.attr import (
+    InputXGradient,
+    IntegratedGradients,
+    LayerActivation,
+    LayerGradCam,
+    LayerGradientXActivation,
+    LayerIntegratedGradients,
+    LLMGradientAttribution,
+    Saliency,
+    TextTokenInput,
+)
 from torch import Tensor, nn
 
 import fxgrad
-from tests.helpers import balanced_vit
+from tests.helpers import balanced_vit, language_models
 from tests.helpers.balanced_vit import GRID
 
 with warnings.catch_warnings():
@@ -206,3 +216,37 @@ def test_a_module_that_is_called_twice() -> None:
     module = libra.unflattened()
     assert {"layer", "layer@1"} <= {name for name, _ in module.named_modules()}
     assert torch.equal(module(x), libra(x)) and list(module.state_dict()) == ["layer.weight", "layer.bias"]
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_language_models_under_captum(name: str, policy: str) -> None:
+    """captum goes through an answer token by token, and wants the module of the embedding."""
+    tokenizer, model = language_models.tokenizer(), language_models.model(name).requires_grad_(True)
+    ids, answer = (torch.tensor(tokenizer(text)["input_ids"]) for text in ("the sky is", " blue red"))
+    libra = fxgrad.convert(model, (ids.expand(2, -1),), rules=policy)
+    module = libra.unflattened()
+    layer = module.get_submodule("model.embed_tokens" if name == "llama" else "transformer.wte")
+    whole = LLMGradientAttribution(LayerGradientXActivation(module, layer), tokenizer)
+    theirs = whole.attribute(TextTokenInput("the sky is", tokenizer), target=" blue red").token_attr
+    for at, token in enumerate(answer):
+        given = torch.cat([ids, answer[:at]])[None]
+        ours = fxgrad.attribute(libra, (given,), target=lambda out, t=token: out.logits[:, -1].log_softmax(-1)[:, t])
+        assert torch.allclose(theirs[at], ours.map[0, : len(ids)], rtol=0, atol=1e-9)
+
+
+def test_integrated_gradients_of_an_embedding_by_captum() -> None:
+    """What a hook puts in the place of an embedding's output is what the program goes on with."""
+    model = (
+        nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 6), nn.GELU(), nn.Linear(6, 2)).double().eval()
+    )
+    ids = torch.tensor([[1, 5, 2], [3, 0, 8]])
+    libra = fxgrad.convert(model, (ids,), rules="gradient")
+    module, baseline = libra.unflattened(), torch.zeros_like(ids)
+    layer = module.get_submodule("0")
+    theirs = LayerIntegratedGradients(module, layer).attribute(
+        ids, baseline, target=1, n_steps=8, internal_batch_size=None
+    )
+    plain = LayerIntegratedGradients(model, model[0]).attribute(ids, baseline, target=1, n_steps=8)
+    assert torch.allclose(theirs, plain, rtol=0, atol=1e-12)
+    assert torch.equal(module(ids), model(ids))

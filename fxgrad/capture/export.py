@@ -151,8 +151,9 @@ def _functional(program: ExportedProgram, example: Arguments, options: _Options,
     write_by_copies(program.graph)
     if not options.through_no_grad:
         detach_without_grad(program.graph)
-    # The casts of autocast are no ops of a fresh program: a second trace makes them.
-    if not _autocast(program, example) and make_functional(program, options.whole):
+    # A second trace makes ops of the casts of autocast, and takes tensors of tensor classes apart.
+    again = _autocast(program, example) or any(hasattr(t, "__tensor_flatten__") for t in program.state_dict.values())
+    if not again and make_functional(program, options.whole):
         return program
     return decomposed(program, options.whole)
 

@@ -228,7 +228,7 @@ def measuring(converted: ConvertedModule) -> Iterator[list[int]]:
 
     Its weights do not count, for their gradients are not asked for.
     """
-    widest, weights = [0], {tensor.untyped_storage().data_ptr() for tensor in converted.state}
+    widest, weights = [0], {tensor.untyped_storage().data_ptr() for tensor in converted.state if tensor is not None}
 
     def measure(tensor: Tensor) -> Tensor:
         if tensor.untyped_storage().data_ptr() not in weights:

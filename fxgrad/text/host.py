@@ -55,16 +55,26 @@ class Host:
             CaptureError, NoRuleError, NotBalanceableError: as for `fxgrad.convert`.
         """
         decided = {name: value.tolist() for name, value in kwargs.items() if _decides(name, value)}
-        if self.converted is not None and (self.model is None or decided == self._decided):
-            try:
-                self.converted.classified.captured.flatten((), kwargs)
-                return self.converted
-            except InputError:
-                if self.model is None:
-                    raise
-        example = kwargs if PIXELS in kwargs else _twice(kwargs)
-        self.converted, self._decided = convert(self._module, kwargs=example, rules=self.rules), decided
+        if self.model is None or (self.converted is not None and decided == self._decided and self._takes(kwargs)):
+            assert self.converted is not None
+            self.converted.classified.captured.flatten((), kwargs)
+            return self.converted
+        self._decided = decided
+        for example in (kwargs,) if PIXELS in kwargs else (_twice(kwargs), kwargs):
+            self.converted = convert(self._module, kwargs=example, rules=self.rules)
+            if self._takes(kwargs):
+                break
+        assert self.converted is not None
         return self.converted
+
+    def _takes(self, kwargs: dict[str, Any]) -> bool:
+        """Whether the converted module is for inputs of these sizes."""
+        assert self.converted is not None
+        try:
+            self.converted.classified.captured.flatten((), kwargs)
+        except InputError:
+            return False
+        return True
 
     def outputs(self, kwargs: dict[str, Any]) -> Any:
         """What the model itself says."""

@@ -332,3 +332,48 @@ def test_fake_quantised_modules_are_refused_and_the_advice_works() -> None:
 def test_pickled_copies_of_integer_weights() -> None:
     libra = fxgrad.convert(followed(First(*WEIGHTS["uint8"][:1], True, **WEIGHTS["uint8"][1])), (X,))
     assert torch.equal(pickle.loads(pickle.dumps(libra))(X), libra(X))
+
+
+class Scaled(Tensor):
+    """A weight as integers and scales, of a tensor class of its own, as torchao's are."""
+
+    data_8: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def __new__(cls, data_8: Tensor, scale: Tensor) -> Any:
+        return Tensor._make_wrapper_subclass(cls, data_8.shape, dtype=scale.dtype)  # type: ignore[attr-defined]
+
+    def __init__(self, data_8: Tensor, scale: Tensor) -> None:
+        self.data_8, self.scale = data_8, scale
+
+    def __tensor_flatten__(self) -> tuple[list[str], None]:
+        return ["data_8", "scale"], None
+
+    @classmethod
+    def __tensor_unflatten__(cls, parts: dict[str, Tensor], *_: Any) -> Any:
+        return cls(parts["data_8"], parts["scale"])
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return cls(args[0].data_8, args[0].scale)
+        plain = [a.data_8.to(a.scale.dtype) * a.scale if isinstance(a, cls) else a for a in args]
+        return func(*plain, **(kwargs or {}))
+
+
+def test_a_weight_of_a_tensor_class_is_taken_apart(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 4), nn.GELU(), nn.Linear(4, 2)).eval()
+    whole = torch.randint(-9, 9, (4, 6), dtype=torch.int8)
+    plain = copy.deepcopy(model)
+    plain[0].weight.data = whole * 0.1
+    model[0].weight = nn.Parameter(Scaled(whole, torch.tensor(0.1)), requires_grad=False)
+    x = torch.randn(3, 6)
+    libra = fxgrad.convert(model, (x,))
+    assert all(isinstance(tensor, Tensor) for tensor in libra.state)
+    fxgrad.save(libra, tmp_path / "libra.pt2")
+    for module in (libra, fxgrad.load(tmp_path / "libra.pt2")):
+        assert torch.equal(module(x), model(x))
+    found, wanted = (fxgrad.attribute(m, (x,), target=1).map for m in (libra, fxgrad.convert(plain, (x,))))
+    assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-6)

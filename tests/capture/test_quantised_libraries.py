@@ -286,3 +286,21 @@ def test_lora_on_weights_of_torchao(tmp_path: Path) -> None:
     model = peft.get_peft_model(base, peft.LoraConfig(r=4, target_modules=["0", "3"])).eval()
     randomize(model)
     assert_proved(copy.deepcopy(model), tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["lora", "int8"])
+def test_answers_of_adapted_and_quantised_language_models(kind: str) -> None:
+    from fxgrad.text import Explainer
+    from tests.helpers.language_models import model, tokenizer
+
+    net: Any = model("llama").float()
+    if kind == "lora":
+        peft = pytest.importorskip("peft")
+        net = peft.get_peft_model(net, peft.LoraConfig(r=2, target_modules=["q_proj"], init_lora_weights=False)).eval()
+    else:
+        quantization = pytest.importorskip("torchao.quantization")
+        quantization.quantize_(net, quantization.Int8WeightOnlyConfig())
+    explainer = Explainer(net, tokenizer())
+    for prompt, answer in (("the sky is", " blue red"), ("one two three", " four")):
+        found = explainer.explain(prompt, answer)
+        assert found.completeness_error is not None and found.completeness_error < 1e-4

@@ -77,6 +77,9 @@ class Search:
         input: the input's name; by default the first.
         values: values of the inputs and embedded tokens, which determine the free sizes; without them, these are -1.
 
+    Attributes:
+        by_elements: whether what was found depends on the elements of the values, and not only on their shapes.
+
     Raises:
         InputError: there is no such input.
     """
@@ -93,7 +96,7 @@ class Search:
         self.order = {n: i for i, n in enumerate(captured.graph.nodes)}
         self.classified, self.decisions = classified, classified.decisions
         self.values, self.free = values, free_sizes(placeholders, values)
-        self.first = 0
+        self.first, self.by_elements = 0, False
         self.nodes = self.after(self.source)
         self.reached = {self.source, *self.nodes}
 
@@ -152,6 +155,7 @@ class Search:
         found = examples_of(self.classified, tracks, self.source, self.free)
         if (found.inputs and found.followed) or not self.values:
             return found
+        self.by_elements = True
         rows = rows_apart(self.classified, self.values, self.free)
         if rows is None or (found.inputs and self.source.name in rows[1]):
             return found

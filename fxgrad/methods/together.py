@@ -96,6 +96,20 @@ def alike(asked: Sequence[Asked]) -> list[list[int]]:
     return [places for _, places in groups]
 
 
+def _anatomy(converted: ConvertedModule, entries: Sequence[Any], given: Mapping[str, Any]) -> Anatomy:
+    """The anatomy for some choices, searched once for inputs of one shape if it does not depend on their elements."""
+    shapes = tuple(tuple(e.shape) if isinstance(e, Tensor) else () for e in entries)
+    key = "anatomy", repr(given), shapes
+    if key not in converted.derived:
+        search = Search(converted.classified, given["input"], entries)
+        found = search.anatomy(*(given[name] for name in ANATOMY[1:]))
+        if search.by_elements:
+            return found
+        converted.derived[key] = found
+    kept: Anatomy = converted.derived[key]
+    return kept
+
+
 class Together:
     """Methods of one converted model at the same inputs, of the same anatomy.
 
@@ -123,8 +137,7 @@ class Together:
         with torch.no_grad():
             entries = converted.entries(args, kwargs)
         given = {**dict.fromkeys(ANATOMY), "channels": GRAPH, **asked[0].anatomy}
-        search = Search(converted.classified, given["input"], entries)
-        anatomy = search.anatomy(*(given[name] for name in ANATOMY[1:]))
+        anatomy = _anatomy(converted, entries, given)
         self.converted, self.entries, self.anatomy = converted, entries, anatomy
         self.asked, self.caught = asked, caught
         self.runs = Runs(converted, entries, *_needed(converted, anatomy, asked), again=targets > 1)

@@ -86,6 +86,7 @@ class Core(nn.Module):
         entries = classified.captured.entries if classified.balances else ()
         self._attributed = {i for i, entry in enumerate(entries) if entry.attributed}
         lookup = classified.captured.lookup
+        self.derived: dict[Any, Any] = {}  # what is found out of this program once, by those who do
         object.__setattr__(self, "program", program)
         object.__setattr__(self, "lookup", lookup and fx.GraphModule(nn.Module(), lookup))
         self.run_as("flat", program)
@@ -180,7 +181,7 @@ class Core(nn.Module):
     def __deepcopy__(self: Self, memo: dict[int, Any]) -> Self:
         other = self.__class__.__new__(self.__class__)
         memo[id(self)] = other
-        other.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        other.__dict__.update(copy.deepcopy({**self.__dict__, "derived": {}}, memo))
         return other
 
     def owner(self, path: str) -> nn.Module:

@@ -222,7 +222,8 @@ def kind_of(model: nn.Module) -> Ask:
             f"explain takes a language model of transformers, not {type(model).__name__}. For other modules, "
             "fxgrad.convert and fxgrad.attribute."
         )
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model  # of adapters, such as LoRA
+    base: Any = getattr(model, "get_base_model", None)
+    inner = model if base is None else base()  # under an adapter, such as LoRA
     names = " ".join(base.__name__ for base in type(inner).__mro__)
     for ending, ask in ENDINGS.items():
         if ending in names:

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import fxgrad
 from fxgrad.methods import METHODS, Attribution, Map, Problem
+from fxgrad.methods.search import Search
 from fxgrad.methods.together import Asked
 from fxgrad.run.recording import Recorder, Recording
 
@@ -200,3 +201,17 @@ def test_shuffled_weights_change_what_a_copy_gives(vit: tuple[fxgrad.ConvertedMo
             parameter.mul_(1.5)
     for one, other in zip(before, fxgrad.attribute(libra, (x,), target=1, method=["fullgrad", "rollout"])):
         assert not torch.equal(one.map, other.map)
+
+
+def test_the_parts_of_a_model_are_searched_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    searches: list[str] = []
+    whole = Search.anatomy
+    monkeypatch.setattr(Search, "anatomy", lambda self, *given: (searches.append(self.name), whole(self, *given))[1])
+    model = nn.Sequential(nn.Linear(4, 6), nn.GELU(), nn.Linear(6, 3)).eval()
+    libra, x = fxgrad.convert(model, (torch.randn(2, 4),)), torch.randn(5, 4)
+    first = fxgrad.attribute(libra, (x,), target=1)
+    assert torch.equal(fxgrad.attribute(libra, (x,), target=1).map, first.map) and len(searches) == 1
+    fxgrad.attribute(libra, (x[:2],), target=1)
+    fxgrad.attribute(libra, (x,), target=1, channels=None)
+    assert len(searches) == 3
+    assert copy.deepcopy(libra).derived == {} and libra.under("gradient").derived == {}

@@ -200,7 +200,7 @@ class Host:
             names = ", ".join(name for name in given if name in _OF_TOKENS)
             raise InputError(f"{self.called} does not say how {names} go on. Pass the model of transformers itself.")
         for _ in range(count if step is not None else 0):
-            given = step({}, given)  # type: ignore[misc]
+            given = step({}, given, is_encoder_decoder=False)  # type: ignore[misc]
         return given
 
     def positions(self, ids: Tensor, given: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -72,6 +72,14 @@ def plain(outputs: Any) -> Tensor:
     return found
 
 
+class _Shares(NamedTuple):
+    """The shares of an example: of its columns, (columns,), of its pictures' pixels, and of what is neither, ()."""
+
+    columns: Tensor
+    pictures: tuple[Tensor, ...]
+    aside: Tensor
+
+
 class Solver:
     """The rows of a batch of answers, each computed once.
 
@@ -107,26 +115,38 @@ class Solver:
         values = torch.stack([one.output[example] for one in found])
         exact = torch.promote_types(values.dtype, torch.float32)
         copies = found[0].copies
-        columns, pictures = zip(*(self._columns(one, example) for one in found))
-        apart = [one.apart[example] for one in found if one.apart is not None]
-        biases = (torch.stack(apart).to(exact) / copies) if shares else None
-        heat = tuple(torch.stack(maps).to(exact) / copies for maps in zip(*pictures))
-        return Rows(torch.stack(columns).to(exact) / copies, biases, values.to(exact), heat)
+        rows = [self._shares(one, example) for one in found]
+        biases = None
+        if shares:
+            for one, row in zip(found, rows):
+                _refuse_left_out(one, row, example)
+            apart = [one.apart[example] + row.aside for one, row in zip(found, rows) if one.apart is not None]
+            biases = torch.stack(apart).to(exact) / copies
+        heat = tuple(torch.stack(maps).to(exact) / copies for maps in zip(*(row.pictures for row in rows)))
+        columns = torch.stack([row.columns for row in rows])
+        return Rows(columns.to(exact) / copies, biases, values.to(exact), heat)
 
-    def _columns(self, found: Attribution, example: int) -> tuple[Tensor, tuple[Tensor, ...]]:
-        """The shares of one example's columns, and of its pictures' pixels."""
+    def _shares(self, found: Attribution, example: int) -> _Shares:
+        """The shares of one example's columns, of its pictures' pixels, and of what is neither."""
         seen, width = self.question.seen, len(self.question.columns[example])
         if seen is None:
-            return self._tokens(_sides(found), example, width), ()
+            columns = self._tokens(_sides(found), example, width)
+            return _Shares(columns, (), columns.new_zeros(()))
         if PIXELS not in found.maps:
             raise InputError(f"{found.method} has no map of the picture. Use input_x_gradient.")
         maps = seen.maps(found.maps[PIXELS])
-        sides = _sides(found, PIXELS)
         spans = seen.spans(width - self._own(seen))
-        row = self._tokens(sides, example, spans[-1][1]) if sides else maps[0].new_zeros(0)
+        others = {name: map for name, map in found.maps.items() if name != PIXELS}
+        # A vision tower may look up the places of its tiles, which is no text: it counts as the model's constants.
+        text = {name: map for name, map in others.items() if map[0].numel() >= spans[-1][1]}
+        if len(text) > 1 and "decoder_input_ids" not in self.question.kwargs:
+            raise InputError(f"the model reads several texts, {', '.join(text)}. Use fxgrad.attribute.")
+        row = self._tokens(list(text.values()), example, spans[-1][1]) if text else maps[0].new_zeros(0)
         columns = torch.stack([row[a:b].sum() for a, b in spans])
         shares = torch.stack([map.sum() for map in maps])
-        return columns.index_add(0, torch.tensor(seen.columns, device=columns.device), shares), maps
+        columns = columns.index_add(0, torch.tensor(seen.columns, device=columns.device), shares)
+        aside = [map.sum() for name, map in others.items() if name not in text]
+        return _Shares(columns, maps, sum(aside, columns.new_zeros(())))
 
     def _own(self, seen: Seen) -> int:
         """How many columns more there are than tokens."""
@@ -147,12 +167,23 @@ class Solver:
         return int(given) - longest + len(self.question.answers[example])
 
 
-def _sides(found: Attribution, pixels: str = "") -> list[Tensor]:
-    """The map of the input, and of a decoder's tokens if there are any, each (batch, tokens); none of the pixels."""
-    maps = {name: map for name, map in found.maps.items() if name != pixels}
-    decoders = [map for name, map in maps.items() if ".decoder." in f".{name}"]
-    if len(maps) == len(decoders) or not decoders:
-        return [found.map] if not pixels else list(maps.values())[:1]
+def _refuse_left_out(found: Attribution, row: _Shares, example: int) -> None:
+    """Raise `InputError` if an input has shares that no column shows."""
+    shares = {name: map[example].double().sum() for name, map in found.maps.items()}
+    size = sum(float(map[example].double().abs().sum()) for map in found.maps.values())
+    missing = sum(shares.values(), torch.zeros(())) - row.columns.double().sum() - row.aside
+    if abs(float(missing)) > 1e-3 * size:
+        raise InputError(
+            f"of the inputs {', '.join(shares)}, some have shares that belong to no token and to no picture. Use "
+            "fxgrad.attribute, whose .maps has every input."
+        )
+
+
+def _sides(found: Attribution) -> list[Tensor]:
+    """The map of the input, and of a decoder's tokens if there are any, each (batch, tokens)."""
+    decoders = [map for name, map in found.maps.items() if ".decoder." in f".{name}"]
+    if len(found.maps) == len(decoders) or not decoders:
+        return [found.map]
     if len(decoders) > 1 or found.map.dim() != 2:
         raise InputError(f"the model has inputs {', '.join(found.maps)}, of unknown order. Use fxgrad.attribute.")
     return [found.map, decoders[0]]

@@ -147,6 +147,21 @@ def test_figure_page_and_numbers(tmp_path: Path) -> None:
     assert cells(torch.ones(2, 100, 20)).shape == (2, 32, 20)
 
 
+def test_an_input_that_no_column_shows_is_refused() -> None:
+    small = {"d_kv": 8, "d_ff": 32, "num_heads": 2, "hidden_size": 16, "num_layers": 1}
+    sight = {"patch_embed_hidden_size": 12, "seq_len": 8, **{k: v for k, v in small.items() if k != "num_heads"}}
+    config = tr.Pix2StructConfig(
+        text_config={**small, "vocab_size": len(words())},
+        vision_config={**sight, "num_attention_heads": 2, "num_hidden_layers": 1},
+        decoder_start_token_id=0,
+    )
+    torch.manual_seed(0)
+    net = tr.Pix2StructForConditionalGeneration(config).double().eval()
+    patches = torch.cat([1 + torch.arange(4.0)[:, None].expand(4, 2), torch.randn(4, 12)], 1)[None]
+    with pytest.raises(InputError, match=r"of the inputs flattened_patches, .* belong to no token and to no picture"):
+        explain(net, words(), {"flattened_patches": patches}, " blue red").matrix  # noqa: B018
+
+
 def test_what_is_said_of_bad_input() -> None:
     own = explainer("llava")
     with pytest.raises(

@@ -78,8 +78,9 @@ def linear_map(
     decisions, nodes = converted.classified.decisions, {n.name: n for n in converted.classified.captured.graph.nodes}
     node = wrt if wrt in decisions else output_of(wrt, nodes, decisions, (search.name, search.source))
     value = Runs(converted, entries).values([node])[node]
-    if not isinstance(value, Tensor):
-        raise InputError(f"the value at {wrt!r} is no tensor, but a {type(value).__name__}. Pick a place within it.")
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        what = value.dtype if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"the value at {wrt!r} is no tensor of floating dtype, but {what}. Pick another place.")
     return LinearMap(Passes(converted, entries, outputs, {node: value}))
 
 
@@ -134,7 +135,7 @@ class LinearMap:
         Raises:
             InputError: there is no such output.
         """
-        return self._passes.pulled(_units(indices, self.value, "output"))
+        return self._passes.rows(_within(indices, len(self.value), "output"))
 
     def column(self, index: int) -> Tensor:
         """What one element of the inputs gives to each output, by its size, (outputs,).
@@ -142,7 +143,9 @@ class LinearMap:
         Raises:
             InputError: there is no such element.
         """
-        return self._passes.pushed(_units([index], self.x, "element of the input"))[0]
+        unit = torch.zeros_like(self.x)
+        unit[_within([index], len(unit), "element of the input")] = 1
+        return self._passes.pushed(unit[None])[0]
 
     def dense(self) -> Tensor:
         """The matrix, (outputs, inputs), by one backward pass for each output. The map keeps it."""
@@ -177,13 +180,13 @@ class LinearMap:
         error, size = (torch.linalg.vector_norm(v.double()) for v in (self.value - self @ self.x - self.b, self.value))
         return float(error / size.clamp(min=torch.finfo(torch.float64).tiny))
 
-    def svd(self, rank: int) -> SVD:
+    def svd(self, rank: int, *, dense: bool | None = None) -> SVD:
         """The singular vectors with the largest singular values: what the model reads most, and what it says of it.
-
-        Of a map with many outputs, they are found by products with W and W.T (ARPACK, by SciPy).
 
         Args:
             rank: how many.
+            dense: True takes them from the matrix; False finds them by products with W and W.T (ARPACK, by SciPy), as
+                many as it needs. By default the matrix is made where the outputs are few.
 
         Returns:
             (U, S, Vh) as `torch.linalg.svd` gives them, but these only: (outputs, rank), (rank,), (rank, inputs), in
@@ -192,7 +195,7 @@ class LinearMap:
         Raises:
             InputError: there are not so many, or SciPy is needed and not installed.
         """
-        return singular(self, rank, self.x)
+        return singular(self, rank, self.x, dense)
 
     def __repr__(self) -> str:
         return f"LinearMap of shape {self.shape}, from {', '.join(self._passes.starts)}"
@@ -237,11 +240,8 @@ def _applied(lines: Callable[[Tensor], Tensor], x: Tensor, size: int) -> Tensor:
     return lines(x[None])[0] if x.dim() == 1 else lines(x.mT).mT
 
 
-def _units(indices: Sequence[int], like: Tensor, what: str) -> Tensor:
-    """A unit vector for each index: (count, the length of `like`)."""
-    size = len(like)
+def _within(indices: Sequence[int], size: int, what: str) -> Sequence[int]:
+    """Indices, once they are checked."""
     if wrong := [i for i in indices if not -size <= i < size]:
         raise InputError(f"there is no {what} {wrong[0]}: the map has {size}.")
-    found = like.new_zeros(len(indices), size)
-    found[torch.arange(len(indices)), list(indices)] = 1
-    return found
+    return indices

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -13,12 +13,10 @@ from torch import Tensor
 from fxgrad.errors import InputError
 from fxgrad.flows.chosen import Chosen
 from fxgrad.module.converted import ConvertedModule
+from fxgrad.proof.ledger import TOLERANCE
 from fxgrad.run.recording import Contributions
 from fxgrad.run.runs import Runs
 from fxgrad.run.sources import detached, wide
-
-LOST = 1e-2
-"""The largest relative difference of <g, W v> and <W' g, v> that is rounding, in any dtype."""
 
 
 class Passes:
@@ -61,41 +59,59 @@ class Passes:
 
     def pulled(self, lines: Tensor) -> Tensor:
         """W' g for each g of some lines, (count, outputs): (count, inputs), of the inputs' dtype."""
-        recording, found = self._runs.recorded(), []
-        size = recording.fitting(len(lines), self.x.nbytes)
-        for some in torch.split(lines.to(self.chosen.value), size) if len(lines) else ():
-            each = self._runs.back_at_once([self.chosen.cotangents(g) for g in some])
-            found += [self._flat(one) for one in each]
-        return torch.stack(found) if found else self.x.new_zeros(0, len(self.x))
+        return self._back(len(lines), lines.to(self.chosen.value).__getitem__)
+
+    def rows(self, indices: Sequence[int]) -> Tensor:
+        """Some rows of W, (count, inputs)."""
+        return self._back(len(indices), lambda i: self._unit(indices[i]))
 
     def pushed(self, lines: Tensor) -> Tensor:
         """W v for each v of some lines, (count, inputs): (count, outputs), of the outputs' dtype.
 
         Where an op's backward cannot be differentiated, or not all of it, by the rows of W.
         """
-        found = self._by_tape(lines)
-        return (lines.to(self.matrix) @ self.matrix.mT).to(self.chosen.value) if found is None else found
+        if self._tape is None:
+            return (lines.to(self.matrix) @ self.matrix.mT).to(self.chosen.value)
+        g, pulled = self._tape
+        if not len(lines):
+            return lines.new_zeros(0, len(g)).to(g)
+        size = self._runs.recorded().fitting(len(lines))
+        return torch.cat([_derivative(pulled, g, some) for some in torch.split(lines.to(pulled), size)])
 
     @cached_property
     def matrix(self) -> Tensor:
         """W, (outputs, inputs)."""
-        value = self.chosen.value
-        return self.pulled(torch.eye(len(value), dtype=value.dtype, device=value.device))
+        return self.rows(range(len(self.chosen.value)))
 
     def biases(self) -> dict[str, Tensor]:
         """What each constant contributes, (outputs,), by name; of a map from a place, what goes past it, too."""
         value = self.chosen.value
         found: dict[str, Tensor] = {}
-        at, size, rows = 0, 1, torch.eye(len(value), dtype=value.dtype, device=value.device)
-        while at < len(rows):
-            each = self._booking.back_at_once([self.chosen.cotangents(g) for g in rows[at : at + size]])
-            for i, one in enumerate(each, at):
+        at, size = 0, 1
+        while at < len(value):
+            some = range(at, min(at + size, len(value)))
+            each = self._booking.back_at_once([self.chosen.cotangents(self._unit(i)) for i in some])
+            for i, one in zip(some, each):
                 for name, share in self._shares(one):
                     found.setdefault(name, torch.zeros_like(value, dtype=share.dtype))[i] += share
             at += size
-            size = self._booking.recorded().fitting(len(rows), each[0].bytes)  # known once a pass has returned them
+            size = self._booking.recorded().fitting(len(value), each[0].bytes)  # known once a pass has returned them
         self._booking.free()
         return found
+
+    def _unit(self, index: int) -> Tensor:
+        """The cotangent of one output."""
+        found = torch.zeros_like(self.chosen.value)
+        found[index] = 1
+        return found
+
+    def _back(self, count: int, line: Callable[[int], Tensor]) -> Tensor:
+        """W' g for some g, given by number: (count, inputs)."""
+        size, found = self._runs.recorded().fitting(count, self.x.nbytes), []
+        for at in range(0, count, size):
+            some = [self.chosen.cotangents(line(i)) for i in range(at, min(at + size, count))]
+            found += [self._flat(one) for one in self._runs.back_at_once(some)]
+        return torch.stack(found) if found else self.x.new_zeros(0, len(self.x))
 
     def _shares(self, found: Contributions) -> Iterator[tuple[str, Tensor]]:
         """(name, what it contributes) for the constants, and for the inputs that go past the place."""
@@ -116,31 +132,19 @@ class Passes:
 
     @cached_property
     def _tape(self) -> tuple[Tensor, Tensor] | None:
-        """(g, W' g), recorded; None where some op's backward cannot be."""
+        """(g, W' g), recorded; None if it has no derivative in g, or a part of one: then <g, W W' g> is not |W' g|²."""
         g = self.chosen.probe.clone().requires_grad_()
         cotangents = self.chosen.cotangents(g, record=True)
         try:
             pulled = self._flat(self._runs.recorded().back(cotangents, last=False, record=True))
-        except InputError:
-            return None
-        return (g, pulled) if pulled.requires_grad else None
-
-    def _by_tape(self, lines: Tensor) -> Tensor | None:
-        """`pushed`; None where the tape has no derivative, or only a part of it: then <g, W v> is not <W' g, v>."""
-        if self._tape is None or not len(lines):
-            return None
-        g, pulled = self._tape
-        lines = lines.to(pulled)
-        size = self._runs.recorded().fitting(len(lines))
-        try:
-            found = torch.cat([_derivative(pulled, g, some) for some in torch.split(lines, size)])
+            (again,) = _derivative(pulled, g, pulled.detach()[None])
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:
+        except (InputError, RuntimeError):
             return None
-        a, b = found * g.detach(), lines * pulled.detach()
-        scale = a.abs().sum(1) + b.abs().sum(1)
-        return found if bool(((a.sum(1) - b.sum(1)).abs() <= LOST * scale).all()) else None
+        wanted, found = pulled.detach().double().square().sum(), (g.detach() * again).double().sum()
+        kept = (found - wanted).abs() <= max(TOLERANCE[g.dtype], TOLERANCE[torch.float32]) * wanted
+        return (g, pulled) if bool(kept) else None
 
 
 def _derivative(pulled: Tensor, g: Tensor, lines: Tensor) -> Tensor:

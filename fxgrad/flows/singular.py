@@ -39,20 +39,22 @@ class SVD(NamedTuple):
     Vh: Tensor
 
 
-def singular(map: Product, rank: int, like: Tensor) -> SVD:
+def singular(map: Product, rank: int, like: Tensor, dense: bool | None = None) -> SVD:
     """The singular vectors of a map with the largest singular values.
 
     Args:
         map: any.
         rank: how many.
         like: of the dtype and device that the map takes.
+        dense: whether by its matrix; None: if it has few outputs.
 
     Raises:
         InputError: it has not so many, or SciPy is needed and not installed.
     """
     if not 0 < rank <= min(map.shape):
         raise InputError(f"a map of shape {map.shape} has 1 to {min(map.shape)} singular vectors, not {rank}.")
-    if map.shape[0] <= FEW * rank or rank == min(map.shape):
+    few = map.shape[0] <= FEW * rank if dense is None else dense
+    if few or rank == min(map.shape):  # ARPACK finds fewer than all
         U, S, Vh = torch.linalg.svd(map.dense().double(), full_matrices=False)
     else:
         U, S, Vh = (t.to(like.device) for t in _searched(map, rank, like))

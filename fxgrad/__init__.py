@@ -24,6 +24,8 @@ if TYPE_CHECKING:
         RuleTableError,
     )
     from fxgrad.explainer import export_explainer
+    from fxgrad.flows.linear import LinearMap, linear_map
+    from fxgrad.flows.pairs import Pairs, pairs
     from fxgrad.methods import Attribution, attribute
     from fxgrad.module.converted import ConvertedModule
     from fxgrad.module.save import load, save
@@ -44,14 +46,18 @@ __all__ = [
     "FxgradError",
     "IncompleteWarning",
     "InputError",
+    "LinearMap",
     "NoRuleError",
     "NotBalanceableError",
+    "Pairs",
     "RuleTableError",
     "attribute",
     "check",
     "convert",
     "export_explainer",
+    "linear_map",
     "load",
+    "pairs",
     "save",
     "vjp",
 ]
@@ -67,6 +73,10 @@ _HOMES = {
     "NotBalanceableError": "errors",
     "RuleTableError": "errors",
     "export_explainer": "explainer",
+    "LinearMap": "flows.linear",
+    "linear_map": "flows.linear",
+    "Pairs": "flows.pairs",
+    "pairs": "flows.pairs",
     "Attribution": "methods",
     "attribute": "methods",
     "ConvertedModule": "module.converted",
@@ -81,7 +91,7 @@ _HOMES = {
 """Public name -> the module that has it."""
 _PARTS = (
     *("errors", "kinds", "graph", "ops", "pt2", "capture", "table", "classify", "report", "module", "pipeline", "run"),
-    *("proof", "methods", "text", "metrics", "explainer", "data", "evaluate", "zoo"),
+    *("proof", "methods", "flows", "text", "metrics", "explainer", "data", "evaluate", "zoo"),
 )
 """Modules that work after `import fxgrad` alone, such as `fxgrad.methods.METHODS`."""
 

@@ -148,12 +148,14 @@ class Recording:
         """Name of a node, of those asked for -> its value, detached."""
         return {name: pytree.tree_map(detached, self._recorded[name]) for name in names}
 
-    def back(self, cotangents: Cotangents, *, last: bool = True) -> Contributions:
+    def back(self, cotangents: Cotangents, *, last: bool = True, record: bool = False) -> Contributions:
         """Run one backward pass: all contributions to <v, f(x)>; see `contributions`.
 
         Args:
             cotangents: v, one per flattened output, shaped alike; None for an output that takes no part.
             last: whether the recorded values may be freed.
+            record: whether autograd records this pass, too. Its gradients can then be differentiated in v, in which
+                they are linear; in the inputs they must not be, for what is held would be missing.
 
         Raises:
             NotBalanceableError, NoRuleError: a cotangent is given for an output that cannot be balanced.
@@ -161,7 +163,7 @@ class Recording:
         refuse_unbalanced(self.converted, cotangents)
         wanted = dict.fromkeys([*self.inputs, *self.also, *self.decisions])
         ends = {name: self.inputs.get(name, self._recorded.get(name)) for name in wanted}
-        g = _backward(self._outputs, cotangents, ends, keep=not last)
+        g = _backward(self._outputs, cotangents, ends, keep=not last, record=record)
         values = self.values(self._recorded)
         offsets = Offsets(self.converted, values)
         parts = {name: offsets.of(d, g[name]) for name, d in self.decisions.items() if g[name] is not None}
@@ -317,7 +319,7 @@ def _unreached(converted: ConvertedModule, outputs: list[Any], cotangents: Cotan
 
 
 def _backward(
-    outputs: list[Any], cotangents: Sequence[Any], values: Mapping[str, Any], *, keep: bool
+    outputs: list[Any], cotangents: Sequence[Any], values: Mapping[str, Any], *, keep: bool, record: bool
 ) -> dict[str, Any]:
     """Name -> cotangent of the value (a tensor or a list of tensors), from one call of autograd."""
     ends = [v for v, g in zip(outputs, cotangents) if g is not None and v.requires_grad]
@@ -327,14 +329,19 @@ def _backward(
     wanted = [v for v, r in zip(leaves, reached) if r]
     if not ends or not wanted:
         return dict.fromkeys(values)
-    found = iter(differentiated(ends, wanted, starts, keep=keep))
+    found = iter(differentiated(ends, wanted, starts, keep=keep, record=record))
     tree = pytree.tree_unflatten([next(found) if r else None for r in reached], spec)
     nothing = {name for name, g in tree.items() if all(leaf is None for leaf in pytree.tree_leaves(g))}
     return {name: None if name in nothing else g for name, g in tree.items()}
 
 
 def differentiated(
-    outputs: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor], *, keep: bool = False
+    outputs: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    *,
+    keep: bool = False,
+    record: bool = False,
 ) -> list[Tensor | None]:
     """The gradients of <cotangents, outputs> in each of the inputs; None where no cotangent arrives.
 
@@ -342,6 +349,7 @@ def differentiated(
         outputs, inputs: with autograd's graph between them.
         cotangents: one per output, shaped alike.
         keep: whether the graph is kept for another backward pass.
+        record: whether the gradients have a graph of their own.
 
     Raises:
         InputError: an op has no gradient at these values.
@@ -352,7 +360,11 @@ def differentiated(
         [tensor([3., 3.])]
     """
     try:
-        return list(torch.autograd.grad(outputs, inputs, cotangents, retain_graph=keep, allow_unused=True))
+        return list(
+            torch.autograd.grad(
+                outputs, inputs, cotangents, retain_graph=keep or record, create_graph=record, allow_unused=True
+            )
+        )
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

@@ -1,0 +1,1 @@
+"""What flows where: the balanced backward as the linear map that it is at one example."""

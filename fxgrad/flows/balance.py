@@ -51,9 +51,9 @@ def refuse_unbalanced(graph: nx.DiGraph[str], problem: Problem) -> None:
     graph.graph["error"] = error
     if error <= TOLERANCE[coarsest(problem.aim.values, problem)]:
         return
+    if note := problem.aim.target.note.removeprefix("Warning: "):
+        raise InputError(f"a flow has to add up, and this one is off by {error:.2g} of the whole: {note}")
     start = f"what flows into {node!r} is not what flows out of it, by {error:.2g} of the whole"
-    if problem.aim.target.note:
-        raise InputError(f"{start}. {problem.aim.target.note.removeprefix('Warning: ').capitalize()}")
     if own := own_gradients(problem):
         rules = problem.converted.classified.table.name
         raise InputError(

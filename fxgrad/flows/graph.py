@@ -16,6 +16,7 @@ from fxgrad.flows.run import Run
 from fxgrad.flows.strongest import strongest
 from fxgrad.flows.tokens import Tokens, tokens_of
 from fxgrad.methods.definition import Map, Method
+from fxgrad.methods.layers import of_layer
 from fxgrad.methods.names import Names
 from fxgrad.methods.parts import NOTHING
 from fxgrad.methods.problem import Problem
@@ -85,13 +86,16 @@ def flow(
     """
     if top is not None and (isinstance(top, bool) or not isinstance(top, int) or top < 0):
         raise InputError(f"top is how many edges to keep between two cuts, a whole number from 0, not {top!r}.")
+    if isinstance(cuts, str):
+        raise InputError(f"cuts are several module paths. Pass cuts=[{cuts!r}].")
     problem = _problem(converted, args, kwargs, target, class_names)
     cut = stretches(problem, cuts)
     run = Run(problem, cut)
-    named = {*run.inputs, *(name for one in cut.cuts for name in one.nodes)}
-    tokens = {
-        name: tokens_of(run.values[name], problem.nodes[name], problem.anatomy, token_names) for name in sorted(named)
-    }
+    parts = problem.anatomy
+    if cut.cuts and parts.grid is None and parts.tokens is None:
+        parts = of_layer(parts, problem.nodes[cut.cuts[-1].node])
+    named = dict.fromkeys([*run.inputs, *(name for one in cut.cuts for name in one.nodes)])
+    tokens = {name: tokens_of(run.values[name], problem.nodes[name], parts, token_names) for name in named}
     graph = _Graph(problem, run, tokens).made()
     refuse_unbalanced(graph, problem)
     return graph if top is None else strongest(graph, top)
@@ -156,11 +160,14 @@ class _Graph:
 
     def _add(self, k: int, shares: Tensor, weights: Tensor, ends: Sequence[str]) -> None:
         """Add the nodes that stretch k starts from, and its edges."""
+        decisions = self.problem.converted.classified.decisions
         starts: list[tuple[str, dict[str, Any]]] = []
         for name in self.run.into(k):
             layer = k if name in self.run.starts[k] else 0
             about = {"kind": "token", "cut": self.cut.cuts[k - 1].name} if layer else {"kind": "input"}
-            about = {"cut": self.named.get(name), **about, "layer": layer}
+            if layer and name in decisions:
+                about["path"] = decisions[name].place.module_path
+            about = {"cut": self.named.get(name, ""), **about, "layer": layer}
             for node, own in zip(self._nodes(name, layer), self.tokens[name].about):
                 starts.append((node, {**about, **own}))
         to = self.cut.cuts[k].name if k < len(self.cut.cuts) else TARGET

@@ -82,9 +82,11 @@ class Run:
         recorder = Recorded(converted.program, stretches, {*self.sources, *reads(converted)})
         with torch.enable_grad(), measuring(converted) as widest:
             self.outputs = list(converted.called(recorder.run, entries))
+        self.device = next(v.device for v in self.outputs if isinstance(v, Tensor))
         self.widest, self.recorded, self.starts = widest[0], recorder.values, recorder.starts
         self.values = {n: pytree.tree_map(detached, v) for n, v in {**self.inputs, **self.recorded}.items()}
         self.offsets = Offsets(converted, self.values)
+        self._offsets: dict[str, Tensor] = {}
         self.constant = set(stretches.ends) - self.inputs.keys() - converted.classified.decisions.keys()
 
     def into(self, k: int) -> dict[str, Tensor]:
@@ -113,14 +115,20 @@ class Run:
         own = {name: self.recorded[name] for name in self.sources if self.stretches.stretch[name] == k}
         given = list(cotangents.items())
         found = arriving([ends[name] for name, _ in given], [g for _, g in given], {**own, **starts}, keep=True)
-        pairs = [pair for name in own if found[name] is not None for pair in self._pairs(name, found[name])]
-        pairs += [(g, self.values[name]) for name, g in given if name in self.constant]
-        nothing = wide(given[0][1].new_zeros(()))
-        kept = sum((part.sum() for pair in pairs for part in products([pair])), nothing)
-        return {name: found[name] for name in starts}, kept
+        shares = [self._kept(name, found[name]) for name in own if found[name] is not None]
+        shares += [part.sum() for name, g in given if name in self.constant for part in products([(g, ends[name])])]
+        return {name: found[name] for name in starts}, sum(shares, torch.zeros((), device=self.device))
 
-    def _pairs(self, name: str, g: Any) -> Pairs:
-        return self.offsets.of(self.sources[name], g)
+    def _kept(self, name: str, g: Any) -> Tensor:
+        """What a node's constants contribute. An offset that is computed from values alone is computed once."""
+        if name in self._offsets:
+            return wide(g).flatten() @ self._offsets[name]
+        pairs = self.offsets.of(self.sources[name], g)
+        if len(pairs) == 1 and pairs[0][0] is g and isinstance(g, Tensor) and not g.is_complex():
+            offset = wide(pairs[0][1].detach()).flatten()
+            if bool(offset.isfinite().all()):
+                self._offsets[name] = offset
+        return sum((part.sum() for pair in pairs for part in products([pair])), torch.zeros((), device=self.device))
 
     def fitting(self, count: int) -> int:
         """How many backward passes go at once."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RuleTableError,
     )
     from fxgrad.explainer import export_explainer
+    from fxgrad.flows.graph import flow
     from fxgrad.methods import Attribution, attribute
     from fxgrad.module.converted import ConvertedModule
     from fxgrad.module.save import load, save
@@ -51,6 +52,7 @@ __all__ = [
     "check",
     "convert",
     "export_explainer",
+    "flow",
     "load",
     "save",
     "vjp",
@@ -67,6 +69,7 @@ _HOMES = {
     "NotBalanceableError": "errors",
     "RuleTableError": "errors",
     "export_explainer": "explainer",
+    "flow": "flows.graph",
     "Attribution": "methods",
     "attribute": "methods",
     "ConvertedModule": "module.converted",
@@ -81,7 +84,7 @@ _HOMES = {
 """Public name -> the module that has it."""
 _PARTS = (
     *("errors", "kinds", "graph", "ops", "pt2", "capture", "table", "classify", "report", "module", "pipeline", "run"),
-    *("proof", "methods", "text", "metrics", "explainer", "data", "evaluate", "zoo"),
+    *("proof", "methods", "flows", "text", "metrics", "explainer", "data", "evaluate", "zoo"),
 )
 """Modules that work after `import fxgrad` alone, such as `fxgrad.methods.METHODS`."""
 

@@ -62,7 +62,7 @@ def flow(
         - Nodes are the tokens of the inputs and of the values at the cuts, the cells of a map, or a value as a whole
           where it has neither. They have `kind` ("input", "token", "constants", "rest", "target"), `cut`, `layer` (0 for
           inputs, k for the k-th cut), `name`, `share`, and `token`, or `row`, `column`, `rows`, `columns`, where they
-          have a position. Constants of a stretch are a node.
+          have a position; `value` is the value that they are a part of. Constants of a stretch are a node.
         - Edges have `weight`: how much of the target's value flows there. Into and out of every inner node flows its
           `share`; roots are inputs and constants; the only sink is "target", whose share is the target's value.
         - The graph has `target`, `rules`, `value`, and `error`, the largest relative difference at a node.
@@ -165,9 +165,9 @@ class _Graph:
         for name in self.run.into(k):
             layer = k if name in self.run.starts[k] else 0
             about = {"kind": "token", "cut": self.cut.cuts[k - 1].name} if layer else {"kind": "input"}
-            if layer and name in decisions:
+            if layer and name in decisions and decisions[name].place.module_path:
                 about["path"] = decisions[name].place.module_path
-            about = {"cut": self.named.get(name, ""), **about, "layer": layer}
+            about = {"cut": self.named.get(name, ""), **about, "layer": layer, "value": self._where(name, layer)}
             for node, own in zip(self._nodes(name, layer), self.tokens[name].about):
                 starts.append((node, {**about, **own}))
         to = self.cut.cuts[k].name if k < len(self.cut.cuts) else TARGET

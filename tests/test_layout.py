@@ -30,7 +30,20 @@ ORDER = [
         "pipeline",
         "run",
     ),
-    *("proof", "methods", "flows", "text", "metrics", "explainer", "__init__", "data", "evaluate", "zoo", "demo", "commands"),
+    *(
+        "proof",
+        "methods",
+        "flows",
+        "text",
+        "metrics",
+        "explainer",
+        "__init__",
+        "data",
+        "evaluate",
+        "zoo",
+        "demo",
+        "commands",
+    ),
 ]
 FILES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path

@@ -18,6 +18,7 @@ from fxgrad.errors import InputError
 from fxgrad.flows.files import ENDINGS, write
 from fxgrad.flows.graph import flow as flow_of
 from fxgrad.flows.shown import caption
+from fxgrad.flows.strongest import edges_of
 from fxgrad.methods.photo import photo
 from fxgrad.methods.targets import Contrast, Token
 from fxgrad.pipeline import convert
@@ -34,10 +35,14 @@ MOST = 5
 @model_options
 @click.argument("picture", required=False)
 @click.option("--text", help="A text, for a causal language model hf:NAME: of its next token.")
-@click.option("--target", metavar="CLASS", help="A class's number or name; of a --text, a token. Default: the likeliest.")
+@click.option(
+    "--target", metavar="CLASS", help="A class's number or name; of a --text, a token. Default: the likeliest."
+)
 @click.option("--against", metavar="CLASS", help="Another: what flows to the one and not to the other.")
 @prompt_option
-@click.option("--cut", "cuts", multiple=True, metavar="MODULE", help="Cut at what leaves it. Repeatable. Default: blocks.")
+@click.option(
+    "--cut", "cuts", multiple=True, metavar="MODULE", help="Cut at what leaves it. Repeatable. Default: blocks."
+)
 @click.option("--top", type=click.IntRange(0), help="Keep so many edges between two cuts. Default: all.")
 @click.option("-o", "--output", default="flow.html", show_default=True, help=f"{', '.join(ENDINGS)}.")
 def flow(
@@ -67,7 +72,7 @@ def flow(
     check_output(output, *ENDINGS)
     if (picture is None) == (text is None):
         raise InputError("give a PICTURE, or a --text, to see what flows from it.")
-    options = {"cuts": list(cuts) or None, "top": top}
+    options: dict[str, Any] = {"cuts": list(cuts) or None, "top": top}
     if text is not None:
         first, graph = _of_text(text, target, against, rules, which, options)
         write(graph, output)
@@ -130,5 +135,4 @@ def _target(target: str | None, against: str | None) -> Any:
 
 
 def _strongest(graph: Any) -> list[str]:
-    edges = sorted(graph.edges.data("weight"), key=lambda edge: -abs(edge[2]))[:MOST]
-    return [f"{a} -> {b}: {weight:.4g}" for a, b, weight in edges]
+    return [f"{a} -> {b}: {weight:.4g}" for a, b, weight in edges_of(graph)[:MOST]]

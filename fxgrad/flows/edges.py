@@ -43,7 +43,7 @@ class Edges:
         return torch.cat([self._into(k, name, g) for name, g in cotangents.items()], 1)
 
     def row(self, k: int, cotangents: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """One backward pass of stretch k: (what its tokens and its constants contribute; cotangents where it starts)."""
+        """One backward pass of stretch k: (shares of its tokens, then of its constants; cotangents at its start)."""
         starts, kept = self.run.back(k, cotangents)
         values = self.run.values
         found = {name: torch.zeros_like(values[name]) if g is None else g for name, g in starts.items()}

@@ -1,4 +1,4 @@
-"""`fxgrad.flow`: how a target's value flows through a model, from its inputs and constants over the cuts to the target."""
+"""`fxgrad.flow`: how the value of a target flows through a model, from inputs and constants over cuts to the target."""
 
 from __future__ import annotations
 
@@ -60,9 +60,9 @@ def flow(
         The graph, edges from inputs to the target, with attributes that GraphML and JSON have.
 
         - Nodes are the tokens of the inputs and of the values at the cuts, the cells of a map, or a value as a whole
-          where it has neither. They have `kind` ("input", "token", "constants", "rest", "target"), `cut`, `layer` (0 for
-          inputs, k for the k-th cut), `name`, `share`, and `token`, or `row`, `column`, `rows`, `columns`, where they
-          have a position; `value` is the value that they are a part of. Constants of a stretch are a node.
+          where it has neither. They have `kind` ("input", "token", "constants", "rest", "target"), `cut`, `layer` (0
+          for inputs, k for the k-th cut), `value` (what they are a part of), `name`, `share`, and where they have a
+          position `token`, `row`, `column`, `rows`, `columns`. The constants between two cuts are a node.
         - Edges have `weight`: how much of the target's value flows there. Into and out of every inner node flows its
           `share`; roots are inputs and constants; the only sink is "target", whose share is the target's value.
         - The graph has `target`, `rules`, `value`, and `error`, the largest relative difference at a node.
@@ -95,7 +95,11 @@ def flow(
     if cut.cuts and parts.grid is None and parts.tokens is None:
         parts = of_layer(parts, problem.nodes[cut.cuts[-1].node])
     named = dict.fromkeys([*run.inputs, *(name for one in cut.cuts for name in one.nodes)])
-    tokens = {name: tokens_of(run.values[name], problem.nodes[name], parts, token_names) for name in named}
+    others = {problem.inputs[name].name for name in problem.attributed if name not in problem.main}
+    tokens = {}
+    for name in named:  # with another sequence before it, such as a decoder's, a value may have other tokens
+        names = token_names if others <= problem.behind(name) else None
+        tokens[name] = tokens_of(run.values[name], problem.nodes[name], parts, names)
     graph = _Graph(problem, run, tokens).made()
     refuse_unbalanced(graph, problem)
     return graph if top is None else strongest(graph, top)
@@ -121,11 +125,10 @@ class _Graph:
         self.named = {node.name: name for name, node in problem.inputs.items()}
         value = float(problem.aim.values[0])
         about = {"target": problem.aim.target.label, "rules": problem.converted.classified.table.name, "value": value}
-        self.graph: nx.DiGraph[str] = nx.DiGraph(**about)
+        self.graph: nx.DiGraph[str] = nx.DiGraph()
+        self.graph.graph.update(about)
         layer = len(self.cut.cuts) + 1
-        self.graph.add_node(
-            TARGET, kind="target", cut=TARGET, layer=layer, name=problem.aim.target.label, share=value
-        )
+        self.graph.add_node(TARGET, kind="target", cut=TARGET, layer=layer, name=problem.aim.target.label, share=value)
 
     def made(self) -> nx.DiGraph[str]:
         last = len(self.cut.cuts)
@@ -156,7 +159,8 @@ class _Graph:
         cut = self.cut.cuts[layer - 1] if layer else None
         if cut is None:
             return self.named[name]
-        return cut.name if name == cut.node else f"{cut.name}, {self.named.get(name, name)}"
+        own = f"{cut.name} (out)" if cut.name in self.problem.inputs else cut.name
+        return own if name == cut.node else f"{own}, {self.named.get(name, name)}"
 
     def _add(self, k: int, shares: Tensor, weights: Tensor, ends: Sequence[str]) -> None:
         """Add the nodes that stretch k starts from, and its edges."""
@@ -164,10 +168,10 @@ class _Graph:
         starts: list[tuple[str, dict[str, Any]]] = []
         for name in self.run.into(k):
             layer = k if name in self.run.starts[k] else 0
-            about = {"kind": "token", "cut": self.cut.cuts[k - 1].name} if layer else {"kind": "input"}
+            about: dict[str, Any] = {"cut": self.cut.cuts[k - 1].name if layer else self.named[name]}
             if layer and name in decisions and decisions[name].place.module_path:
                 about["path"] = decisions[name].place.module_path
-            about = {"cut": self.named.get(name, ""), **about, "layer": layer, "value": self._where(name, layer)}
+            about |= {"kind": "token" if layer else "input", "layer": layer, "value": self._where(name, layer)}
             for node, own in zip(self._nodes(name, layer), self.tokens[name].about):
                 starts.append((node, {**about, **own}))
         to = self.cut.cuts[k].name if k < len(self.cut.cuts) else TARGET

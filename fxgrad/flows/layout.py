@@ -92,7 +92,7 @@ def _groups(graph: nx.DiGraph[str], layer: int) -> dict[str, list[str]]:
 
 
 def _panel(graph: nx.DiGraph[str], names: Sequence[str], x: float, y: float) -> tuple[dict[str, Cell], float, float]:
-    """(the cells of some nodes, width, height): what has no position in lines ahead of the map, or one below another."""
+    """(the cells of some nodes, width, height): what has no position goes ahead of the map, or one below another."""
     columns = max(graph.nodes[name].get("columns", 1) for name in names)
     side = float(max(LEAST, min(MOST, PANEL // columns)))
     ahead = [name for name in names if "row" not in graph.nodes[name]]

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from typing import Any
 
 import networkx as nx
+from numpy.typing import NDArray
 
 from fxgrad.flows.layout import Layout, laid_out
-from fxgrad.flows.shown import caption, part, strengths
+from fxgrad.flows.shown import caption, seen, strengths
+from fxgrad.flows.strongest import edges_of
 from fxgrad.methods.html import as_url, rounded
 from fxgrad.methods.html import page as framed
-from fxgrad.methods.photo import Photo, photo
 from fxgrad.methods.text import AGAINST, FOR
 
 EDGES = 60_000
@@ -33,7 +34,7 @@ _FRAGMENT = """<div class="fxgrad-flow">
 .fxgrad-flow input {{ width: 20rem; vertical-align: middle; }}
 .fxgrad-flow small {{ color: #555; }}
 </style>
-<p><label>threshold <input type="range" min="0" max="1000" aria-label="threshold"></label> <span class="shown"></span></p>
+<p><label>threshold <input type="range" min="0" max="1000"></label> <span class="shown"></span></p>
 <div class="drawing"><svg width="{width}" height="{height}" viewBox="0 0 {width} {height}">
 <defs>{photo}</defs><g class="photos">{photos}</g><g class="lines"></g><g class="cells">{cells}</g><g>{texts}</g>
 </svg></div>
@@ -112,7 +113,7 @@ def page(graph: nx.DiGraph[str], picture: Any = None) -> str:
 def fragment(graph: nx.DiGraph[str], picture: Any = None) -> str:
     """What stands on the page, for notebooks, too; see `page`."""
     layout, index = laid_out(graph), {name: i for i, name in enumerate(graph)}
-    edges = sorted(((index[a], index[b], w) for a, b, w in graph.edges.data("weight")), key=lambda e: -abs(e[2]))
+    edges = [(index[a], index[b], w) for a, b, w in edges_of(graph)]
     kept = edges[:EDGES]
     data = {
         "places": [[cell.x + cell.side / 2, cell.y + cell.side / 2] for cell in map(layout.cells.__getitem__, graph)],
@@ -123,13 +124,12 @@ def fragment(graph: nx.DiGraph[str], picture: Any = None) -> str:
         "most": DRAWN,
         "start": _start([abs(w) for *_, w in kept]),
     }
-    shown = None if picture is None else photo(picture)
     return _FRAGMENT.format(
         width=round(layout.width),
         height=round(layout.height),
-        photo="" if shown is None else _defined(shown),
-        photos="" if shown is None else "".join(_crop(graph.nodes[name], layout, name) for name in graph),
-        cells="".join(_cells(graph, layout, shown is not None)),
+        photo="" if picture is None else _defined(seen(picture)),
+        photos="" if picture is None else "".join(_crop(graph.nodes[name], layout, name) for name in graph),
+        cells="".join(_cells(graph, layout, picture is not None)),
         texts="".join(_texts(graph, layout)),
         about=html.escape(_about(graph, len(edges), kept)),
         data=json.dumps(data, ensure_ascii=False).replace("<", "\\u003c"),
@@ -155,12 +155,12 @@ def _start(weights: list[float]) -> int:
     return round(1000 * (1 - math.log(weights[FIRST - 1] / weights[0]) / math.log(weights[-1] / weights[0])))
 
 
-def _cells(graph: nx.DiGraph[str], layout: Layout, seen: bool) -> list[str]:
+def _cells(graph: nx.DiGraph[str], layout: Layout, on_picture: bool) -> list[str]:
     """The nodes' squares; on a picture they let it through."""
     found = []
     for name, strength in strengths(graph).items():
         cell, colour = layout.cells[name], FOR if strength > 0 else AGAINST
-        fill = f"rgba({', '.join(map(str, colour))}, {abs(strength) * (0.75 if seen else 1):.3f})"
+        fill = f"rgba({', '.join(map(str, colour))}, {abs(strength) * (0.75 if on_picture else 1):.3f})"
         title = html.escape(_name(name, graph.nodes[name]))
         found.append(
             f'<rect class="cell" tabindex="0" x="{cell.x:g}" y="{cell.y:g}" width="{cell.side:g}" '
@@ -170,7 +170,9 @@ def _cells(graph: nx.DiGraph[str], layout: Layout, seen: bool) -> list[str]:
 
 
 def _texts(graph: nx.DiGraph[str], layout: Layout) -> list[str]:
-    captions = [f'<text x="{x:g}" y="{y:g}" font-weight="600">{html.escape(text)}</text>' for x, y, text in layout.captions]
+    captions = [
+        f'<text x="{x:g}" y="{y:g}" font-weight="600">{html.escape(text)}</text>' for x, y, text in layout.captions
+    ]
     named = ((cell, graph.nodes[name]["name"]) for name, cell in layout.cells.items() if cell.named)
     return captions + [
         f'<text x="{cell.x + cell.side + 4:g}" y="{cell.y + cell.side - 4:g}">{html.escape(name.strip()[:14])}</text>'
@@ -178,9 +180,9 @@ def _texts(graph: nx.DiGraph[str], layout: Layout) -> list[str]:
     ]
 
 
-def _defined(shown: Photo) -> str:
+def _defined(pixels: NDArray[Any]) -> str:
     """The picture's part that the model sees, once, one unit wide and high."""
-    return f'<image id="fxgrad-photo" href="{as_url(part(shown))}" width="1" height="1" preserveAspectRatio="none"/>'
+    return f'<image id="fxgrad-photo" href="{as_url(pixels)}" width="1" height="1" preserveAspectRatio="none"/>'
 
 
 def _crop(about: Mapping[str, Any], layout: Layout, name: str) -> str:

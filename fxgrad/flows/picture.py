@@ -8,9 +8,9 @@ from typing import Any
 import networkx as nx
 
 from fxgrad.flows.layout import laid_out
-from fxgrad.flows.shown import caption, part, strengths
+from fxgrad.flows.shown import caption, seen, strengths
+from fxgrad.flows.strongest import edges_of
 from fxgrad.methods.drawing import Drawing, write
-from fxgrad.methods.photo import photo
 from fxgrad.methods.text import AGAINST, FOR
 
 try:
@@ -49,7 +49,7 @@ def draw(graph: nx.DiGraph[str], path: str | Path | None = None, picture: Any = 
     axes.set_axis_off()
     if picture is not None:
         _patches(axes, graph, layout, picture)
-    strongest = sorted(graph.edges.data("weight"), key=lambda edge: -abs(edge[2]))[:edges]
+    strongest = edges_of(graph)[:edges]
     largest = max((abs(w) for *_, w in strongest), default=1.0)
     places = {name: (cell.x + cell.side / 2, cell.y + cell.side / 2) for name, cell in layout.cells.items()}
     relative = [(abs(w) / largest) ** 0.5 for *_, w in strongest]
@@ -78,7 +78,7 @@ def _colour(sign: float, strength: float) -> tuple[float, float, float, float]:
 
 def _patches(axes: Any, graph: nx.DiGraph[str], layout: Any, picture: Any) -> None:
     """The patches under their nodes: the picture once for each map."""
-    pixels = part(photo(picture))
+    pixels = seen(picture)
     corners: dict[tuple[int, str], tuple[float, float, float, float]] = {}
     for name, about in graph.nodes.items():
         if "row" in about:

@@ -16,7 +16,6 @@ from torch.utils import _pytree as pytree
 from fxgrad.flows.cuts import Stretches
 from fxgrad.graph.replay import Interpreter
 from fxgrad.methods.problem import Problem
-from fxgrad.ops.backward import Pairs
 from fxgrad.run.recording import arriving, at_once, measuring
 from fxgrad.run.sources import Offsets, detached, products, reads, wide
 
@@ -77,7 +76,9 @@ class Run:
         converted, captured = problem.converted, problem.converted.classified.captured
         self.problem, self.stretches = problem, stretches
         self.sources = {n: d for n, d in converted.classified.decisions.items() if d.keeps and n in stretches.stretch}
-        entries = [v.detach().requires_grad_() if d.attributed else v for d, v in zip(captured.entries, problem.entries)]
+        entries = [
+            v.detach().requires_grad_() if d.attributed else v for d, v in zip(captured.entries, problem.entries)
+        ]
         self.inputs = {n.name: v for n, v, d in zip(captured.entry_nodes, entries, captured.entries) if d.attributed}
         recorder = Recorded(converted.program, stretches, {*self.sources, *reads(converted)})
         with torch.enable_grad(), measuring(converted) as widest:

@@ -5,9 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import networkx as nx
+import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from fxgrad.methods.photo import Photo
+from fxgrad.methods.photo import Photo, photo
+
+LARGEST = 448
+"""The most pixels of a side of the picture under the patches."""
 
 
 def strengths(graph: nx.DiGraph[str]) -> dict[str, float]:
@@ -34,17 +39,23 @@ def caption(graph: nx.DiGraph[str]) -> str:
     return f"{known['target']}: {known['value']:.4g}, {known['rules']}, largest error at a node {known['error']:.1e}"
 
 
-def part(shown: Photo) -> NDArray[Any]:
-    """The pixels that the model sees, uint8 (rows, columns, 3).
+def seen(picture: Any) -> NDArray[Any]:
+    """The pixels that the model sees, uint8 (rows, columns, 3), at most `LARGEST` a side.
+
+    Args:
+        picture: a PIL image, (C, H, W) in [0, 1], or a `Photo`, which knows the part that the model sees.
+
+    Raises:
+        InputError: it is something else.
 
     Example:
-        >>> import numpy as np
-        >>> from fxgrad.methods.photo import photo
-        >>> part(photo(np.zeros((3, 8, 16)), (8, 8), window=(4, 0, 12, 8))).shape
+        >>> seen(photo(np.zeros((3, 8, 16)), (8, 8), window=(4, 0, 12, 8))).shape
         (8, 8, 3)
     """
-    left, top, right, bottom = shown.window
+    shown = picture if isinstance(picture, Photo) else photo(picture)
     high, wide = shown.pixels.shape[0] / shown.height, shown.pixels.shape[1] / shown.width
-    rows, columns = ((round(max(a, 0)), round(b)) for a, b in ((top * high, bottom * high), (left * wide, right * wide)))
-    found: NDArray[Any] = shown.pixels[slice(*rows), slice(*columns)]
-    return found
+    left, top, right, bottom = (max(edge, 0.0) for edge in shown.window)
+    rows, columns = slice(round(top * high), round(bottom * high)), slice(round(left * wide), round(right * wide))
+    found = Image.fromarray(shown.pixels[rows, columns])
+    found.thumbnail((LARGEST, LARGEST))
+    return np.asarray(found)

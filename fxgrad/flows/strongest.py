@@ -5,6 +5,17 @@ from __future__ import annotations
 import networkx as nx
 
 
+def edges_of(graph: nx.DiGraph[str]) -> list[tuple[str, str, float]]:
+    """All edges with their weights, the strongest first.
+
+    Example:
+        >>> edges_of(nx.DiGraph([("a", "y", {"weight": 1.0}), ("b", "y", {"weight": -3.0})]))
+        [('b', 'y', -3.0), ('a', 'y', 1.0)]
+    """
+    found: list[tuple[str, str, float]] = list(graph.edges.data("weight"))
+    return sorted(found, key=lambda edge: -abs(edge[2]))
+
+
 def strongest(graph: nx.DiGraph[str], top: int) -> nx.DiGraph[str]:
     """A copy with the strongest edges between two cuts.
 
@@ -24,8 +35,7 @@ def strongest(graph: nx.DiGraph[str], top: int) -> nx.DiGraph[str]:
     """
     found = graph.copy()
     for layer in sorted({graph.nodes[end]["layer"] for _, end in graph.edges}):
-        edges = [(a, b, w) for a, b, w in graph.edges.data("weight") if graph.nodes[b]["layer"] == layer]
-        left_out = sorted(edges, key=lambda edge: -abs(edge[2]))[top:]
+        left_out = [edge for edge in edges_of(graph) if graph.nodes[edge[1]]["layer"] == layer][top:]
         if not left_out:
             continue
         cut = graph.nodes[left_out[0][1]]["cut"]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, fx
 
@@ -101,11 +102,11 @@ def _token(number: int, anatomy: Anatomy, names: Sequence[str] | None) -> dict[s
     if names is not None and number < len(names):
         return {"name": names[number], "token": number}
     if anatomy.grid is not None and 0 <= number - anatomy.prefix < anatomy.count:
-        cells = list(product(*map(range, anatomy.grid)))
-        return {**_cell(cells[number - anatomy.prefix], anatomy.grid), "token": number}
+        cell = tuple(map(int, np.unravel_index(number - anatomy.prefix, anatomy.grid)))
+        return {**_cell(cell, anatomy.grid), "token": number}
     ahead = anatomy.grid is not None and number < anatomy.prefix
-    name = ("class token" if number == anatomy.class_token else f"prefix token {number}") if ahead else f"token {number}"
-    return {"name": name, "token": number}
+    kind = "class token" if number == anatomy.class_token else f"prefix token {number}"
+    return {"name": kind if ahead else f"token {number}", "token": number}
 
 
 def _cell(cell: tuple[int, ...], grid: Sequence[int]) -> dict[str, Any]:

@@ -316,9 +316,7 @@ def _unreached(converted: ConvertedModule, outputs: list[Any], cotangents: Cotan
     return found
 
 
-def arriving(
-    outputs: list[Any], cotangents: Sequence[Any], values: Mapping[str, Any], *, keep: bool
-) -> dict[str, Any]:
+def arriving(outputs: list[Any], cotangents: Sequence[Any], values: Mapping[str, Any], *, keep: bool) -> dict[str, Any]:
     """Name -> the cotangent that arrives at a value (a tensor or a list of tensors), from one call of autograd.
 
     Args:

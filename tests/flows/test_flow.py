@@ -174,7 +174,11 @@ def test_a_contrast_is_a_difference_of_flows() -> None:
 def test_the_strongest_edges_stay_as_they_are() -> None:
     libra, x, _ = converted("mixer")
     whole, some = fxgrad.flow(libra, (x,), target=2), fxgrad.flow(libra, (x,), target=2, top=4)
-    kept = [(a, b, w) for a, b, w in some.edges.data("weight") if "rest" not in (some.nodes[a]["kind"], some.nodes[b]["kind"])]
+    kept = [
+        (a, b, w)
+        for a, b, w in some.edges.data("weight")
+        if "rest" not in (some.nodes[a]["kind"], some.nodes[b]["kind"])
+    ]
     assert len(kept) == 12 and all(whole.edges[a, b]["weight"] == w for a, b, w in kept)
     for layer in (1, 2, 3):
         all_of_it = sorted((abs(w) for _, b, w in whole.edges.data("weight") if whole.nodes[b]["layer"] == layer))
@@ -219,9 +223,14 @@ def test_refusals() -> None:
     assert asked(target=[2]) == "a flow has one target, not a list of them. Call fxgrad.flow for each."
     assert "whole: a probability is no sum of contributions" in asked(target=Probability(2))
     assert "has a constant in it" in asked(target=lambda logits: logits[:, 0] + 3)
-    assert refuse(lambda: fxgrad.flow(libra, (x.repeat(2, 1, 1, 1),), target=2)) == "a flow is of one example, and these are 2. Pass one."
+    assert (
+        refuse(lambda: fxgrad.flow(libra, (x.repeat(2, 1, 1, 1),), target=2))
+        == "a flow is of one example, and these are 2. Pass one."
+    )
     found = refuse(lambda: fxgrad.flow(libra.under("gradient"), (x,), target=2))
-    assert "is not what flows out of it, by" in found and "keep their own gradient" in found and "aten.layer_norm" in found
+    assert (
+        "is not what flows out of it, by" in found and "keep their own gradient" in found and "aten.layer_norm" in found
+    )
 
 
 def test_what_nothing_of_the_target_flows_through() -> None:

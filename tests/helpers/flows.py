@@ -18,7 +18,9 @@ def conserved(graph: Any, value: float, tolerance: float = 1e-10) -> None:
             assert abs(out[node] - about["share"]) < tolerance * scale, (node, out[node], about["share"])
         if node not in roots:
             assert abs(into[node] - about["share"]) < tolerance * scale, (node, into[node], about["share"])
-    assert not any(graph.pred[n] for n in roots) and [n for n in graph if not graph.succ[n] and graph.pred[n]] == ["target"]
+    assert not any(graph.pred[n] for n in roots) and [n for n in graph if not graph.succ[n] and graph.pred[n]] == [
+        "target"
+    ]
     assert abs(sum(out[n] for n in roots) - value) < tolerance * scale
     assert graph.nodes["target"]["share"] == graph.graph["value"] == value
     assert all(graph.nodes[a]["layer"] <= graph.nodes[b]["layer"] for a, b in graph.edges)

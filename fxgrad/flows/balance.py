@@ -20,7 +20,7 @@ def imbalance(graph: nx.DiGraph[str]) -> tuple[float, str]:
 
     Example:
         >>> graph = nx.DiGraph([("x", "h", {"weight": 2.0}), ("h", "target", {"weight": 1.5})])
-        >>> nx.set_node_attributes(graph, {"x": 2.0, "h": 2.0, "target": 2.0}, "share")
+        >>> nx.set_node_attributes(graph, {"x": 2.0, "h": 2.0, "target": 1.5}, "share")
         >>> nx.set_node_attributes(graph, {"x": 0, "h": 1, "target": 2}, "layer")
         >>> imbalance(graph)
         (0.25, 'h')

@@ -35,6 +35,7 @@ def as_url(pixels: NDArray[Any]) -> str:
     """A picture, uint8 (rows, columns, 3), as a URL that has all of it.
 
     Example:
+        >>> import numpy as np
         >>> as_url(np.zeros((2, 2, 3), np.uint8)).partition(",")[0]
         'data:image/png;base64'
     """

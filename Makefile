@@ -5,7 +5,7 @@ BIN := .venv/bin
 MEASURED := bench/measured
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,$(MEASURED))
 
-.PHONY: demo train test lint completeness paper-cost export-table precision-table zoo fuzz bench processor large linear answers gpu evaluate evidence \
+.PHONY: demo train test lint completeness paper-cost export-table precision-table zoo fuzz bench processor large linear answers flows gpu evaluate evidence \
 	evidence-of-trained real gallery web docs notebooks site clean
 
 .venv/ready: pyproject.toml
@@ -65,6 +65,10 @@ linear: .venv/ready  ## three minutes: how exact linear maps and pairs are, and 
 
 answers: .venv/ready  ## a quarter of an hour, 8 GB: what the matrix of an answer costs; write bench/measured/answers.md
 	$(BIN)/python -m bench.speed.answers --large --threads 2 --out $(MEASURED)/answers.md
+
+flows: .venv/ready  ## five minutes: what the flow of a vision transformer costs; write bench/measured/flows.md and its picture
+	$(BIN)/python -m bench.speed.flows --picture $(MEASURED)/flow.png
+	$(BIN)/python -m bench.speed.flows --out $(MEASURED)/flows.md
 
 gpu: .venv/ready  ## six minutes on a GPU: speed, memory, completeness; write bench/measured/gpu.md
 	$(BIN)/python -m bench.gpu --out $(MEASURED)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
         RuleTableError,
     )
     from fxgrad.explainer import export_explainer
+    from fxgrad.flows.graph import flow
     from fxgrad.flows.linear import LinearMap, linear_map
     from fxgrad.flows.pairs import Pairs, pairs
     from fxgrad.methods import Attribution, attribute
@@ -55,6 +56,7 @@ __all__ = [
     "check",
     "convert",
     "export_explainer",
+    "flow",
     "linear_map",
     "load",
     "pairs",
@@ -73,6 +75,7 @@ _HOMES = {
     "NotBalanceableError": "errors",
     "RuleTableError": "errors",
     "export_explainer": "explainer",
+    "flow": "flows.graph",
     "LinearMap": "flows.linear",
     "linear_map": "flows.linear",
     "Pairs": "flows.pairs",

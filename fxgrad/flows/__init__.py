@@ -1,1 +1,1 @@
-"""What flows through a converted model at one example, as a whole: the linear map that it is, and pairs of parts."""
+"""What flows where: the balanced backward as the linear map that it is at one example, from cut to cut and whole."""

@@ -53,7 +53,7 @@ def explained(found: Attribution, method: Method, problem: Problem) -> str:
     start = f"Not complete by {off:.2g}: "
     if method.steps:
         return start + _of_steps(found, method, problem)
-    own = _own_gradients(problem)
+    own = own_gradients(problem)
     if own:
         return f"{start}under {found.rules}, these ops keep their own gradient, which is not balanced: {own}."
     books = _booked(problem)
@@ -87,10 +87,10 @@ def _excess(found: Attribution, problem: Problem) -> float | None:
     scale = torch.maximum(found.output.abs(), absolute)
     error = ((found.output - total).abs() / scale.clamp(min=torch.finfo(scale.dtype).tiny)).double()
     most = float(error.nan_to_num(torch.inf).max())
-    return most if most > TOLERANCE[_coarsest(found.output, problem)] else None
+    return most if most > TOLERANCE[coarsest(found.output, problem)] else None
 
 
-def _coarsest(output: Tensor, problem: Problem) -> torch.dtype:
+def coarsest(output: Tensor, problem: Problem) -> torch.dtype:
     """The dtype of least precision among the inputs, the output, and casts in the program."""
     casts = (
         node.kwargs.get("dtype")
@@ -102,7 +102,7 @@ def _coarsest(output: Tensor, problem: Problem) -> torch.dtype:
     return _FINEST_FIRST[max(_FINEST_FIRST.index(dtype) for dtype in found if dtype in _FINEST_FIRST)]
 
 
-def _own_gradients(problem: Problem) -> str:
+def own_gradients(problem: Problem) -> str:
     """The ops whose own gradient is kept though it is not balanced, with their numbers."""
     decisions = problem.converted.classified.decisions.values()
     kept = Counter(d.op for d in decisions if d.live and not d.backward.balanced and d.kind not in LINEAR)

@@ -163,7 +163,7 @@ class Recording:
         refuse_unbalanced(self.converted, cotangents)
         wanted = dict.fromkeys([*self.inputs, *self.also, *self.decisions])
         ends = {name: self.inputs.get(name, self._recorded.get(name)) for name in wanted}
-        g = _backward(self._outputs, cotangents, ends, keep=not last, record=record)
+        g = arriving(self._outputs, cotangents, ends, keep=not last, record=record)
         values = self.values(self._recorded)
         offsets = Offsets(self.converted, values)
         parts = {name: offsets.of(d, g[name]) for name, d in self.decisions.items() if g[name] is not None}
@@ -318,10 +318,26 @@ def _unreached(converted: ConvertedModule, outputs: list[Any], cotangents: Cotan
     return found
 
 
-def _backward(
-    outputs: list[Any], cotangents: Sequence[Any], values: Mapping[str, Any], *, keep: bool, record: bool
+def arriving(
+    outputs: list[Any], cotangents: Sequence[Any], values: Mapping[str, Any], *, keep: bool, record: bool = False
 ) -> dict[str, Any]:
-    """Name -> cotangent of the value (a tensor or a list of tensors), from one call of autograd."""
+    """Name -> the cotangent that arrives at a value (a tensor or a list of tensors), from one call of autograd.
+
+    Args:
+        outputs: with autograd's graph between them and the values.
+        cotangents: one per output, shaped alike; None for one that takes no part.
+        values: name -> value.
+        keep: whether the graph is kept for another backward pass.
+        record: whether autograd records this pass, too.
+
+    Raises:
+        InputError: an op has no gradient at these values.
+
+    Example:
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> arriving([3 * x], [torch.ones(2)], {"x": x, "constant": torch.ones(1)}, keep=False)
+        {'x': tensor([3., 3.]), 'constant': None}
+    """
     ends = [v for v, g in zip(outputs, cotangents) if g is not None and v.requires_grad]
     starts = [g for v, g in zip(outputs, cotangents) if g is not None and v.requires_grad]
     leaves, spec = pytree.tree_flatten(dict(values))

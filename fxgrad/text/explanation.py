@@ -184,7 +184,7 @@ class Explanation:
         Raises:
             InputError: the file cannot be written.
         """
-        from fxgrad.text.page import page, write
+        from fxgrad.methods.html import page, write
 
         text = page("".join(self.answer_tokens).strip()[:80], self._repr_html_())
         if path is not None:

@@ -2,28 +2,17 @@
 
 from __future__ import annotations
 
-import base64
 import html
-import io
 import json
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
 
-from PIL import Image
 from torch import Tensor
 
-from fxgrad.errors import InputError
+from fxgrad.methods.html import as_url, rounded
 from fxgrad.methods.text import AGAINST, FOR
 from fxgrad.text.seen import cells
 from fxgrad.text.summed import Rows
 
-_PAGE = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title></head><body style="margin:2rem auto;max-width:60rem;padding:0 1rem">
-{fragment}
-</body></html>
-"""
 _FRAGMENT = """<div class="fxgrad-answer">
 <style>
 .fxgrad-answer {{ font: 16px/1.9 system-ui, sans-serif; color: #222; background: #fff; }}
@@ -77,11 +66,6 @@ _FRAGMENT = """<div class="fxgrad-answer">
 </script></div>"""
 
 
-def page(title: str, fragment: str) -> str:
-    """A whole page around a fragment."""
-    return _PAGE.format(title=html.escape(title), fragment=fragment)
-
-
 def fragment(
     columns: Sequence[str], prompt: int, answer: Sequence[str], rows: Rows, about: str, photos: Sequence[Tensor] = ()
 ) -> str:
@@ -98,11 +82,11 @@ def fragment(
     maps = [cells(each).double() for each in rows.pictures]
     data = {
         "answer": answer,
-        "matrix": _rounded(rows.matrix.double().tolist()),
-        "biases": None if rows.biases is None else _rounded(rows.biases.double().tolist()),
-        "values": _rounded(rows.values.double().tolist()),
+        "matrix": rounded(rows.matrix.double().tolist()),
+        "biases": None if rows.biases is None else rounded(rows.biases.double().tolist()),
+        "values": rounded(rows.values.double().tolist()),
         "scale": float(rows.matrix.abs().max()) or 1.0,
-        "pictures": [{"maps": _rounded(each.tolist(), 3), "scale": float(each.abs().max()) or 1.0} for each in maps],
+        "pictures": [{"maps": rounded(each.tolist(), 3), "scale": float(each.abs().max()) or 1.0} for each in maps],
         "colours": [", ".join(map(str, colour)) for colour in (AGAINST, FOR)],
     }
     before = "".join(f'<span data-column="{at}">{html.escape(word)}</span>' for at, word in enumerate(columns[:prompt]))
@@ -118,29 +102,10 @@ def fragment(
 
 def _figure(photo: Tensor, maps: Tensor) -> str:
     """A picture, with a canvas for its map on it."""
-    file, pixels = io.BytesIO(), photo.expand(*photo.shape[:2], 3).contiguous().numpy()
-    Image.fromarray(pixels).save(file, "PNG")
-    source = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+    source = as_url(photo.expand(*photo.shape[:2], 3).contiguous().numpy())
     height, width = maps.shape[1:]
     return f'<figure><img alt="picture" src="{source}"><canvas width="{width}" height="{height}"></canvas></figure>'
 
 
-def write(path: str | Path, text: str) -> None:
-    """Write a page.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        Path(path).write_text(text, "utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
-
-
 def _column(own: range, row: int) -> str:
     return f' data-column="{own[row]}"' if row < len(own) else ""
-
-
-def _rounded(values: list[Any], digits: int = 6) -> list[Any]:
-    """Numbers with six digits, which is more than a page shows."""
-    return [_rounded(v, digits) if isinstance(v, list) else float(f"{v:.{digits}g}") for v in values]

@@ -1,0 +1,62 @@
+"""What flows into a node is what flows out of it; a graph for which this does not hold is refused."""
+
+from __future__ import annotations
+
+import networkx as nx
+
+from fxgrad.errors import InputError
+from fxgrad.methods.completeness import coarsest, own_gradients
+from fxgrad.methods.problem import Problem
+from fxgrad.proof.ledger import TOLERANCE
+
+
+def imbalance(graph: nx.DiGraph[str]) -> tuple[float, str]:
+    """(the largest difference at a node between its share and what flows in, or out; the node).
+
+    Differences are relative to the target's value, or to the sum of the absolute shares at a layer if that is larger.
+
+    Args:
+        graph: what `fxgrad.flow` returned.
+
+    Example:
+        >>> graph = nx.DiGraph([("x", "h", {"weight": 2.0}), ("h", "target", {"weight": 1.5})])
+        >>> nx.set_node_attributes(graph, {"x": 2.0, "h": 2.0, "target": 1.5}, "share")
+        >>> nx.set_node_attributes(graph, {"x": 0, "h": 1, "target": 2}, "layer")
+        >>> imbalance(graph)
+        (0.25, 'h')
+    """
+    size: dict[int, float] = {}
+    for _, about in graph.nodes.items():
+        size[about["layer"]] = size.get(about["layer"], 0.0) + abs(about["share"])
+    scale = max(size.values()) or 1.0
+    differences = [(0.0, "")]
+    for node, about in graph.nodes.items():
+        for flows, edges in ((graph.in_degree, graph.in_edges(node)), (graph.out_degree, graph.out_edges(node))):
+            if edges or not (graph.pred[node] or graph.succ[node]):
+                differences.append((abs(flows(node, weight="weight") - about["share"]) / scale, node))
+    return max(differences)
+
+
+def refuse_unbalanced(graph: nx.DiGraph[str], problem: Problem) -> None:
+    """Check that the flow is conserved, and note its error in the graph.
+
+    Args:
+        graph: changed: gets the attribute `error`.
+        problem: the model and the target.
+
+    Raises:
+        InputError: it is not, beyond the dtype's tolerance, or a number is not finite.
+    """
+    error, node = imbalance(graph)
+    graph.graph["error"] = error
+    if error <= TOLERANCE[coarsest(problem.aim.values, problem)]:
+        return
+    if note := problem.aim.target.note.removeprefix("Warning: "):
+        raise InputError(f"a flow has to add up, and this one is off by {error:.2g} of the whole: {note}")
+    start = f"what flows into {node!r} is not what flows out of it, by {error:.2g} of the whole"
+    if own := own_gradients(problem):
+        rules = problem.converted.classified.table.name
+        raise InputError(
+            f"{start}: under {rules}, these ops keep their own gradient, which is not balanced: {own}. Use libragrad."
+        )
+    raise InputError(f"{start}. fxgrad.check proves node by node what does not balance.")

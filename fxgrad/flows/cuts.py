@@ -1,0 +1,114 @@
+"""Cuts of a model: sets of values that all of the target's flow passes through, and the stretches between them.
+
+What lies before a cut is closed under "flows into", so the values that flow out of it always separate the graph. Where
+they are more than the value that was asked for, the others pass by it (a skip connection over several blocks, the
+encoder's output beside a decoder's block): these are values of the cut, too.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import networkx as nx
+from torch import fx
+
+from fxgrad.classify.liveness import flow_graph
+from fxgrad.errors import InputError
+from fxgrad.methods.layers import output_of
+from fxgrad.methods.problem import Problem
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One cut.
+
+    Attributes:
+        name: the module path that was asked for.
+        node: name of the node that was asked for.
+        nodes: names of all nodes whose values flow over the cut, that one first.
+    """
+
+    name: str
+    node: str
+    nodes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Stretches:
+    """A model in stretches, from its inputs to the target, with a cut between two of them.
+
+    Attributes:
+        cuts: in the order of the flow; cut k ends stretch k, and the last stretch ends in the target.
+        stretch: name of every node that the target's flow passes, inputs included -> index of its stretch.
+        ends: names of the output's nodes that the target reads.
+    """
+
+    cuts: tuple[Cut, ...]
+    stretch: dict[str, int]
+    ends: tuple[str, ...]
+
+    @cached_property
+    def crossing(self) -> tuple[frozenset[str], ...]:
+        """Names of the values that flow over each cut."""
+        return tuple(frozenset(cut.nodes) for cut in self.cuts)
+
+
+def stretches(problem: Problem, cuts: Sequence[str] | None) -> Stretches:
+    """Cut a model.
+
+    Args:
+        problem: the model and its target.
+        cuts: module paths, for the values that leave these modules; None: what enters each block.
+
+    Raises:
+        InputError: there is no such module, none of the target's flow passes it, or two of them are the same value.
+    """
+    ends = tuple(problem.ends)
+    flow = flow_graph(problem.converted.classified.decisions)
+    flow.add_nodes_from(ends)  # an input may be an output
+    flow = flow.subgraph({*ends, *(n for end in ends for n in nx.ancestors(flow, end))})
+    stretch: dict[str, int] = {}
+    made: list[Cut] = []
+    before: set[str] = set()
+    entries = {node.name for node in problem.inputs.values()}
+    for path, name in _asked(problem, cuts, flow):
+        own = _whole({name, *nx.ancestors(flow, name)} - before, flow, problem.nodes)
+        if own <= entries:
+            if cuts is not None:
+                raise InputError(f"the cut {path!r} is where another is, or the inputs are. Leave one of them out.")
+            continue
+        stretch |= dict.fromkeys(own, len(made))
+        before |= own
+        made.append(Cut(path, name, _crossing(before, name, flow, ends)))
+    stretch |= dict.fromkeys(flow.nodes - before, len(made))
+    return Stretches(tuple(made), stretch, ends)
+
+
+def _asked(problem: Problem, cuts: Sequence[str] | None, flow: nx.DiGraph[str]) -> list[tuple[str, str]]:
+    """(module path, name of the node) of the values to cut at, in the order of the graph."""
+    if cuts is None:
+        found = [(block.path, block.entry) for block in problem.anatomy.blocks if block.entry in flow]
+    else:
+        source = problem.anatomy.input, problem.inputs[problem.anatomy.input]
+        decisions = problem.converted.classified.decisions
+        found = [(path, output_of(path, problem.nodes, decisions, source)) for path in cuts]
+        for path, name in found:
+            if name not in flow:
+                raise InputError(f"nothing of the target flows through {path!r}. Cut elsewhere.")
+    order = {name: i for i, name in enumerate(problem.nodes)}
+    return sorted(found, key=lambda pair: order[pair[1]])
+
+
+def _whole(names: set[str], flow: nx.DiGraph[str], nodes: Mapping[str, fx.Node]) -> set[str]:
+    """These nodes, with the items of those that are tuples: a cut has tensors only."""
+    items = {user for name in names for user in flow.successors(name) if nodes[user].target is operator.getitem}
+    return names if items <= names else _whole(names | items, flow, nodes)
+
+
+def _crossing(before: set[str], first: str, flow: nx.DiGraph[str], ends: Sequence[str]) -> tuple[str, ...]:
+    """Names of the values that flow from some nodes to others or to the target, `first` ahead."""
+    found = [name for name in flow if name in before and (name in ends or not before.issuperset(flow.successors(name)))]
+    return tuple(sorted(found, key=lambda name: name != first))

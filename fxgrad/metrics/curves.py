@@ -11,9 +11,10 @@ arXiv:1806.07421 (deletion, insertion).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -123,7 +124,8 @@ def removal_curve(
     prepared, answers = removal.prepare(x), []
     for fraction in fractions:
         keep = order[:, round(fraction * parts) :]
-        rows, place = _distinct(picture, keep, parts)
+        kept = torch.zeros(len(keep), parts, dtype=torch.bool, device=keep.device).scatter_(1, keep, True)
+        rows, place = distinct(picture, kept)
         some = [rows[start : start + batch] for start in range(0, len(rows), batch)]
         logits = torch.cat([removal(tuple(p[picture[r]] for p in prepared), keep[r]) for r in some])
         answers.append(answer(logits[place], target.to(x.device)[picture], multilabel=multilabel))
@@ -136,14 +138,25 @@ def removal_curve(
     )
 
 
-def _distinct(picture: Tensor, keep: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-    """(one row of each picture with the same parts kept, the place among these of every row)."""
-    kept = torch.zeros(len(keep), parts, dtype=torch.bool, device=keep.device).scatter_(1, keep, True).cpu().numpy()
+def distinct(example: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows that differ, among many of the same examples.
+
+    Args:
+        example: the example of each row, int64 (rows,).
+        kept: which of its parts are kept, bool (rows, parts).
+
+    Returns:
+        (one row of each example with the same parts kept, the place among these of every row).
+
+    Example:
+        >>> distinct(torch.tensor([0, 1, 0]), torch.tensor([[True, False]] * 3))
+        (tensor([0, 1]), tensor([0, 1, 0]))
+    """
     seen: dict[tuple[int, bytes], int] = {}
-    place = [seen.setdefault((i, row.tobytes()), len(seen)) for i, row in zip(picture.tolist(), kept)]
+    place = [seen.setdefault((i, r.tobytes()), len(seen)) for i, r in zip(example.tolist(), kept.cpu().numpy())]
     first = dict(zip(reversed(place), reversed(range(len(place)))))
-    rows = torch.tensor([first[n] for n in range(len(seen))], device=keep.device)
-    return rows, torch.tensor(place, device=keep.device)
+    rows = torch.tensor([first[n] for n in range(len(seen))], device=kept.device)
+    return rows, torch.tensor(place, device=kept.device)
 
 
 def area(values: Tensor, at: Sequence[float]) -> Tensor:
@@ -296,12 +309,23 @@ def _replacing(name: str, measured: Measured) -> Tensor | None:
     return measured.once(_replaced).get(name)
 
 
+def curve_metrics(value: Callable[[str, Any], Tensor]) -> tuple[Metric, ...]:
+    """The metrics of `faithfulness`.
+
+    Args:
+        value: from a metric's name and what is measured to its values.
+
+    Example:
+        >>> [metric.name for metric in curve_metrics(lambda name, measured: measured.maps)][:3]
+        ['srg_aopc', 'srg_lodds', 'srg_accuracy']
+    """
+    lower = ("mif_accuracy", "lif_aopc", "lif_lodds")
+    names = [f"{of}_{what}" for of in ("srg", "mif", "lif") for what in ("aopc", "lodds", "accuracy")]
+    return tuple(Metric(name, "lower" if name in lower else "higher", partial(value, name)) for name in names)
+
+
 METRICS = (
-    *(Metric(f"srg_{of}", "higher", partial(_dropping, f"srg_{of}")) for of in ("aopc", "lodds", "accuracy")),
-    *(Metric(f"mif_{of}", "higher", partial(_dropping, f"mif_{of}")) for of in ("aopc", "lodds")),
-    Metric("mif_accuracy", "lower", partial(_dropping, "mif_accuracy")),
-    *(Metric(f"lif_{of}", "lower", partial(_dropping, f"lif_{of}")) for of in ("aopc", "lodds")),
-    Metric("lif_accuracy", "higher", partial(_dropping, "lif_accuracy")),
+    *curve_metrics(_dropping),
     Metric("deletion", "lower", partial(_replacing, "deletion")),
     Metric("insertion", "higher", partial(_replacing, "insertion")),
 )

@@ -134,6 +134,17 @@ class Bench(Units):
         return pictures, x, self.target(pictures.labels.to(x.device), logits), logits
 
 
+def picture_settings(plan: Plan) -> dict[str, object]:
+    """What is noted of a plan for pictures.
+
+    Raises:
+        InputError: a setting is for texts.
+    """
+    if plan.removal not in REMOVALS:
+        raise InputError(f"{plan.removal} removes tokens of texts; parts of pictures, {', '.join(REMOVALS)}.")
+    return plan.settings
+
+
 def removal(converted: ConvertedModule, grid: tuple[int, int], how: str = "auto") -> Removal:
     """The removal of a picture's tokens for a model.
 
@@ -143,15 +154,13 @@ def removal(converted: ConvertedModule, grid: tuple[int, int], how: str = "auto"
         how: "drop", "zero", "blur", or "auto": drop if the model can run on fewer tokens, else blur.
 
     Raises:
-        InputError: "drop", but the model cannot run on fewer tokens; or a removal of texts.
+        InputError: "drop", but the model cannot run on fewer tokens.
 
     Example:
         >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(16, 3)).eval()
         >>> removal(convert(model, (torch.zeros(2, 1, 4, 4),)), (2, 2), "zero").name
         'set to zero'
     """
-    if how not in REMOVALS:
-        raise InputError(f"{how} removes tokens of texts; those of pictures by {', '.join(REMOVALS)}.")
     if how in ("zero", "blur"):
         return Replacing(converted, grid, how)
     try:

@@ -232,7 +232,7 @@ def _facts(results: Results, model: str) -> list[str]:
     images = {i for (of, *_), metrics in results.values.items() if of == model for c in metrics.values() for i in c}
     said = {
         "removal": "tokens {}",
-        "length": "cut behind {} tokens",
+        "length": "cut off behind {} tokens",
         "no float64": "no maps in float64 to compare with: {}",
     }
     known = {fact: results.facts.get(f"{fact} of {model}") for fact in said}

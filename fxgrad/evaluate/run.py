@@ -14,7 +14,7 @@ from typing import Any
 
 from fxgrad.data import open_data, order
 from fxgrad.errors import InputError
-from fxgrad.evaluate import baselines, text_bench
+from fxgrad.evaluate import baselines, bench, text_bench
 from fxgrad.evaluate.bench import Bench
 from fxgrad.evaluate.measure import all_metrics, named_metric
 from fxgrad.evaluate.methods import Attribute, attributes, takes_gradient
@@ -79,7 +79,9 @@ def evaluate(
     }
     own = [*map(named_metric, plan.metrics), *metrics]
     measured = chosen_metrics(all_metrics(own, of_texts), plan.measures)
-    settings = _settings(plan, of_texts) | ({"metrics": {m.name: m.better for m in own}} if own else {})
+    settings = (text_bench.text_settings(plan) if of_texts else bench.picture_settings(plan)) | (
+        {"metrics": {m.name: m.better for m in own}} if own else {}
+    )
     chosen = order(data, plan.count, seed=plan.seed, shuffle=plan.shuffle, ids=plan.ids, mode=plan.mode)
     with processes() as (rank, size):
         store = Store(folder, rank)
@@ -88,14 +90,14 @@ def evaluate(
             done = everywhere(read(folder))
             todo = [left for unit in _units(plan, len(chosen), always) if (left := _left(unit, *done))]
             mine = _share(todo, rank, size)
-            bench: Units | None = None
+            runner: Units | None = None
             make: Any = TextBench if of_texts else Bench
             for number, unit in enumerate(mine):
                 watch(number, len(mine), f"{unit.model}, {unit.policy}")
-                if bench is None or bench.model != unit.model:
-                    bench = make(plan, data, chosen, known, measured, unit.model)
-                    store.note(f"weights of {unit.model}", bench.fingerprint)
-                bench.run(unit, store)
+                if runner is None or runner.model != unit.model:
+                    runner = make(plan, data, chosen, known, measured, unit.model)
+                    store.note(f"weights of {unit.model}", runner.fingerprint)
+                runner.run(unit, store)
             watch(len(mine), len(mine), "")
         finally:
             store.close()
@@ -123,13 +125,6 @@ def chosen_metrics(metrics: Iterable[Metric], patterns: Sequence[str]) -> tuple[
         if not fnmatch.filter(names, pattern):
             raise InputError(f"no metric is called {pattern!r}. There are {', '.join(names)}.")
     return tuple(m for m in found if not patterns or any(fnmatch.fnmatchcase(m.name, p) for p in patterns))
-
-
-def _settings(plan: Plan, of_texts: bool) -> dict[str, object]:
-    """What is noted of a plan."""
-    if not of_texts:
-        return plan.settings
-    return {k: v for k, v in plan.settings.items() if k not in text_bench.NOT_NOTED} | {"examples": "texts"}
 
 
 def _units(plan: Plan, count: int, always: Sequence[str]) -> Iterator[Unit]:

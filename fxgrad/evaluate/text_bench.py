@@ -29,8 +29,7 @@ ALWAYS = ("random", "oracle")
 REMOVALS = ("auto", "drop", "hide", "mask", "pad")
 """How tokens of texts are removed."""
 _OF_PICTURES = ("prompts", "maps", "least_area", "input_size")
-NOT_NOTED = {"steps", "input_size"}
-"""Settings that say nothing of texts."""
+_NOT_NOTED = {"steps", "input_size"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,8 +73,7 @@ class TextBench(Units):
         plan, data, order, methods, metrics, model: as for `Bench`.
 
     Raises:
-        InputError: a setting that is for pictures; the model is no classifier of texts, or its tokenizer has no
-            offsets; a label that it does not have.
+        InputError: the model is no classifier of texts, or its tokenizer has no offsets; a label that it does not have.
         CaptureError, NoRuleError, NotBalanceableError: it cannot be loaded, or converted.
     """
 
@@ -89,7 +87,6 @@ class TextBench(Units):
         model: str,
     ) -> None:
         super().__init__(plan, model, data.multilabel)
-        _refuse_of_pictures(plan)
         self.data, self.order, self.methods, self.metrics = data, order, methods, metrics
         net, tokenizer, _ = load_language_model(
             model,
@@ -100,9 +97,10 @@ class TextBench(Units):
             seed=plan.seed,
             **self.place,
         )
-        if kind_of(net) is not classes:
-            called = type(net).__name__
-            raise InputError(f"texts are evaluated with classifiers, ForSequenceClassification; {model} is {called}.")
+        called, twice = type(net).__name__, getattr(net.config, "is_encoder_decoder", False)
+        if kind_of(net) is not classes or twice:
+            why = "reads a text twice, in its encoder and its decoder" if twice else "is no ForSequenceClassification"
+            raise InputError(f"texts are evaluated with encoders, or decoders, that classify them; {called} {why}.")
         self.fingerprint = fingerprint(net)
         self.host = Host(net.requires_grad_(False), tokenizer, "gradient")
         self.batch = functools.lru_cache(1)(self._batch)
@@ -226,6 +224,21 @@ class TextBench(Units):
         return read.texts.counted.to(read.logits.device)
 
 
+def text_settings(plan: Plan) -> dict[str, object]:
+    """What is noted of a plan for texts.
+
+    Raises:
+        InputError: a setting is for pictures.
+    """
+    if plan.removal not in REMOVALS:
+        raise InputError(f"{plan.removal} removes parts of pictures; tokens of texts, {', '.join(REMOVALS)}.")
+    defaults = {field.name: field.default for field in fields(plan)}
+    for name in _OF_PICTURES:
+        if getattr(plan, name) != defaults[name]:
+            raise InputError(f"{name} is for pictures, and {plan.data} has texts. Leave it out.")
+    return {k: v for k, v in plan.settings.items() if k not in _NOT_NOTED} | {"examples": "texts"}
+
+
 def text_removal(host: Host, how: str, inputs: Mapping[str, Tensor], counted: Tensor) -> TokenRemoval:
     """The removal of tokens for a classifier of texts.
 
@@ -235,10 +248,8 @@ def text_removal(host: Host, how: str, inputs: Mapping[str, Tensor], counted: Te
         inputs, counted: some texts, as for `TokenRemoval.prepare`.
 
     Raises:
-        InputError: the model, or its tokenizer, lacks what is needed; or a removal of pictures.
+        InputError: the model, or its tokenizer, lacks what is needed.
     """
-    if how not in REMOVALS:
-        raise InputError(f"{how} removes parts of pictures; tokens of texts are removed by {', '.join(REMOVALS)}.")
     if how != "auto":
         return _removal(host, how, inputs, counted)
     refused = []
@@ -273,10 +284,3 @@ def _of_tokens(found: TextAttribution | FxgradError, shape: torch.Size) -> TextA
     if isinstance(found, FxgradError) or found.words.shape == shape:
         return found
     return InputError(f"it maps {tuple(found.words.shape)}, and the texts have {tuple(shape)} tokens.")
-
-
-def _refuse_of_pictures(plan: Plan) -> None:
-    defaults = {field.name: field.default for field in fields(plan)}
-    for name in _OF_PICTURES:
-        if getattr(plan, name) != defaults[name]:
-            raise InputError(f"{name} is for pictures, and {plan.data} has texts. Leave it out.")

@@ -174,7 +174,10 @@ def _chosen(measured: MeasuredTexts) -> Tensor:
 
 
 def _agreement(measured: MeasuredTexts) -> Tensor | None:
-    """The rank correlation of the first texts' tokens with those in float64; the others have no value."""
+    """The rank correlation of the first texts' tokens with those in float64.
+
+    The other texts have no value, nor has one whose tokens have no order in float64, such as a text of one token.
+    """
     exact = None if measured.explain is None else measured.explain(PICTURES, True)
     if exact is None or measured.explain is None:
         return None
@@ -182,7 +185,9 @@ def _agreement(measured: MeasuredTexts) -> Tensor | None:
     assert own is not None
     found = torch.full(measured.output.shape, torch.nan, dtype=torch.float64)
     for text, counted in enumerate(measured.counted[: exact.shape[1]]):
-        found[:, text] = spearman(own[:, text, counted], exact[:, text, counted]).nan_to_num(0.0)
+        one, other = own[:, text, counted], exact[:, text, counted]
+        ordered = (other != other[:, :1]).any(1)
+        found[:, text] = spearman(one, other).nan_to_num(0.0).where(ordered, torch.nan)
     return found
 
 

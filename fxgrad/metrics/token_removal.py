@@ -147,7 +147,7 @@ class TokenRemoval:
                 continue
         raise InputError(
             f"{type(self.model).__name__} does not place tokens by their {POSITIONS} alone, so those that are left "
-            "would move. Use 'hide' or 'replace'."
+            f"would move; or padding is not the token {self.token}. Use 'hide' or 'replace'."
         )
 
     def _stays(self, inputs: Mapping[str, Tensor]) -> bool:

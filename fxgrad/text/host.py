@@ -240,7 +240,8 @@ class Host:
         """How many tokens the model has positions for; None if it does not say."""
         if self._config is None:
             return None
-        return getattr(self._config.get_text_config(), "max_position_embeddings", None)
+        found = getattr(self._config.get_text_config(), "max_position_embeddings", None)
+        return found if found is not None and found > 0 else None  # some say -1 for any number
 
 
 def arguments_of(model: Callable[..., Any]) -> set[str]:

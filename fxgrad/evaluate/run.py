@@ -79,9 +79,8 @@ def evaluate(
     }
     own = [*map(named_metric, plan.metrics), *metrics]
     measured = chosen_metrics(all_metrics(own, of_texts), plan.measures)
-    settings = (text_bench.text_settings(plan) if of_texts else bench.picture_settings(plan)) | (
-        {"metrics": {m.name: m.better for m in own}} if own else {}
-    )
+    noted = text_bench.text_settings(plan) if of_texts else bench.picture_settings(plan)
+    settings = noted | ({"metrics": {m.name: m.better for m in own}} if own else {})
     chosen = order(data, plan.count, seed=plan.seed, shuffle=plan.shuffle, ids=plan.ids, mode=plan.mode)
     with processes() as (rank, size):
         store = Store(folder, rank)

@@ -13,9 +13,11 @@ import transformers as tr
 from click.testing import CliRunner
 
 from fxgrad.commands.cli import main
+from fxgrad.data import open_data
 from fxgrad.errors import FxgradError, InputError
 from fxgrad.evaluate import Plan, Results, evaluate, read
 from fxgrad.evaluate.page import pages
+from fxgrad.evaluate.text_bench import TextBench
 from fxgrad.evaluate.values import write_values
 from fxgrad.metrics import OF_TEXTS, TokenRemoval, token_precision
 from fxgrad.text import Explainer
@@ -168,22 +170,19 @@ def test_a_model_of_fixed_lengths_is_converted_for_each(
 def test_labels_by_name_and_the_predicted_class(bert: str, tmp_path: Path) -> None:
     """Names are the model's; a model whose classes have none takes those of the data set, by their order."""
     planted = classified.in_folder(tmp_path / "planted", classified.planted(), classified.tokenizer())
-    plan = plan_of(planted, tmp_path, methods=("input_x_gradient",), policies=("libragrad",))
-    numbered = evaluate(plan, str(tmp_path / "1")).values
-    plan_of(planted, tmp_path)
-    classified.in_file(tmp_path / "texts.jsonl", "red")
-    assert evaluate(plan, str(tmp_path / "2")).values == numbered
-    assert evaluate(replace(plan, target="predicted"), str(tmp_path / "3")).values == numbered
-    classified.in_file(tmp_path / "texts.jsonl", "blue")
+
+    def targets(model: str, label: Any, **settings: Any) -> list[int]:
+        plan = plan_of(model, tmp_path, **settings)
+        data: Any = open_data(classified.in_file(tmp_path / "texts.jsonl", label))
+        found: list[int] = TextBench(plan, data, range(5), {}, (), model).batch(0, 5).target.tolist()
+        return found
+
+    assert targets(planted, "red") == [1] * 5 and targets(planted, "blue", target="predicted") == [1] * 5
+    assert targets(bert, "blue") == [0] * 5  # LABEL_0
     with pytest.raises(InputError, match=r"the label 'blue' of texts.jsonl:1 is none of .*Close to it"):
-        evaluate(plan, str(tmp_path / "4"))
-    first = evaluate(replace(plan, models=(bert,)), str(tmp_path / "5")).values[bert, "libragrad", "input_x_gradient"]
-    classified.in_file(tmp_path / "texts.jsonl", 0)
-    other = evaluate(replace(plan, models=(bert,)), str(tmp_path / "6")).values[bert, "libragrad", "input_x_gradient"]
-    assert first == other
-    classified.in_file(tmp_path / "texts.jsonl", None)
+        targets(planted, "blue")
     with pytest.raises(InputError, match=r"texts.jsonl:1 has no label. Give it one, or use --target predicted"):
-        evaluate(plan, str(tmp_path / "7"))
+        targets(planted, None)
 
 
 def test_what_is_no_evaluation_of_texts(bert: str, tmp_path: Path) -> None:
@@ -208,7 +207,7 @@ def test_what_is_no_evaluation_of_texts(bert: str, tmp_path: Path) -> None:
     for name, net, why in (("t5", t5, "reads a text twice"), ("masked", masked, "is no ForSequenceClassification")):
         model = classified.in_folder(tmp_path / name, net, classified.tokenizer())
         with pytest.raises(InputError, match=f"classify them; {type(net).__name__} {why}"):
-            evaluate(replace(plan, models=(model,)), store)
+            evaluate(replace(plan, models=(model,)), str(tmp_path / f"of-{name}"))
 
 
 def test_command_line(bert: str, tmp_path: Path) -> None:

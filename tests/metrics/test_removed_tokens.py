@@ -171,7 +171,7 @@ def test_what_a_model_cannot_do_is_said() -> None:
     with pytest.raises(InputError, match="tokens are removed by 'hide', 'replace', 'drop', not 'blur'"):
         TokenRemoval(t5, "blur")
     bert = TokenRemoval(classified.bert())
-    with pytest.raises(InputError, match=r"attention_mask is \(5, 2\), input_ids \(5, 11\)"):
+    with pytest.raises(InputError, match=r"attention_mask is \(5, 2\), input_ids \(5, 12\)"):
         bert.prepare({**inputs, "attention_mask": inputs["attention_mask"][:, :2]}, counted)
     with pytest.raises(InputError, match="some scores are NaN"):
         metrics.eraser(bert, inputs, torch.full(counted.shape, torch.nan), TARGET, counted)

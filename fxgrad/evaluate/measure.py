@@ -12,7 +12,7 @@ from torch import Tensor
 from fxgrad.data import Batch
 from fxgrad.data.factory import load_object
 from fxgrad.errors import InputError, one_line
-from fxgrad.evaluate.methods import Attribution, TextAttribution
+from fxgrad.evaluate.methods import Attribution, Shares
 from fxgrad.metrics import METRICS, OF_TEXTS, OPTIONAL, Measured, MeasuredTexts, Metric, Removal
 
 
@@ -89,7 +89,7 @@ class Ruler:
         )
 
 
-def stacked(attributions: Sequence[Attribution | TextAttribution]) -> tuple[Tensor, Tensor, Tensor]:
+def stacked(attributions: Sequence[Shares]) -> tuple[Tensor, Tensor, Tensor]:
     """(output, total, absolute) of several attributions, each (attributions, batch); NaN where there are no shares."""
     output = torch.stack([a.output.cpu() for a in attributions])
     nothing = torch.full_like(output[0], torch.nan)

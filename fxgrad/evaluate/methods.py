@@ -26,22 +26,16 @@ LARGEST = 16
 """The largest number of parts per side of a picture, for models without patches."""
 
 
-class Attribution(Protocol):
-    """The parts of an attribution that are measured; `fxgrad.methods.Attribution` implements it.
+class Shares(Protocol):
+    """The parts of an attribution that are measured, of pictures and of texts.
 
     Attributes:
-        patches: the influence of each patch, (batch, rows, columns).
-        pixels: the influence of each pixel, (batch, H, W).
         output: the target's value, (batch,).
         total: the sum of all shares, (batch,); None for a method whose numbers are no shares.
         absolute: the sum of the sizes of all shares, (batch,); None like `total`.
     """
 
     @property
-    def patches(self) -> Tensor: ...
-    @property
-    def pixels(self) -> Tensor: ...
-    @property
     def output(self) -> Tensor: ...
     @property
     def total(self) -> Tensor | None: ...
@@ -49,30 +43,35 @@ class Attribution(Protocol):
     def absolute(self) -> Tensor | None: ...
 
 
-class TextAttribution(Protocol):
-    """The same of texts.
+class Attribution(Shares, Protocol):
+    """Those of a picture; `fxgrad.methods.Attribution` implements it.
+
+    Attributes:
+        patches: the influence of each patch, (batch, rows, columns).
+        pixels: the influence of each pixel, (batch, H, W).
+    """
+
+    @property
+    def patches(self) -> Tensor: ...
+    @property
+    def pixels(self) -> Tensor: ...
+
+
+class TextAttribution(Shares, Protocol):
+    """Those of a text.
 
     Attributes:
         words: the influence of each token, (batch, tokens).
-        output, total, absolute: as in `Attribution`.
     """
 
     @property
     def words(self) -> Tensor: ...
-    @property
-    def output(self) -> Tensor: ...
-    @property
-    def total(self) -> Tensor | None: ...
-    @property
-    def absolute(self) -> Tensor | None: ...
 
 
 Inputs = Union[Tensor, Mapping[str, Tensor]]
 """Pictures (batch, C, H, W), or of texts the model's inputs by name."""
 Attribute = Callable[[ConvertedModule, Any, Tensor, Any, int], Any]
-"""Converted model, inputs, targets int64 (batch,), grid of patches (None for texts), seed -> `Attribution` or
-`TextAttribution`."""
-
+"""Converted model, inputs, targets int64 (batch,), grid of patches or None, seed -> `Attribution`, `TextAttribution`."""
 
 VALUES: dict[str, Callable[[Tensor], Target]] = {
     "logit": lambda classes: classes,

@@ -11,7 +11,7 @@
 `fxgrad.evaluate` runs them all, and yours, over a data set; a `Metric` is what it runs.
 """
 
-from fxgrad.metrics import curves, imputation, perturbation, precision, rationales, segmentation, shares, tokens
+from fxgrad.metrics import curves, imputation, of_texts, perturbation, precision, segmentation, shares
 from fxgrad.metrics.curves import (
     FRACTIONS,
     Answer,
@@ -41,7 +41,7 @@ METRICS = {
 }
 """Every metric of `fxgrad.evaluate` by its name, in the order of the page."""
 
-OF_TEXTS = {metric.name: metric for metric in (*tokens.METRICS, *rationales.METRICS, *shares.METRICS)}
+OF_TEXTS = {metric.name: metric for metric in of_texts.METRICS}
 """Every metric of texts by its name."""
 
 OPTIONAL = {metric.name: metric for metric in (*perturbation.METRICS, *imputation.METRICS)}

@@ -11,18 +11,18 @@ arXiv:1806.07421 (deletion, insertion).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from fxgrad.errors import InputError
-from fxgrad.metrics.metric import Measured, Metric
+from fxgrad.metrics.metric import Measured, Metric, curve_metrics
 from fxgrad.metrics.removal import Removal
+from fxgrad.metrics.sharing import distinct
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the parts that are removed."""
@@ -136,27 +136,6 @@ def removal_curve(
             for part in ("probability", "log_probability", "hit")
         )
     )
-
-
-def distinct(example: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows that differ, among many of the same examples.
-
-    Args:
-        example: the example of each row, int64 (rows,).
-        kept: which of its parts are kept, bool (rows, parts).
-
-    Returns:
-        (one row of each example with the same parts kept, the place among these of every row).
-
-    Example:
-        >>> distinct(torch.tensor([0, 1, 0]), torch.tensor([[True, False]] * 3))
-        (tensor([0, 1]), tensor([0, 1, 0]))
-    """
-    seen: dict[tuple[int, bytes], int] = {}
-    place = [seen.setdefault((i, r.tobytes()), len(seen)) for i, r in zip(example.tolist(), kept.cpu().numpy())]
-    first = dict(zip(reversed(place), reversed(range(len(place)))))
-    rows = torch.tensor([first[n] for n in range(len(seen))], device=kept.device)
-    return rows, torch.tensor(place, device=kept.device)
 
 
 def area(values: Tensor, at: Sequence[float]) -> Tensor:
@@ -307,21 +286,6 @@ def _dropping(name: str, measured: Measured) -> Tensor:
 
 def _replacing(name: str, measured: Measured) -> Tensor | None:
     return measured.once(_replaced).get(name)
-
-
-def curve_metrics(value: Callable[[str, Any], Tensor]) -> tuple[Metric, ...]:
-    """The metrics of `faithfulness`.
-
-    Args:
-        value: from a metric's name and what is measured to its values.
-
-    Example:
-        >>> [metric.name for metric in curve_metrics(lambda name, measured: measured.maps)][:3]
-        ['srg_aopc', 'srg_lodds', 'srg_accuracy']
-    """
-    lower = ("mif_accuracy", "lif_aopc", "lif_lodds")
-    names = [f"{of}_{what}" for of in ("srg", "mif", "lif") for what in ("aopc", "lodds", "accuracy")]
-    return tuple(Metric(name, "lower" if name in lower else "higher", partial(value, name)) for name in names)
 
 
 METRICS = (

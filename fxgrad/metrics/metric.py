@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
@@ -158,3 +159,18 @@ class Metric:
                 f"there is nothing to measure; it returned {given}."
             )
         return values.detach().double().cpu()
+
+
+def curve_metrics(value: Callable[[str, Any], Tensor]) -> tuple[Metric, ...]:
+    """The metrics of `fxgrad.metrics.faithfulness`.
+
+    Args:
+        value: from a metric's name and what is measured to its values.
+
+    Example:
+        >>> [metric.name for metric in curve_metrics(lambda name, measured: measured.maps)][:3]
+        ['srg_aopc', 'srg_lodds', 'srg_accuracy']
+    """
+    lower = ("mif_accuracy", "lif_aopc", "lif_lodds")
+    names = [f"{of}_{what}" for of in ("srg", "mif", "lif") for what in ("aopc", "lodds", "accuracy")]
+    return tuple(Metric(name, "lower" if name in lower else "higher", partial(value, name)) for name in names)

@@ -14,9 +14,6 @@ from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.metrics import segmentation
-from fxgrad.metrics.metric import MeasuredTexts, Metric
-from fxgrad.metrics.precision import PICTURES
-from fxgrad.metrics.similarity import spearman
 
 OVERLAP = 0.5
 """Intersection over union from which a piece of text counts as found."""
@@ -165,40 +162,3 @@ def _of(values: Tensor, rationales: Tensor, counted: Tensor) -> tuple[Tensor, Te
             f"{counted.dtype}."
         )
     return values, (rationales & counted).expand(values.shape)
-
-
-def _chosen(measured: MeasuredTexts) -> Tensor:
-    """As many tokens as the rationale has."""
-    count = (measured.rationales & measured.counted).sum(1)
-    return top_tokens(measured.scores, measured.counted, count)
-
-
-def _agreement(measured: MeasuredTexts) -> Tensor | None:
-    """The rank correlation of the first texts' tokens with those in float64.
-
-    The other texts have no value, nor has one whose tokens have no order in float64, such as a text of one token.
-    """
-    exact = None if measured.explain is None else measured.explain(PICTURES, True)
-    if exact is None or measured.explain is None:
-        return None
-    own = measured.explain(PICTURES, False)  # both are made anew, since methods may draw noise for a batch as a whole
-    assert own is not None
-    found = torch.full(measured.output.shape, torch.nan, dtype=torch.float64)
-    for text, counted in enumerate(measured.counted[: exact.shape[1]]):
-        one, other = own[:, text, counted], exact[:, text, counted]
-        ordered = (other != other[:, :1]).any(1)
-        found[:, text] = spearman(one, other).nan_to_num(0.0).where(ordered, torch.nan)
-    return found
-
-
-METRICS = (
-    Metric("average_precision", "higher", lambda measured: token_precision(*_marked(measured, measured.scores))),
-    Metric("token_f1", "higher", lambda measured: token_f1(*_marked(measured, measured.once(_chosen)))),
-    Metric("iou_f1", "higher", lambda measured: iou_f1(*_marked(measured, measured.once(_chosen)))),
-    Metric("float64_agreement", "higher", _agreement),
-)
-"""Metrics of texts for `fxgrad.evaluate`, which choose as many tokens as the rationale has."""
-
-
-def _marked(measured: MeasuredTexts, values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return values, measured.rationales, measured.counted

@@ -13,14 +13,13 @@ Sources: DeYoung et al., ERASER: A Benchmark to Evaluate Rationalized NLP Models
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
-from fxgrad.metrics.curves import FRACTIONS, Answer, answer, curve_metrics, distinct, faithfulness
-from fxgrad.metrics.metric import MeasuredTexts, Metric
+from fxgrad.metrics.curves import FRACTIONS, Answer, answer
+from fxgrad.metrics.sharing import distinct
 from fxgrad.metrics.token_removal import TokenRemoval
 
 BINS = (0.01, 0.05, 0.1, 0.2, 0.5)
@@ -266,41 +265,3 @@ def _answers(
             for part in ("probability", "log_probability", "hit")
         )
     )
-
-
-def _faithful(measured: MeasuredTexts) -> dict[str, Tensor]:
-    """Metric -> values, from tokens that are removed in both orders."""
-    m = measured
-    most, least = (
-        token_curve(
-            *(m.removal, m.inputs, m.scores, m.target, m.counted),
-            most_first=first,
-            fractions=m.fractions,
-            multilabel=m.multilabel,
-            batch=m.batch,
-        )
-        for first in (True, False)
-    )
-    whole = answer(m.logits.cpu(), m.target.cpu(), multilabel=m.multilabel)
-    return faithfulness(whole, most, least, m.fractions)
-
-
-def _erased(measured: MeasuredTexts) -> dict[str, Tensor]:
-    m = measured
-    return eraser(m.removal, m.inputs, m.scores, m.target, m.counted, multilabel=m.multilabel, batch=m.batch)
-
-
-def _curve(name: str, measured: MeasuredTexts) -> Tensor:
-    return measured.once(_faithful)[name]
-
-
-def _bins(name: str, measured: MeasuredTexts) -> Tensor:
-    return measured.once(_erased)[name]
-
-
-METRICS = (
-    *curve_metrics(_curve),
-    Metric("comprehensiveness", "higher", partial(_bins, "comprehensiveness")),
-    Metric("sufficiency", "lower", partial(_bins, "sufficiency")),
-)
-"""Metrics of texts for `fxgrad.evaluate`."""

@@ -71,7 +71,7 @@ class TextAttribution(Shares, Protocol):
 Inputs = Union[Tensor, Mapping[str, Tensor]]
 """Pictures (batch, C, H, W), or of texts the model's inputs by name."""
 Attribute = Callable[[ConvertedModule, Any, Tensor, Any, int], Any]
-"""Converted model, inputs, targets int64 (batch,), grid of patches or None, seed -> `Attribution`, `TextAttribution`."""
+"""Converted model, inputs, targets int64 (batch,), grid of patches or None, seed -> an `Attribution` or its like."""
 
 VALUES: dict[str, Callable[[Tensor], Target]] = {
     "logit": lambda classes: classes,

@@ -107,7 +107,7 @@ class TextBench(Units):
         # The first texts, whatever is left to do: so that a run that goes on has the same program.
         first = self.batch(0, min(plan.chunk, len(order)))
         self.plain = self.host.conversion(first.inputs).requires_grad_(False)
-        self.removal = text_removal(self.host, plan.removal, first.inputs, self._counted(first))
+        self.removal = text_removal(self.host, plan.removal, first.inputs, first.texts.counted)
         self._example = first.inputs
 
     @property
@@ -154,11 +154,8 @@ class TextBench(Units):
         found = attributed_together(functions, converted, inputs, read.target[:count], None, self.plan.seed + start)
         marked = (read.texts.rationales & read.texts.counted)[:count]
         oracle = Marked(marked.float(), marked.any(1), torch.zeros(len(marked)))
-        both: dict[str, TextAttribution | FxgradError] = {
-            "oracle": oracle,
-            **{m: _of_tokens(one, marked.shape) for m, one in zip(chosen, found)},
-        }
-        return [both[m] for m in methods]
+        made = {m: _of_tokens(one, marked.shape) for m, one in zip(chosen, found)}
+        return [made.get(m, oracle) for m in methods]
 
     def values(
         self, attributions: Mapping[str, TextAttribution], policy: str, start: int, stop: int
@@ -219,9 +216,6 @@ class TextBench(Units):
             return resolve(label, count, names)
         except InputError as error:
             raise InputError(f"the label {label!r} of {text} is none of {self.model}'s. {error}") from error
-
-    def _counted(self, read: Read) -> Tensor:
-        return read.texts.counted.to(read.logits.device)
 
 
 def text_settings(plan: Plan) -> dict[str, object]:

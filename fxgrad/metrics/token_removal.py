@@ -65,18 +65,19 @@ class TokenRemoval:
             InputError: inputs that do not fit; the model reads tokens that are hidden from the attention; or tokens
                 that are left would move as others are dropped.
         """
-        ids = inputs.get(IDS)
-        shape = None if ids is None else ids.shape
+        if IDS not in inputs:
+            raise InputError(f"tokens are removed from inputs that have {IDS}; these have {', '.join(inputs)}.")
+        ids = inputs[IDS]
         for name, value in {**inputs, "counted": counted}.items():
-            if value.shape != shape or value.dim() != 2:
+            if value.shape != ids.shape or value.dim() != 2:
                 raise InputError(
                     f"{IDS} and all that belongs to it are (texts, tokens) of the same shape; {name} is "
-                    f"{tuple(value.shape)}, {IDS} {'missing' if shape is None else tuple(shape)}."
+                    f"{tuple(value.shape)}, {IDS} {tuple(ids.shape)}."
                 )
         if counted.dtype is not torch.bool:
             raise InputError(f"counted says which tokens may be removed: it is bool, not {counted.dtype}.")
-        found = dict(inputs)
-        if MASK in self._takes and ids is not None:
+        found, counted = dict(inputs), counted.to(ids.device)
+        if MASK in self._takes:
             found.setdefault(MASK, torch.ones_like(ids))
         if self.how == "hide":
             self._refuse_if_read(found, counted)

@@ -251,6 +251,7 @@ def _answers(
     """The answers with some of the tokens, bool (choices, ..., texts, tokens) -> each tensor (..., texts, choices)."""
     prepared = removal.prepare(inputs, counted)
     there = removal.there(prepared)
+    counted, keep = counted.to(there.device), keep.to(there.device)
     flat = (keep | ~counted).reshape(-1, *counted.shape[1:])
     text = torch.arange(len(counted), device=counted.device).repeat(len(flat) // len(counted))
     empty = ~(flat & there[text]).any(1)
@@ -258,7 +259,7 @@ def _answers(
     rows, place = distinct(text, flat)
     some = [rows[start : start + batch] for start in range(0, len(rows), batch)]
     logits = torch.cat([removal({name: v[text[r]] for name, v in prepared.items()}, flat[r]) for r in some])
-    found = answer(logits[place], target.to(counted.device)[text], multilabel=multilabel)
+    found = answer(logits[place], target.to(there.device)[text], multilabel=multilabel)
     return Answer(
         *(
             getattr(found, part).masked_fill(empty, torch.nan).reshape(keep.shape[:-1]).movedim(0, -1).cpu()

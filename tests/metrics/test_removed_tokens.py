@@ -173,6 +173,10 @@ def test_what_a_model_cannot_do_is_said() -> None:
     bert = TokenRemoval(classified.bert())
     with pytest.raises(InputError, match=r"attention_mask is \(5, 2\), input_ids \(5, 12\)"):
         bert.prepare({**inputs, "attention_mask": inputs["attention_mask"][:, :2]}, counted)
+    with pytest.raises(InputError, match="inputs that have input_ids; these have inputs_embeds"):
+        bert.prepare({"inputs_embeds": inputs["input_ids"]}, counted)
+    with pytest.raises(InputError, match="it is bool, not torch.int64"):
+        bert.prepare(inputs, counted.long())
     with pytest.raises(InputError, match="some scores are NaN"):
         metrics.eraser(bert, inputs, torch.full(counted.shape, torch.nan), TARGET, counted)
     with pytest.raises(InputError, match=r"a rationale is bool \(..., texts, tokens\)"):

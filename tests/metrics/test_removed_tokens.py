@@ -175,7 +175,7 @@ def test_what_a_model_cannot_do_is_said() -> None:
         bert.prepare({**inputs, "attention_mask": inputs["attention_mask"][:, :2]}, counted)
     with pytest.raises(InputError, match="inputs that have input_ids; these have inputs_embeds"):
         bert.prepare({"inputs_embeds": inputs["input_ids"]}, counted)
-    with pytest.raises(InputError, match="it is bool, not torch.int64"):
+    with pytest.raises(InputError, match=r"it is bool, not torch.int64"):
         bert.prepare(inputs, counted.long())
     with pytest.raises(InputError, match="some scores are NaN"):
         metrics.eraser(bert, inputs, torch.full(counted.shape, torch.nan), TARGET, counted)

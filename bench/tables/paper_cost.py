@@ -24,13 +24,14 @@ from bench.tables import many_methods
 from bench.tables.paper_models import MODELS
 from fxgrad.data import open_data
 from fxgrad.evaluate.baselines import ALWAYS
-from fxgrad.evaluate.bench import Bench, Unit
+from fxgrad.evaluate.bench import Bench
 from fxgrad.evaluate.measure import all_metrics
 from fxgrad.evaluate.methods import attributes, takes_gradient
 from fxgrad.evaluate.plan import ANY, Plan
 from fxgrad.evaluate.protocol import protocol
 from fxgrad.evaluate.run import chosen_metrics
 from fxgrad.evaluate.store import Store
+from fxgrad.evaluate.units import Unit
 from fxgrad.report import markdown
 
 SMALL = "vit_tiny_patch16_224"

@@ -16,7 +16,7 @@ from fxgrad.commands.terminal import progress, write
 from fxgrad.data import DATA
 from fxgrad.errors import InputError
 from fxgrad.evaluate.page import pages
-from fxgrad.evaluate.plan import POLICIES, Plan
+from fxgrad.evaluate.plan import POLICIES, REMOVALS, Plan
 from fxgrad.evaluate.protocol import PROTOCOLS, protocol
 from fxgrad.evaluate.run import evaluate as measure
 from fxgrad.evaluate.store import read
@@ -42,7 +42,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 @command("evaluate")
 @click.argument("models", nargs=-1)
 @click.option("--data", default="digits", show_default=True, metavar="NAME[:PATH]", help=_DATA_HELP)
-@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="How many pictures.")
+@click.option("--count", type=click.IntRange(1), default=200, show_default=True, help="How many pictures, or texts.")
 @click.option("--all-pictures", is_flag=True, help="All there are, instead of --count.")
 @click.option(
     "--shuffle",
@@ -73,10 +73,11 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 )
 @click.option(
     "--removal",
-    type=click.Choice(["auto", "drop", "zero", "blur"]),
+    type=click.Choice(REMOVALS),
     default="auto",
     show_default=True,
-    help="How tokens are removed; auto drops them where the model can run on fewer, else blurs.",
+    help="How tokens are removed; auto drops them where the model can run on fewer, else blurs. Of texts: drop, hide "
+    "from the attention, mask or pad; auto is the first of drop, hide, mask that the model can do.",
 )
 @click.option(
     "--fractions",
@@ -102,7 +103,7 @@ def _numbers(context: click.Context, parameter: click.Parameter, value: str) -> 
 )
 @click.option("--measure", "measures", multiple=True, metavar="PATTERN", help=_MEASURES_HELP)
 @click.option("--metric", "metrics", multiple=True, metavar="NAME", help=_METRICS_HELP)
-@click.option("--chunk", type=click.IntRange(1), default=25, show_default=True, help="Pictures at once.")
+@click.option("--chunk", type=click.IntRange(1), default=25, show_default=True, help="Pictures, or texts, at once.")
 @click.option(
     "--device",
     type=click.Choice(["cpu", "cuda"]),
@@ -155,14 +156,17 @@ def evaluate(
     """Measure attributions of MODELS: methods x policies x metrics over a data set.
 
     Faithfulness (what the model says without the most, or the least, influential tokens and pixels), agreement with
-    masks, completeness; with bootstrap intervals, paired with the plain gradient's. What the store holds already is not
-    measured again, so a run that was killed goes on where it was. Under torchrun, processes share the work.
+    masks or rationales, completeness; with bootstrap intervals, paired with the plain gradient's. What the store holds
+    already is not measured again, so a run that was killed goes on where it was. Under torchrun, processes share the
+    work.
 
     \b
     Examples:
       fxgrad evaluate fxgrad.demo:digits_vit --count 50 --method saliency
       fxgrad evaluate timm:vit_base_patch16_224 --pretrained \\
           --data imagenet-s:/data/ImageNetS919 --dtype bfloat16
+      fxgrad evaluate hf:path/to/classifier --pretrained \\
+          --data rationales:reviews.jsonl --out results.md
       fxgrad evaluate --protocol libragrad:imagenet --pretrained \\
           timm:vit_base_patch16_224.augreg2_in21k_ft_in1k
       torchrun --nproc-per-node 2 -m fxgrad evaluate \\

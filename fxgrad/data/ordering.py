@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fxgrad.data.sample import Data
+from fxgrad.data.sample import Data, Sample
+from fxgrad.data.texts import Passage, Texts
 from fxgrad.errors import InputError
 
 SHUFFLES: dict[str, Callable[[int, int], Sequence[int]]] = {
@@ -21,7 +22,7 @@ SHUFFLES: dict[str, Callable[[int, int], Sequence[int]]] = {
 
 
 def order(
-    data: Data,
+    data: Data | Texts,
     count: int | None = None,
     *,
     seed: int = 0,
@@ -40,7 +41,8 @@ def order(
         mode: take only pictures of this mode of Pillow's, such as "RGB"; the others make room for the next.
 
     Raises:
-        InputError: there is no such shuffle, the file cannot be read, or it names a sample that there is not.
+        InputError: there is no such shuffle, the file cannot be read, or it names a sample that there is not; or a mode
+            of texts.
 
     Example:
         >>> from fxgrad.data import open_data
@@ -51,11 +53,17 @@ def order(
         raise InputError(f"shuffle is {', '.join(SHUFFLES)}, not {shuffle!r}.")
     found: Iterable[int] = SHUFFLES[shuffle](len(data), seed) if ids is None else _listed(data, Path(ids))
     if mode is not None:
-        found = (index for index in found if data[index].image.mode == mode)
+        found = (index for index in found if _picture(data[index]).image.mode == mode)
     return list(islice(found, count))
 
 
-def _listed(data: Data, path: Path) -> list[int]:
+def _picture(sample: Sample | Passage) -> Sample:
+    if isinstance(sample, Passage):
+        raise InputError("a mode is one of pictures, and these are texts. Leave it out.")
+    return sample
+
+
+def _listed(data: Data | Texts, path: Path) -> list[int]:
     """The indices of the samples that a file lists."""
     try:
         wanted = [line.strip() for line in path.read_text("utf-8").splitlines() if line.strip()]

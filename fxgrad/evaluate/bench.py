@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,32 +13,21 @@ from torch import Tensor, nn
 from fxgrad.data import Batch, Data, collate
 from fxgrad.data.heads import TwoClasses
 from fxgrad.data.models import LoadedModel, load_model
-from fxgrad.errors import FxgradError, InputError, first_line
+from fxgrad.errors import FxgradError, InputError
 from fxgrad.evaluate.baselines import BASELINES, drawn
 from fxgrad.evaluate.measure import Ruler
 from fxgrad.evaluate.methods import Attribute, Attribution, attributed_together, grid_of
-from fxgrad.evaluate.plan import ANY, Plan
-from fxgrad.evaluate.store import Store
+from fxgrad.evaluate.plan import Plan
+from fxgrad.evaluate.units import Units, fingerprint
 from fxgrad.metrics import Dropping, Metric, Removal, Replacing
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.pipeline import convert
 
-Found = tuple[Mapping[str, Mapping[str, list[float]]], Mapping[str, str]]
-"""Method -> metric -> values, and method -> why it cannot be used."""
+REMOVALS = ("auto", "drop", "zero", "blur")
+"""How tokens of pictures are removed."""
 
 
-@dataclass(frozen=True)
-class Unit:
-    """One chunk of pictures under one policy, and the methods still to be measured on it."""
-
-    model: str
-    policy: str
-    methods: tuple[str, ...]
-    start: int
-    stop: int
-
-
-class Bench:
+class Bench(Units):
     """One loaded model, converted under every policy of the plan, and its pictures."""
 
     def __init__(
@@ -53,21 +39,14 @@ class Bench:
         metrics: Sequence[Metric],
         model: str,
     ) -> None:
-        self.plan, self.data, self.order, self.methods, self.metrics = plan, data, order, methods, metrics
+        super().__init__(plan, model, data.multilabel)
+        self.data, self.order, self.methods, self.metrics = data, order, methods, metrics
         self.loaded = _loaded(plan, model)
-        # Each process takes the GPU of its local rank.
-        device = "cpu" if plan.device == "cpu" else f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-        self.place: dict[str, Any] = {"device": torch.device(device), "dtype": getattr(torch, plan.dtype)}
-        self.fingerprint = _fingerprint(self.loaded.model)
+        self.fingerprint = fingerprint(self.loaded.model)
         example = self.loaded.example().to(**self.place)
         model_there = _with_classes(self.loaded.model.to(**self.place), example)
         self.plain = convert(model_there, (example,), rules="gradient").requires_grad_(False)
-        self.without_twin = ""
-        self.under = functools.cache(self._under)
-        self.exact_under = functools.cache(self._exact_under)
-        self.first_alike = functools.cache(self._first_alike)
         self.batch = functools.lru_cache(1)(self._batch)
-        self.measured = functools.lru_cache(len(plan.policies) + 1)(self._measured)
 
     @functools.cached_property
     def ruler(self) -> Ruler:
@@ -83,27 +62,33 @@ class Bench:
             self.plain,
         )
 
-    def run(self, unit: Unit, store: Store) -> None:
-        """Measure a unit and store its results."""
-        store.note(f"removal of {unit.model}", self.ruler.tokens.name)
-        pictures, *_ = self.batch(unit.start, unit.stop)
-        measured, refused = self.measured(unit.start, unit.stop, self.first_alike(unit.policy), unit.methods)
-        if self.without_twin:
-            store.note(f"no float64 of {unit.model}", self.without_twin)
-        for method, reason in refused.items():
-            store.refuse(unit.model, unit.policy, method, reason)
-        store.add(unit.model, unit.policy, measured, list(pictures.ids), unit.start, unit.stop, pictures.groups)
+    def open(self, start: int, stop: int) -> None:
+        self.batch(start, stop)
 
-    def _measured(self, start: int, stop: int, policy: str, methods: tuple[str, ...]) -> Found:
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {"removal": self.ruler.tokens.name}
+
+    @property
+    def example(self) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+        return (self.loaded.example().to(**self.place),), {}
+
+    def named(self, start: int, stop: int) -> tuple[Sequence[str], Sequence[str]]:
+        pictures, *_ = self.batch(start, stop)
+        return pictures.ids, pictures.groups
+
+    def attributed(
+        self, methods: Sequence[str], converted: ConvertedModule, start: int, stop: int
+    ) -> Sequence[Attribution | FxgradError]:
+        pictures, x, target, _ = self.batch(start, stop)
+        return self._attributed(methods, converted, pictures, x, target, start)
+
+    def values(
+        self, attributions: Mapping[str, Attribution], policy: str, start: int, stop: int
+    ) -> Mapping[str, Mapping[str, list[float]]]:
         pictures, x, target, logits = self.batch(start, stop)
-        converted = self.under(policy)
-        found = self._attributed(methods, converted, pictures, x, target, start)
-        attributions = {m: one for m, one in zip(methods, found) if not isinstance(one, FxgradError)}
-        refused = {m: first_line(one) for m, one in zip(methods, found) if isinstance(one, FxgradError)}
-        if not attributions:
-            return {}, refused
         explain = functools.partial(self._explained, list(attributions), policy, start, stop)
-        return self.ruler.measure(pictures, x, target, logits, attributions, explain), refused
+        return self.ruler.measure(pictures, x, target, logits, attributions, explain)
 
     def _attributed(
         self, methods: Sequence[str], converted: ConvertedModule, pictures: Batch, x: Tensor, target: Tensor, start: int
@@ -131,32 +116,6 @@ class Bench:
                 raise one
         return torch.stack([one.pixels.cpu().double() for one in found if not isinstance(one, FxgradError)])
 
-    @functools.cached_property
-    def exact(self) -> ConvertedModule | None:
-        """The model in float64; None if its own code computes in another dtype and cannot run so."""
-        twin = copy.deepcopy(self.plain).double()
-        try:
-            with torch.no_grad():
-                twin(self.loaded.example().to(self.place["device"], torch.float64))
-        except (RuntimeError, FxgradError) as error:
-            self.without_twin = first_line(error)
-            return None
-        return twin
-
-    def _exact_under(self, policy: str) -> ConvertedModule:
-        assert self.exact is not None
-        return self.exact.under(policy)
-
-    def _first_alike(self, policy: str) -> str:
-        """The first of the plan's policies that gives every node of this model the same rule."""
-        if policy == ANY:
-            return "gradient"
-        decisions = self.under(policy).classified.decisions
-        return next(p for p in self.plan.policies if self.under(p).classified.decisions == decisions)
-
-    def _under(self, policy: str) -> ConvertedModule:
-        return self.plain.under(policy)
-
     def _batch(self, start: int, stop: int) -> tuple[Batch, Tensor, Tensor, Tensor]:
         pictures = collate([self.data[i] for i in self.order[start:stop]], self.loaded.preprocess)
         x = pictures.x.to(**self.place)
@@ -172,25 +131,22 @@ class Bench:
             )
         large = pictures.masks.float().mean((1, 2)) >= self.plan.least_area
         pictures = replace(pictures, masks=pictures.masks & large[:, None, None])
-        return pictures, x, self._target(pictures.labels.to(x.device), logits), logits
+        return pictures, x, self.target(pictures.labels.to(x.device), logits), logits
 
-    def _target(self, labels: Tensor, logits: Tensor) -> Tensor:
-        """The class that is attributed, int64 (batch,)."""
-        classes = logits.shape[1]
-        if self.plan.value == "margin" and classes != 2:
-            raise InputError(f"a margin is of two classes, and {self.loaded.name} has {classes}. Use --value logit.")
-        if self.plan.value == "probability" and self.data.multilabel:
-            raise InputError(f"the classes of {self.plan.data} are independent: use --value logit, not probability.")
-        if self.plan.target == "label":
-            return labels
-        first = logits.argmax(1)
-        if self.plan.target == "predicted":
-            return first
-        return logits.scatter(1, first[:, None], -torch.inf).argmax(1)
+
+def picture_settings(plan: Plan) -> dict[str, object]:
+    """What is noted of a plan for pictures.
+
+    Raises:
+        InputError: a setting is for texts.
+    """
+    if plan.removal not in REMOVALS:
+        raise InputError(f"{plan.removal} removes tokens of texts; parts of pictures, {', '.join(REMOVALS)}.")
+    return plan.settings
 
 
 def removal(converted: ConvertedModule, grid: tuple[int, int], how: str = "auto") -> Removal:
-    """The removal of tokens for a model.
+    """The removal of a picture's tokens for a model.
 
     Args:
         converted: the model.
@@ -240,11 +196,3 @@ def _with_classes(model: nn.Module, example: Tensor) -> nn.Module:
         logits = model(example[:1])
     one = isinstance(logits, Tensor) and logits.shape[1:] == (1,)
     return TwoClasses(model).eval() if one else model
-
-
-def _fingerprint(model: torch.nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().reshape(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:16]

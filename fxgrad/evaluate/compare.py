@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fxgrad.evaluate.plan import METRICS
 from fxgrad.evaluate.store import Results
-from fxgrad.metrics import Interval, bootstrap, paired
+from fxgrad.metrics import OF_TEXTS, Interval, bootstrap, paired
 from fxgrad.metrics.precision import DEGENERATE
 
 PLAIN = "gradient"
@@ -138,14 +138,19 @@ def table(results: Results, model: str, metric: str) -> tuple[dict[Key, Tensor],
 
 
 def ways(*runs: Results) -> dict[str, str]:
-    """Metric -> "higher" or "lower", whichever is better: fxgrad's metrics, and the user's own in the results.
+    """Metric -> "higher" or "lower", whichever is better: fxgrad's metrics of pictures and of texts, and the
+    user's own in the results.
 
     Example:
         >>> ways(Results({}, {}, {"settings": {"metrics": {"mine": "lower"}}}, frozenset()))["mine"]
         'lower'
     """
     own = [run.facts.get("settings", {}).get("metrics", {}) for run in runs]
-    found = METRICS | {name: better for metrics in own for name, better in metrics.items()}
+    found = (
+        METRICS
+        | {m.name: m.better for m in OF_TEXTS.values()}
+        | {name: better for metrics in own for name, better in metrics.items()}
+    )
     return {name: better for name, better in found.items() if name != AGREEMENT}
 
 

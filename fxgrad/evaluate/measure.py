@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,9 +12,8 @@ from torch import Tensor
 from fxgrad.data import Batch
 from fxgrad.data.factory import load_object
 from fxgrad.errors import InputError, one_line
-from fxgrad.evaluate.baselines import Drawn
-from fxgrad.evaluate.methods import Attribution
-from fxgrad.metrics import METRICS, OPTIONAL, Measured, Metric, Removal
+from fxgrad.evaluate.methods import Attribution, Shares
+from fxgrad.metrics import METRICS, OF_TEXTS, OPTIONAL, Measured, MeasuredTexts, Metric, Removal
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,26 +63,17 @@ class Ruler:
             InputError: a metric returned another shape than (attributions, pictures).
         """
         measured = replace(self._measured(pictures, x, target, logits, list(attributions.values())), explain=explain)
-        found: dict[str, dict[str, list[float]]] = {name: {} for name in attributions}
-        unknown = [~a.known if isinstance(a, Drawn) else slice(0) for a in attributions.values()]
-        for metric in self.metrics:
-            values = metric(measured)
-            for name, gone, column in zip(attributions, unknown, () if values is None else values):
-                column[gone] = torch.nan
-                if not column.isnan().all():
-                    found[name][metric.name] = column.tolist()
-        return found
+        return by_metric(self.metrics, measured, attributions)
 
     def _measured(
         self, pictures: Batch, x: Tensor, target: Tensor, logits: Tensor, attributions: Sequence[Attribution]
     ) -> Measured:
-        output = torch.stack([a.output.cpu() for a in attributions])
-        nothing = torch.full_like(output[0], torch.nan)
+        output, total, absolute = stacked(attributions)
         return Measured(
             maps=torch.stack([a.pixels.cpu().float() for a in attributions]),
             scores=torch.stack([a.patches.cpu().float() for a in attributions]).flatten(2),
-            total=torch.stack([nothing if a.total is None else a.total.cpu() for a in attributions]),
-            absolute=torch.stack([nothing if a.absolute is None else a.absolute.cpu() for a in attributions]),
+            total=total,
+            absolute=absolute,
             output=output,
             masks=pictures.masks,
             others=pictures.others,
@@ -96,6 +87,39 @@ class Ruler:
             steps=self.steps,
             model=self.model,
         )
+
+
+def stacked(attributions: Sequence[Shares]) -> tuple[Tensor, Tensor, Tensor]:
+    """(output, total, absolute) of several attributions, each (attributions, batch); NaN where there are no shares."""
+    output = torch.stack([a.output.cpu() for a in attributions])
+    nothing = torch.full_like(output[0], torch.nan)
+    sums = [(a.total, a.absolute) for a in attributions]
+    total, absolute = ([nothing if one is None else one.cpu() for one in column] for column in zip(*sums))
+    return output, torch.stack(total), torch.stack(absolute)
+
+
+def by_metric(
+    metrics: Iterable[Metric], measured: Measured | MeasuredTexts, attributions: Mapping[str, Any]
+) -> dict[str, dict[str, list[float]]]:
+    """Method -> metric -> one value per example.
+
+    Args:
+        metrics: to measure.
+        measured: the attributions together.
+        attributions: method -> its attribution; those of baselines say which examples have one (`known`).
+
+    Raises:
+        InputError: a metric returned another shape than (attributions, examples).
+    """
+    found: dict[str, dict[str, list[float]]] = {name: {} for name in attributions}
+    unknown = [~a.known if hasattr(a, "known") else slice(0) for a in attributions.values()]
+    for metric in metrics:
+        values = metric(measured)
+        for name, gone, column in zip(attributions, unknown, () if values is None else values):
+            column[gone] = torch.nan
+            if not column.isnan().all():
+                found[name][metric.name] = column.tolist()
+    return found
 
 
 def named_metric(spec: str) -> Metric:
@@ -127,18 +151,20 @@ def named_metric(spec: str) -> Metric:
     return found
 
 
-def all_metrics(own: Iterable[Metric]) -> tuple[Metric, ...]:
-    """fxgrad's metrics, then the user's own.
+def all_metrics(own: Iterable[Metric], of_texts: bool = False) -> tuple[Metric, ...]:
+    """fxgrad's metrics of pictures, or of texts, then the user's own.
 
     Raises:
-        InputError: two metrics have the same name.
+        InputError: two metrics have the same name; or one of pictures is to measure texts.
 
     Example:
         >>> [metric.name for metric in all_metrics([])][:2]
         ['srg_aopc', 'srg_lodds']
     """
-    found = dict(METRICS)
+    found = dict(OF_TEXTS if of_texts else METRICS)
     for metric in own:
+        if of_texts and metric is OPTIONAL.get(metric.name):
+            raise InputError(f"the metric {metric.name} is of pictures, and the data set has texts. Leave it out.")
         if metric.name in found:
             raise InputError(f"there is a metric {metric.name!r} already. Give this one another name.")
         found[metric.name] = metric

@@ -6,7 +6,7 @@ import ast
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, Union
 
 from torch import Tensor
 
@@ -26,21 +26,15 @@ LARGEST = 16
 """The largest number of parts per side of a picture, for models without patches."""
 
 
-class Attribution(Protocol):
-    """The parts of an attribution that are measured; `fxgrad.methods.Attribution` implements it.
+class Shares(Protocol):
+    """The parts of an attribution that are measured, of pictures and of texts.
 
     Attributes:
-        patches: the influence of each patch, (batch, rows, columns).
-        pixels: the influence of each pixel, (batch, H, W).
         output: the target's value, (batch,).
         total: the sum of all shares, (batch,); None for a method whose numbers are no shares.
         absolute: the sum of the sizes of all shares, (batch,); None like `total`.
     """
 
-    @property
-    def patches(self) -> Tensor: ...
-    @property
-    def pixels(self) -> Tensor: ...
     @property
     def output(self) -> Tensor: ...
     @property
@@ -49,9 +43,35 @@ class Attribution(Protocol):
     def absolute(self) -> Tensor | None: ...
 
 
-Attribute = Callable[[ConvertedModule, Tensor, Tensor, Grid, int], Attribution]
-"""Converted model, pictures (batch, C, H, W), targets int64 (batch,), grid of patches, seed -> attribution."""
+class Attribution(Shares, Protocol):
+    """Those of a picture; `fxgrad.methods.Attribution` implements it.
 
+    Attributes:
+        patches: the influence of each patch, (batch, rows, columns).
+        pixels: the influence of each pixel, (batch, H, W).
+    """
+
+    @property
+    def patches(self) -> Tensor: ...
+    @property
+    def pixels(self) -> Tensor: ...
+
+
+class TextAttribution(Shares, Protocol):
+    """Those of a text.
+
+    Attributes:
+        words: the influence of each token, (batch, tokens).
+    """
+
+    @property
+    def words(self) -> Tensor: ...
+
+
+Inputs = Union[Tensor, Mapping[str, Tensor]]
+"""Pictures (batch, C, H, W), or of texts the model's inputs by name."""
+Attribute = Callable[[ConvertedModule, Any, Tensor, Any, int], Any]
+"""Converted model, inputs, targets int64 (batch,), grid of patches or None, seed -> an `Attribution` or its like."""
 
 VALUES: dict[str, Callable[[Tensor], Target]] = {
     "logit": lambda classes: classes,
@@ -62,12 +82,12 @@ VALUES: dict[str, Callable[[Tensor], Target]] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Enlarged:
-    """An attribution whose map of patches becomes one of pixels in another way.
+class Given:
+    """What fxgrad's methods give: an `Attribution`, and a `TextAttribution`.
 
     Attributes:
         of: the attribution.
-        maps: as for `Plan`.
+        maps: how a map of patches becomes one of pixels, as for `Plan`.
     """
 
     of: methods.Attribution
@@ -80,6 +100,10 @@ class Enlarged:
     @property
     def patches(self) -> Tensor:
         return self.of.patches
+
+    @property
+    def words(self) -> Tensor:
+        return self.of.map
 
     @property
     def output(self) -> Tensor:
@@ -109,28 +133,28 @@ class Chosen:
     value: str
     maps: str
 
-    def __call__(self, converted: ConvertedModule, x: Tensor, target: Tensor, grid: Grid, seed: int) -> Attribution:
-        (found,) = attributed_together([self], converted, x, target, grid, seed)
-        if isinstance(found, FxgradError):
-            raise found
-        return found
+    def __call__(self, converted: ConvertedModule, x: Inputs, target: Tensor, grid: Grid | None, seed: int) -> Given:
+        found: list[Given | FxgradError] = attributed_together([self], converted, x, target, grid, seed)
+        if isinstance(found[0], FxgradError):
+            raise found[0]
+        return found[0]
 
-    def asked(self, grid: Grid, seed: int) -> Asked:
+    def asked(self, grid: Grid | None, seed: int) -> Asked:
         """The method with all its options."""
         seeded = {"seed": seed} if "seed" in inspect.signature(self.method.function).parameters else {}
         return Asked.of(self.method, {"grid": grid, **seeded, **self.options})
 
 
 def attributed_together(
-    chosen: Sequence[Attribute], converted: ConvertedModule, x: Tensor, target: Tensor, grid: Grid, seed: int
-) -> list[Attribution | FxgradError]:
-    """The attribution by each method, or why there is none; those of `attributes` are made from the same run.
+    chosen: Sequence[Attribute], converted: ConvertedModule, x: Inputs, target: Tensor, grid: Grid | None, seed: int
+) -> list[Any]:
+    """The attribution by each method, or the error that says why there is none; `attributes` share a run.
 
     Args:
         chosen: the methods.
         converted, x, target, grid, seed: as for `Attribute`.
     """
-    found: dict[int, Attribution | FxgradError] = {}
+    found: dict[int, Any] = {}
     for i, one in enumerate(chosen):
         if not isinstance(one, Chosen):
             try:
@@ -138,12 +162,13 @@ def attributed_together(
             except FxgradError as error:
                 found[i] = error
     ours = {i: one for i, one in enumerate(chosen) if isinstance(one, Chosen)}
+    args, kwargs = ((x,), None) if isinstance(x, Tensor) else ((), x)
     for value in dict.fromkeys(one.value for one in ours.values()):
         some = {i: one for i, one in ours.items() if one.value == value}
         asked = [one.asked(grid, seed) for one in some.values()]
         aimed, caught = VALUES[value](target), (FxgradError,)
-        (made,) = attributed(converted, (x,), None, targets=[aimed], asked=asked, caught=caught)
-        found |= {i: one if isinstance(one, FxgradError) else Enlarged(one, some[i].maps) for i, one in zip(some, made)}
+        (made,) = attributed(converted, args, kwargs, targets=[aimed], asked=asked, caught=caught)
+        found |= {i: one if isinstance(one, FxgradError) else Given(one, some[i].maps) for i, one in zip(some, made)}
     return [found[i] for i in range(len(chosen))]
 
 

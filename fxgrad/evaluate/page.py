@@ -31,14 +31,15 @@ from fxgrad.methods import METHODS
 from fxgrad.metrics import Interval
 from fxgrad.report import markdown
 
-SHOWN = ("srg_aopc", "average_precision", "own_over_other", "completeness_of_shares")
+SHOWN = ("srg_aopc", "comprehensiveness", "average_precision", "own_over_other", "completeness_of_shares")
 """One metric of each family is shown; the others can be unfolded."""
 
-_MEDIANS, _BASELINES = (", ".join(f"`{name}`" for name in names) for names in (MEDIANS, [*BASELINES, "random"]))
-_LEGEND = f"""Means over pictures (of {_MEDIANS}: medians) with 95 % bootstrap intervals, which resample whole groups
-of pictures where the data has them, such as all of one scan. ▲ better and ▼ worse than the plain gradient's on the same
-pictures, where the interval of the paired difference leaves out 0. Methods of policy *{ANY}* take no gradient; the
-baselines among them are {_BASELINES}.
+_MEDIANS = ", ".join(f"`{name}`" for name in MEDIANS)
+_BASELINES = {"pictures": (*BASELINES, "random"), "texts": ("oracle", "random")}
+_LEGEND = """Means over {of} (of {medians}: medians) with 95 % bootstrap intervals, which resample whole groups
+of {of} where the data has them, such as all of one scan. ▲ better and ▼ worse than the plain gradient's on the same
+{of}, where the interval of the paired difference leaves out 0. Methods of policy *{any}* take no gradient; the
+baselines among them are {baselines}.
 ⌀ marks maps that are rounding noise: in float64 they are others. They are compared with nothing.
 Of the metrics, `srg` is the least influential removed first minus the most influential removed first (`lif` - `mif`);
 `accuracy` is how often the target is still named, `aopc` the drop of its probability, `lodds` that of its logarithm,
@@ -68,20 +69,34 @@ def pages(runs: Sequence[Results], stem: str = "results") -> dict[str, str]:
     runs = [labelled(run) for run in runs]
     of = {model: run for run in runs for model in sorted({model for model, *_ in run.values})}
     found: Found = {(model, metric): compare(run, model, metric) for model, run in of.items() for metric in ways(run)}
-    head = ["# Evaluation", "", *(_settings(run) + "\n" for run in runs), _LEGEND]
+    head = ["# Evaluation", "", *(_settings(run) + "\n" for run in runs), _legend(runs)]
     if len(of) < 2:
         return {
             f"{stem}.md": _text([*head, *(line for model, run in of.items() for line in _model(run, model, found))])
         }
     files = {model: f"{stem}/{re.sub(r'[^A-Za-z0-9]+', '-', _short(model))}.md" for model in of}
     return {f"{stem}.md": _text([*head, *_overview(files, found, ways(*runs))])} | {
-        file: _text([*head[:1], "", _settings(of[model]) + "\n", _LEGEND, *_model(of[model], model, found)])
+        file: _text(
+            [*head[:1], "", _settings(of[model]) + "\n", _legend([of[model]]), *_model(of[model], model, found)]
+        )
         for model, file in files.items()
     }
 
 
 def _text(lines: Iterable[str]) -> str:
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _legend(runs: Sequence[Results]) -> str:
+    kinds = list(dict.fromkeys(map(_examples, runs))) or ["pictures"]
+    names = dict.fromkeys(name for kind in kinds for name in _BASELINES[kind])
+    baselines = ", ".join(f"`{name}`" for name in names)
+    return _LEGEND.format(of=" and ".join(kinds), medians=_MEDIANS, any=ANY, baselines=baselines)
+
+
+def _examples(results: Results) -> str:
+    """What was evaluated: pictures, or texts."""
+    return str(results.facts.get("settings", {}).get("examples", "pictures"))
 
 
 def _short(model: str) -> str:
@@ -215,11 +230,14 @@ def _settings(results: Results) -> str:
 
 def _facts(results: Results, model: str) -> list[str]:
     images = {i for (of, *_), metrics in results.values.items() if of == model for c in metrics.values() for i in c}
-    removal, inexact = (results.facts.get(f"{fact} of {model}") for fact in ("removal", "no float64"))
-    more = [f"; tokens {removal}"] * bool(removal) + [f"; no maps in float64 to compare with: {inexact}"] * bool(
-        inexact
-    )
-    return [f"{len(images)} pictures{''.join(more).rstrip('.')}.", ""]
+    said = {
+        "removal": "tokens {}",
+        "length": "cut off behind {} tokens",
+        "no float64": "no maps in float64 to compare with: {}",
+    }
+    known = {fact: results.facts.get(f"{fact} of {model}") for fact in said}
+    more = "".join(f"; {said[fact].format(value)}" for fact, value in known.items() if value)
+    return [f"{len(images)} {_examples(results)}{more.rstrip('.')}.", ""]
 
 
 def _refused(results: Results, model: str) -> list[str]:

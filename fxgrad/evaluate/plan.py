@@ -25,11 +25,14 @@ POLICIES = (
 METRICS = {name: metric.better for name, metric in metrics.METRICS.items()}
 """Metric -> "higher" or "lower", whichever is better."""
 
+REMOVALS = ("auto", "drop", "zero", "blur", "hide", "mask", "pad")
+"""How tokens are removed: of pictures the first four; of texts the first two and the last three."""
+
 ANY = "any"
 """The policy's name for methods that take no gradient."""
 
 _CHOICES = {
-    "removal": ("auto", "drop", "zero", "blur"),
+    "removal": REMOVALS,
     "target": ("label", "predicted", "second"),
     "value": ("logit", "probability", "margin"),
     "maps": ("linear", "cubic"),
@@ -46,12 +49,13 @@ _SELDOM = {
 
 @dataclass(frozen=True)
 class Plan:
-    """One evaluation. Models, policies, methods and the count may grow from run to run: earlier results are kept.
+    """One evaluation, of pictures or of texts. Models, policies, methods and the count
+    may grow from run to run: earlier results are kept.
 
     The device may change, too: it changes results by rounding only.
 
     Attributes:
-        models: as for `load_model`.
+        models: as for `load_model`; with texts, as for `load_language_model`.
         methods: names of attribution methods, or module.path:function for your own.
         policies: names of presets, or paths of policy files.
         data: as for `fxgrad.data.open_data`.
@@ -65,14 +69,15 @@ class Plan:
         maps: how a map of patches becomes one of pixels, "linear" or "cubic" along each axis.
         least_area: masks that cover a smaller share of the model's input count as none.
         removal: how tokens are removed: "drop", "zero", "blur", or "auto": drop if the model can run on fewer tokens,
-            else blur.
+            else blur. Of texts: "drop", "hide" from the attention, replace by the "mask" or "pad" token, or "auto": the
+            first of drop, hide and mask that the model can do.
         fractions: the shares of the tokens to remove; from 0 on, the area has the unmasked picture, too.
         steps: steps of deletion and insertion; 0 leaves both out.
         options: options of methods, such as "integrated_gradients.n_steps=20".
         measures: patterns of names of metrics to measure, such as "srg_*"; () for all.
         metrics: metrics in addition to those that are always measured: of `fxgrad.metrics.OPTIONAL`, or
             module.path:metric for your own.
-        chunk: pictures that are measured together, the unit of work.
+        chunk: pictures, or texts, that are measured together, the unit of work.
         dtype: dtype of the model and of its input.
         device: "cpu", or "cuda", where each process takes the GPU of its local rank.
         seed: seed of the choice of pictures, and of random methods.

@@ -1,8 +1,8 @@
 """The run: every unit of work that is not stored yet, shared among the processes of `torchrun`.
 
-A unit is a chunk of pictures under one policy, with all methods. A unit's results depend on the plan only, not on other
-units or processes: so they are the same for any number of processes, and after any crash. All units of a chunk go to
-one process, which measures policies that give a model the same backwards only once.
+A unit is a chunk of pictures, or of texts, under one policy, with all methods. A unit's results depend on the plan
+only, not on other units or processes: so they are the same for any number of processes, and after any crash. All units
+of a chunk go to one process, which measures policies that give a model the same backwards only once.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Any
 
 from fxgrad.data import open_data, order
 from fxgrad.errors import InputError
-from fxgrad.evaluate.baselines import ALWAYS, BASELINES
-from fxgrad.evaluate.bench import Bench, Unit
+from fxgrad.evaluate import baselines, bench, text_bench
+from fxgrad.evaluate.bench import Bench
 from fxgrad.evaluate.measure import all_metrics, named_metric
 from fxgrad.evaluate.methods import Attribute, attributes, takes_gradient
 from fxgrad.evaluate.plan import ANY, Plan
 from fxgrad.evaluate.processes import everywhere, processes, wait_for_others
 from fxgrad.evaluate.store import Results, Store, read
+from fxgrad.evaluate.text_bench import TextBench
+from fxgrad.evaluate.units import Unit, Units
 from fxgrad.metrics import Metric
 
 Watch = Callable[[int, int, str], None]
@@ -67,30 +69,34 @@ def evaluate(
         >>> len(results.values["fxgrad.demo:digits_vit", "gradient", "input_x_gradient"]["largest"])
         2
     """
-    named = [m for m in plan.methods if m not in BASELINES]
+    data = open_data(plan.data)
+    of_texts = bool(getattr(data, "of_texts", False))
+    always = text_bench.ALWAYS if of_texts else baselines.ALWAYS
+    named = [m for m in plan.methods if m == "random" or m not in always]
     known = {
         **attributes(["random"]),
         **(attributes(named, plan.options, value=plan.value, maps=plan.maps) if methods is None else methods),
     }
     own = [*map(named_metric, plan.metrics), *metrics]
-    measured = chosen_metrics(all_metrics(own), plan.measures)
-    settings = plan.settings | ({"metrics": {m.name: m.better for m in own}} if own else {})
-    data = open_data(plan.data)
+    measured = chosen_metrics(all_metrics(own, of_texts), plan.measures)
+    noted = text_bench.text_settings(plan) if of_texts else bench.picture_settings(plan)
+    settings = noted | ({"metrics": {m.name: m.better for m in own}} if own else {})
     chosen = order(data, plan.count, seed=plan.seed, shuffle=plan.shuffle, ids=plan.ids, mode=plan.mode)
     with processes() as (rank, size):
         store = Store(folder, rank)
         try:
             store.note("settings", settings)
             done = everywhere(read(folder))
-            todo = [left for unit in _units(plan, len(chosen)) if (left := _left(unit, *done))]
+            todo = [left for unit in _units(plan, len(chosen), always) if (left := _left(unit, *done))]
             mine = _share(todo, rank, size)
-            bench: Bench | None = None
+            runner: Units | None = None
+            make: Any = TextBench if of_texts else Bench
             for number, unit in enumerate(mine):
                 watch(number, len(mine), f"{unit.model}, {unit.policy}")
-                if bench is None or bench.loaded.name != unit.model:
-                    bench = Bench(plan, data, chosen, known, measured, unit.model)
-                    store.note(f"weights of {unit.model}", bench.fingerprint)
-                bench.run(unit, store)
+                if runner is None or runner.model != unit.model:
+                    runner = make(plan, data, chosen, known, measured, unit.model)
+                    store.note(f"weights of {unit.model}", runner.fingerprint)
+                runner.run(unit, store)
             watch(len(mine), len(mine), "")
         finally:
             store.close()
@@ -98,7 +104,7 @@ def evaluate(
         if rank:
             return read(folder, facts_only=True)
         results = read(folder)
-        _refuse_missing(plan, len(chosen), results, folder)
+        _refuse_missing(plan, len(chosen), results, folder, always)
         return results
 
 
@@ -120,9 +126,9 @@ def chosen_metrics(metrics: Iterable[Metric], patterns: Sequence[str]) -> tuple[
     return tuple(m for m in found if not patterns or any(fnmatch.fnmatchcase(m.name, p) for p in patterns))
 
 
-def _units(plan: Plan, count: int) -> Iterator[Unit]:
-    bound = tuple(m for m in plan.methods if m not in ALWAYS and takes_gradient(m))
-    free = tuple(dict.fromkeys([*(m for m in plan.methods if m not in bound), *ALWAYS]))
+def _units(plan: Plan, count: int, always: Sequence[str]) -> Iterator[Unit]:
+    bound = tuple(m for m in plan.methods if m not in always and takes_gradient(m))
+    free = tuple(dict.fromkeys([*(m for m in plan.methods if m not in bound), *always]))
     for model in plan.models:
         for start in range(0, count, plan.chunk):
             for policy, methods in [(ANY, free), *((p, bound) for p in plan.policies)]:
@@ -147,9 +153,11 @@ def _left(unit: Unit, done: frozenset[Any], refused: frozenset[Any]) -> Unit | N
     return replace(unit, methods=methods) if methods else None
 
 
-def _refuse_missing(plan: Plan, count: int, results: Results, folder: str) -> None:
+def _refuse_missing(
+    plan: Plan, count: int, results: Results, folder: str, always: Sequence[str] = baselines.ALWAYS
+) -> None:
     """Raise if the folder lacks results, which other machines wrote to other folders: the page would lack them too."""
-    missing = [u for u in _units(plan, count) if _left(u, results.done, frozenset(results.refused))]
+    missing = [u for u in _units(plan, count, always) if _left(u, results.done, frozenset(results.refused))]
     if missing:
         raise InputError(
             f"{len(missing)} units of work are not in {folder}, but in those of other machines. Copy all their "

@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from fxgrad.errors import InputError
-from fxgrad.metrics.metric import Measured, Metric
+from fxgrad.metrics.metric import Measured, Metric, curve_metrics
 from fxgrad.metrics.removal import Removal
+from fxgrad.metrics.sharing import distinct
 
 FRACTIONS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 """Shares of the parts that are removed."""
@@ -123,7 +124,8 @@ def removal_curve(
     prepared, answers = removal.prepare(x), []
     for fraction in fractions:
         keep = order[:, round(fraction * parts) :]
-        rows, place = _distinct(picture, keep, parts)
+        kept = torch.zeros(len(keep), parts, dtype=torch.bool, device=keep.device).scatter_(1, keep, True)
+        rows, place = distinct(picture, kept)
         some = [rows[start : start + batch] for start in range(0, len(rows), batch)]
         logits = torch.cat([removal(tuple(p[picture[r]] for p in prepared), keep[r]) for r in some])
         answers.append(answer(logits[place], target.to(x.device)[picture], multilabel=multilabel))
@@ -134,16 +136,6 @@ def removal_curve(
             for part in ("probability", "log_probability", "hit")
         )
     )
-
-
-def _distinct(picture: Tensor, keep: Tensor, parts: int) -> tuple[Tensor, Tensor]:
-    """(one row of each picture with the same parts kept, the place among these of every row)."""
-    kept = torch.zeros(len(keep), parts, dtype=torch.bool, device=keep.device).scatter_(1, keep, True).cpu().numpy()
-    seen: dict[tuple[int, bytes], int] = {}
-    place = [seen.setdefault((i, row.tobytes()), len(seen)) for i, row in zip(picture.tolist(), kept)]
-    first = dict(zip(reversed(place), reversed(range(len(place)))))
-    rows = torch.tensor([first[n] for n in range(len(seen))], device=keep.device)
-    return rows, torch.tensor(place, device=keep.device)
 
 
 def area(values: Tensor, at: Sequence[float]) -> Tensor:
@@ -297,11 +289,7 @@ def _replacing(name: str, measured: Measured) -> Tensor | None:
 
 
 METRICS = (
-    *(Metric(f"srg_{of}", "higher", partial(_dropping, f"srg_{of}")) for of in ("aopc", "lodds", "accuracy")),
-    *(Metric(f"mif_{of}", "higher", partial(_dropping, f"mif_{of}")) for of in ("aopc", "lodds")),
-    Metric("mif_accuracy", "lower", partial(_dropping, "mif_accuracy")),
-    *(Metric(f"lif_{of}", "lower", partial(_dropping, f"lif_{of}")) for of in ("aopc", "lodds")),
-    Metric("lif_accuracy", "higher", partial(_dropping, "lif_accuracy")),
+    *curve_metrics(_dropping),
     Metric("deletion", "lower", partial(_replacing, "deletion")),
     Metric("insertion", "higher", partial(_replacing, "insertion")),
 )

@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.metrics.removal import Removal
+from fxgrad.metrics.token_removal import TokenRemoval
 
 Result = TypeVar("Result")
 
 
+class Remembering:
+    """What computes a function of itself once."""
+
+    _found: dict[Any, Any]
+
+    def once(self, function: Callable[[Any], Result]) -> Result:
+        """`function(self)`, computed once for all metrics that need it."""
+        if function not in self._found:
+            self._found[function] = function(self)
+        found: Result = self._found[function]
+        return found
+
+
 @dataclass(frozen=True, eq=False)
-class Measured:
+class Measured(Remembering):
     """Several attributions of the same pictures, measured together, and their model.
 
     Attributes:
@@ -61,23 +76,54 @@ class Measured:
     explain: Callable[[Tensor], Tensor | None] | None = None
     _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
-    def once(self, function: Callable[[Measured], Result]) -> Result:
-        """`function(self)`, computed once for all metrics that need it."""
-        if function not in self._found:
-            self._found[function] = function(self)
-        found: Result = self._found[function]
-        return found
+
+@dataclass(frozen=True, eq=False)
+class MeasuredTexts(Remembering):
+    """Several attributions of the same texts, measured together, and their model.
+
+    Attributes:
+        scores: the influence of each token, float32 (attributions, texts, tokens).
+        total, absolute, output: as in `Measured`, (attributions, texts).
+        counted: the tokens that are measured, bool (texts, tokens): no special ones, no padding.
+        rationales: the tokens that people marked, bool (texts, tokens); all False for a text without a rationale.
+        inputs: the model's inputs: input_ids, and further ones by name, each (texts, tokens).
+        target: class indices, int64 (texts,).
+        logits: the model's output, (texts, classes).
+        multilabel: as in `Measured`.
+        removal: the removal of tokens.
+        fractions: shares of the tokens to remove.
+        batch: texts per forward pass.
+        explain: makes the attributions of the first few texts again, float64 (attributions, rows, tokens): by the model
+            in float64 if its second argument is true, then None if there is no such twin. None where attributions
+            cannot be made again.
+    """
+
+    scores: Tensor
+    total: Tensor
+    absolute: Tensor
+    output: Tensor
+    counted: Tensor
+    rationales: Tensor
+    inputs: Mapping[str, Tensor]
+    target: Tensor
+    logits: Tensor
+    multilabel: bool
+    removal: TokenRemoval
+    fractions: Sequence[float]
+    batch: int = 64
+    explain: Callable[[int, bool], Tensor | None] | None = None
+    _found: dict[Any, Any] = field(default_factory=dict, init=False, repr=False)
 
 
 @dataclass(frozen=True)
 class Metric:
-    """One number for every picture of every attribution.
+    """One number for every picture, or text, of every attribution.
 
     Attributes:
         name: its name in files and tables.
         better: "higher" or "lower".
-        function: from a `Measured` to a tensor (attributions, pictures), NaN where there is no value; or to None if
-            there is no value at all.
+        function: from a `Measured`, or of texts a `MeasuredTexts`, to a tensor (attributions, pictures), NaN where
+            there is no value; or to None if there is no value at all.
 
     Raises:
         InputError: `better` is something else.
@@ -90,13 +136,13 @@ class Metric:
 
     name: str
     better: Literal["higher", "lower"]
-    function: Callable[[Measured], Tensor | None]
+    function: Callable[[Any], Tensor | None]
 
     def __post_init__(self) -> None:
         if self.better not in ("higher", "lower"):
             raise InputError(f"of the metric {self.name}, higher or lower is better, not {self.better!r}.")
 
-    def __call__(self, measured: Measured) -> Tensor | None:
+    def __call__(self, measured: Measured | MeasuredTexts) -> Tensor | None:
         """Its values, float64 (attributions, pictures) on the CPU; None if there are none.
 
         Raises:
@@ -105,7 +151,7 @@ class Metric:
         values = self.function(measured)
         if values is None:
             return None
-        wanted = tuple(measured.maps.shape[:2])
+        wanted = tuple(measured.output.shape)
         if not isinstance(values, Tensor) or tuple(values.shape) != wanted:
             given = tuple(values.shape) if isinstance(values, Tensor) else type(values).__name__
             raise InputError(
@@ -113,3 +159,18 @@ class Metric:
                 f"there is nothing to measure; it returned {given}."
             )
         return values.detach().double().cpu()
+
+
+def curve_metrics(value: Callable[[str, Any], Tensor]) -> tuple[Metric, ...]:
+    """The metrics of `fxgrad.metrics.faithfulness`.
+
+    Args:
+        value: from a metric's name and what is measured to its values.
+
+    Example:
+        >>> [metric.name for metric in curve_metrics(lambda name, measured: measured.maps)][:3]
+        ['srg_aopc', 'srg_lodds', 'srg_accuracy']
+    """
+    lower = ("mif_accuracy", "lif_aopc", "lif_lodds")
+    names = [f"{of}_{what}" for of in ("srg", "mif", "lif") for what in ("aopc", "lodds", "accuracy")]
+    return tuple(Metric(name, "lower" if name in lower else "higher", partial(value, name)) for name in names)

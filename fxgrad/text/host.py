@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -87,9 +87,7 @@ class Host:
 
     @cached_property
     def _arguments(self) -> set[str]:
-        if self.model is None and self.converted is not None:
-            return {i.name for i in self.converted.classified.captured.inputs}
-        return set(inspect.signature(self._module.forward).parameters)
+        return arguments_of(self._module)
 
     def generated(self, prompt: Encoded, options: Mapping[str, Any]) -> list[int]:
         """What the model says after a prompt, without the token that ends it.
@@ -153,7 +151,7 @@ class Host:
                 f"the tokenizer has a token {largest}, and the model's vocabulary ends at {self._vocabulary - 1}: they "
                 "do not belong together. Load both from the same place."
             )
-        room = self._room
+        room = self.room
         if room is not None and longest > room:
             raise InputError(
                 f"prompt and answer have {longest} tokens, and {self.called} has room for {room}. Shorten them."
@@ -248,11 +246,24 @@ class Host:
         return max((len(weights[name]) for name in tables if name in weights), default=2**31)
 
     @property
-    def _room(self) -> int | None:
+    def room(self) -> int | None:
         """How many tokens the model has positions for; None if it does not say."""
         if self._config is None:
             return None
-        return getattr(self._config.get_text_config(), "max_position_embeddings", None)
+        found = getattr(self._config.get_text_config(), "max_position_embeddings", None)
+        return found if found is not None and found > 0 else None  # some say -1 for any number
+
+
+def arguments_of(model: Callable[..., Any]) -> set[str]:
+    """The names of what a model, or a function, takes.
+
+    Example:
+        >>> sorted(arguments_of(torch.nn.Bilinear(2, 2, 1)))
+        ['input1', 'input2']
+    """
+    if isinstance(model, ConvertedModule):
+        return {i.name for i in model.classified.captured.inputs}
+    return set(inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters)
 
 
 def _decides(name: str, value: Any) -> bool:

@@ -55,7 +55,7 @@ def seq2seq(host: Host, prompts: list[Encoded], answers: Answers, against: Answe
     said = [answered(host.tokenizer, a) for a in answers]
     host.check([*([*start, *a] for a in said), *(p.ids for p in prompts if p.ids)])
     given = padded([[*start, *a[:-1]] for a in said], host.padding, host.device)
-    kwargs = {**_encoder_inputs(host, prompts), "decoder_input_ids": given, **host.given("use_cache", False)}
+    kwargs = {**encoder_inputs(host, prompts), "decoder_input_ids": given, **host.given("use_cache", False)}
     rows = [[len(start) - 1 + i for i in range(len(a))] for a in said]
     answer = [pieces(host.tokenizer, a) for a in said]
     seen = host.seen(prompts[0], kwargs)
@@ -77,7 +77,7 @@ def masked(host: Host, prompts: list[Encoded], answers: Answers, against: Answer
             "in the place of each token to explain; to explain text that goes on, use a causal model."
         )
     host.check([p.ids for p in prompts])
-    kwargs, places = _encoder_inputs(host, prompts), _last(rows, host.device)
+    kwargs, places = encoder_inputs(host, prompts), _last(rows, host.device)
     if any(a is None for a in answers):
         likeliest = host.outputs(kwargs).logits.argmax(-1)
         answers = [likeliest[i, row] if a is None else a for i, (a, row) in enumerate(zip(answers, rows))]
@@ -94,7 +94,7 @@ def masked(host: Host, prompts: list[Encoded], answers: Answers, against: Answer
 def classes(host: Host, prompts: list[Encoded], answers: Answers, against: Answers) -> Question:
     """A classifier of texts: the answer is a label."""
     host.check([p.ids for p in prompts])
-    kwargs, names = _encoder_inputs(host, prompts), host.labels
+    kwargs, names = encoder_inputs(host, prompts), host.labels
 
     def logits(outputs: Any) -> Tensor:
         found: Tensor = outputs.logits[:, None]
@@ -113,7 +113,7 @@ def classes(host: Host, prompts: list[Encoded], answers: Answers, against: Answe
 def tokens(host: Host, prompts: list[Encoded], answers: Answers, against: Answers) -> Question:
     """A classifier of tokens: a row for each token's label, the likeliest, or the answer for all."""
     host.check([p.ids for p in prompts])
-    kwargs, names = _encoder_inputs(host, prompts), host.labels
+    kwargs, names = encoder_inputs(host, prompts), host.labels
     given = host.outputs(kwargs).logits
     rows = [[*range(len(p.ids))] for p in prompts]
     chosen = [
@@ -138,7 +138,7 @@ def spans(host: Host, prompts: list[Encoded], answers: Answers, against: Answers
     if against[0] is not None:
         raise InputError("against is for models that say something else instead; a span has no other. Leave it out.")
     host.check([p.ids for p in prompts])
-    kwargs = _encoder_inputs(host, prompts)
+    kwargs = encoder_inputs(host, prompts)
 
     def logits(outputs: Any) -> Tensor:
         return torch.stack([outputs.start_logits, outputs.end_logits], 1)
@@ -161,8 +161,8 @@ def sentence(host: Host, prompts: list[Encoded], answers: Answers, against: Answ
         )
     other = [Encoded(ids=list(host.tokenizer(a)["input_ids"])) for a in answers]
     host.check([p.ids for p in [*prompts, *other]])
-    wanted = torch.cat([host.outputs(_encoder_inputs(host, [one])) for one in other])
-    kwargs, nothing = _encoder_inputs(host, prompts), torch.zeros(len(prompts), 1, dtype=torch.long)
+    wanted = torch.cat([host.outputs(encoder_inputs(host, [one])) for one in other])
+    kwargs, nothing = encoder_inputs(host, prompts), torch.zeros(len(prompts), 1, dtype=torch.long)
     question = _of_prompts(host, prompts, kwargs, [(a,) for a in answers], nothing, nothing, plain)
     return replace(question, target=Similarity(wanted, label="the other text"))
 
@@ -258,7 +258,7 @@ def _named(tokens: tuple[str, ...], seen: Seen | None) -> tuple[str, ...]:
     return tokens if seen is None else seen.labelled(tokens)
 
 
-def _encoder_inputs(host: Host, prompts: list[Encoded]) -> dict[str, Any]:
+def encoder_inputs(host: Host, prompts: list[Encoded]) -> dict[str, Any]:
     """Ids, with a mask of the padding, and types if the model takes them; pictures; or features of sound."""
     shown = {name: host.put(value) for name, value in prompts[0].given.items()}
     if not prompts[0].ids and shown:

@@ -311,7 +311,7 @@ def test_command_line(tmp_path: Path) -> None:
 
 
 def test_plans_that_make_no_sense() -> None:
-    with pytest.raises(InputError, match="removal is one of auto, drop, zero, blur, not 'cut'"):
+    with pytest.raises(InputError, match="removal is one of auto, drop, zero, blur, hide, mask, pad, not 'cut'"):
         Plan(("m",), ("saliency",), removal="cut")
     with pytest.raises(InputError, match="fractions ascend between 0 and 1"):
         Plan(("m",), ("saliency",), fractions=(0.5, 0.1))

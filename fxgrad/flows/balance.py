@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import networkx as nx
 
 from fxgrad.errors import InputError
@@ -13,27 +16,32 @@ from fxgrad.proof.ledger import TOLERANCE
 def imbalance(graph: nx.DiGraph[str]) -> tuple[float, str]:
     """(the largest difference at a node between its share and what flows in, or out; the node).
 
-    Differences are relative to the target's value, or to the sum of the absolute shares at a layer if that is larger.
+    Differences are relative to the target's value, or to the sum of the absolute shares at a layer if that is larger;
+    inf where a number is not finite. Nothing flows into inputs and constants, and nothing out of the target.
 
     Args:
         graph: what `fxgrad.flow` returned.
 
     Example:
-        >>> graph = nx.DiGraph([("x", "h", {"weight": 2.0}), ("h", "target", {"weight": 1.5})])
-        >>> nx.set_node_attributes(graph, {"x": 2.0, "h": 2.0, "target": 1.5}, "share")
-        >>> nx.set_node_attributes(graph, {"x": 0, "h": 1, "target": 2}, "layer")
+        >>> graph = nx.DiGraph()
+        >>> graph.add_node("x", kind="input", layer=0, share=2.0)
+        >>> graph.add_node("h", kind="token", layer=1, share=2.0)
+        >>> graph.add_node("target", kind="target", layer=2, share=1.5)
+        >>> graph.add_weighted_edges_from([("x", "h", 2.0), ("h", "target", 1.5)])
         >>> imbalance(graph)
         (0.25, 'h')
     """
     size: dict[int, float] = {}
-    for _, about in graph.nodes.items():
+    for about in graph.nodes.values():
         size[about["layer"]] = size.get(about["layer"], 0.0) + abs(about["share"])
     scale = max(size.values()) or 1.0
     differences = [(0.0, "")]
     for node, about in graph.nodes.items():
-        for flows, edges in ((graph.in_degree, graph.in_edges(node)), (graph.out_degree, graph.out_edges(node))):
-            if edges or not (graph.pred[node] or graph.succ[node]):
-                differences.append((abs(flows(node, weight="weight") - about["share"]) / scale, node))
+        flows: list[Any] = [graph.in_degree] if about["kind"] not in ("input", "constants") else []
+        flows += [graph.out_degree] if about["kind"] != "target" else []
+        for flow in flows:
+            off = abs(flow(node, weight="weight") - about["share"]) / scale
+            differences.append((off if math.isfinite(off) else math.inf, node))
     return max(differences)
 
 
@@ -49,6 +57,8 @@ def refuse_unbalanced(graph: nx.DiGraph[str], problem: Problem) -> None:
     """
     error, node = imbalance(graph)
     graph.graph["error"] = error
+    if error == math.inf:
+        raise InputError(f"at {node!r} a number is not finite: some value of the model overflows at this input.")
     if error <= TOLERANCE[coarsest(problem.aim.values, problem)]:
         return
     if note := problem.aim.target.note.removeprefix("Warning: "):

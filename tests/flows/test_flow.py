@@ -16,6 +16,7 @@ import fxgrad
 from fxgrad.data.models import randomize
 from fxgrad.demo.clip import DigitsClip
 from fxgrad.errors import InputError
+from fxgrad.flows.balance import imbalance
 from fxgrad.methods import Contrast, Probability
 from tests.helpers.flows import conserved
 
@@ -227,6 +228,7 @@ def test_refusals() -> None:
         refuse(lambda: fxgrad.flow(libra, (x.repeat(2, 1, 1, 1),), target=2))
         == "a flow is of one example, and these are 2. Pass one."
     )
+    assert "a number is not finite" in refuse(lambda: fxgrad.flow(libra, (x * float("nan"),), target=2))
     found = refuse(lambda: fxgrad.flow(libra.under("gradient"), (x,), target=2))
     assert (
         "is not what flows out of it, by" in found and "keep their own gradient" in found and "aten.layer_norm" in found
@@ -237,6 +239,17 @@ def test_what_nothing_of_the_target_flows_through() -> None:
     libra, x, _ = converted("vit")
     found = refuse(lambda: fxgrad.flow(libra, (x,), target=2, cuts=["blocks.1.attn.qkv"]))
     assert found == "nothing of the target flows through 'blocks.1.attn.qkv'. Cut elsewhere."
+
+
+def test_what_is_lost_is_found() -> None:
+    """Also where nothing at all flows into a token, or out of it."""
+    libra, x, _ = converted("mixer")
+    graph = fxgrad.flow(libra, (x,), target=2)
+    assert imbalance(graph)[0] == graph.graph["error"] < 1e-12
+    for edges in (graph.in_edges("blocks.1[3]"), graph.out_edges("blocks.1[3]"), [("blocks.0[1]", "blocks.1[2]")]):
+        less = graph.copy()
+        less.remove_edges_from(list(edges))
+        assert imbalance(less)[0] > 1e-6
 
 
 def test_a_fault_of_a_node_is_found() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fxgrad.errors import InputError
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.recording import Contributions, Cotangents, Recorder, Recording
 from fxgrad.run.sources import detached
@@ -117,7 +118,7 @@ class Runs:
                 return recording.back_at_once(cotangents)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # what is wrong with a single one is said below
+        except (RuntimeError, InputError):  # what is wrong with a single one is said below
             pass
         return [recording.back(row, last=False) for row in cotangents]
 

@@ -215,3 +215,15 @@ def test_the_parts_of_a_model_are_searched_once(monkeypatch: pytest.MonkeyPatch)
     fxgrad.attribute(libra, (x,), target=1, channels=None)
     assert len(searches) == 3
     assert copy.deepcopy(libra).derived == {} and libra.under("gradient").derived == {}
+
+
+def test_targets_go_one_by_one_where_an_op_cannot_be_batched(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: Recording, cotangents: Any) -> Any:
+        raise fxgrad.InputError("some op has no gradient at these inputs: vmap cannot batch it.")
+
+    model, x = nn.Sequential(nn.Linear(4, 5), nn.GELU(), nn.Linear(5, 3)).eval(), torch.randn(2, 4)
+    libra = fxgrad.convert(model, (x,))
+    wanted = fxgrad.attribute(libra, (x,), target=[0, 2])
+    monkeypatch.setattr(Recording, "back_at_once", refuse)
+    for one, other in zip(fxgrad.attribute(libra, (x,), target=[0, 2]), wanted):
+        assert torch.allclose(one.map, other.map, rtol=0, atol=1e-6)

@@ -57,15 +57,14 @@ def flow(
         token_names: the input's tokens as text.
 
     Returns:
-        The graph, edges from inputs to the target, with attributes that GraphML and JSON have.
-
-        - Nodes are the tokens of the inputs and of the values at the cuts, the cells of a map, or a value as a whole
-          where it has neither. They have `kind` ("input", "token", "constants", "rest", "target"), `cut`, `layer` (0
-          for inputs, k for the k-th cut), `value` (what they are a part of), `name`, `share`, and where they have a
-          position `token`, `row`, `column`, `rows`, `columns`. The constants between two cuts are a node.
-        - Edges have `weight`: how much of the target's value flows there. Into and out of every inner node flows its
-          `share`; roots are inputs and constants; the only sink is "target", whose share is the target's value.
-        - The graph has `target`, `rules`, `value`, and `error`, the largest relative difference at a node.
+        The graph, edges from inputs to the target, with attributes that GraphML and JSON have. Nodes are the tokens of
+        the inputs and of the values at the cuts, the cells of a map, or a value as a whole where it has neither; the
+        constants between two cuts are a node. They have `kind` ("input", "token", "constants", "rest", "target"),
+        `cut`, `layer` (0 for inputs, k for the k-th cut), `value` (what they are a part of), `name`, `share`, and where
+        they have a position `token`, `row`, `column`, `rows`, `columns`. Edges have `weight`: how much of the target's
+        value flows there. Into and out of every inner node flows its `share`; roots are inputs and constants; the only
+        sink is "target", whose share is the target's value. The graph has `target`, `rules`, `value`, and `error`, the
+        largest relative difference at a node.
 
     Raises:
         InputError: several examples, no such module, two cuts at one value, a policy or a target that does not add up.

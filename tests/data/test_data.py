@@ -198,7 +198,7 @@ def test_masks_go_through_the_pictures_own_preprocessing() -> None:
         ("pet:nowhere:valid", "Oxford-IIIT Pet has the splits test and train, not 'valid'"),
         ("imagenet-s:nowhere:sizes", "ImageNet-S is in the order of folders or of names, not of 'sizes'"),
         ("folder:a:b:c", "'folder:a:b:c' should be folder:ROOT:MASKS"),
-        ("nonsense", r"data is coco, digits, folder, .*, or module.path:factory; 'nonsense' is neither"),
+        ("nonsense", r"data is coco, digits, eraser, folder, .*, or module.path:factory; 'nonsense' is neither"),
         ("mura:nowhere", "there are no pictures in nowhere where this data set has them: see docs/evaluate.md"),
         ("no.such.module:data", "no.such.module:data cannot be imported and called with nothing: ModuleNotFoundError"),
         ("builtins:dict", "builtins:dict is no data set: what it returned has no class_names, multilabel"),

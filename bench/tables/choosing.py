@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from bench.evidence.trainings import METRICS
 from fxgrad.methods import METHODS
 from fxgrad.report import markdown
 
@@ -138,7 +139,11 @@ def _registered(evidence: str) -> dict[str, str]:
     claims = table(evidence, "## What it says of the paper's claims")
     mixers = next(row["won / tied / lost"] for row in claims if row["by"] == "MLP-Mixer and gMixer")
     won, tied, lost = map(int, mixers.split(" / "))
+    rows = [row for row in table(evidence, "## The registered tests") if row["method"] == "Input x Gradient"]
+    cells = [row[metric] for row in rows for metric in METRICS.values() if row[metric]]
     return {
+        "input_won": str(sum("▲" in cell for cell in cells)),
+        "input_tests": str(len(cells)),
         "registered": next(row["won / tied / lost"] for row in claims if row["by"] == "the registered ones"),
         "others": next(row["won / tied / lost"] for row in claims if row["by"] == "AttnLRP and CP-LRP"),
         "mixer_won": str(won),

@@ -16,6 +16,7 @@ Prompt = Union[str, "tuple[str, Any]", "list[Mapping[str, Any]]", "Sequence[int]
 features of sound (features, frames), or what a processor gives."""
 _OTHERS = ("input_ids", "attention_mask", "labels")
 """What a processor gives that says nothing more than the ids, or nothing of the prompt."""
+_TEMPLATE = " Give the text, or a tokenizer with a chat_template."
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ def _pictured(processor: Any, text: str | None, pictures: Any) -> Encoded:
             "AutoProcessor.from_pretrained(...)."
         )
     texts = {} if text is None else {"text": text}
-    return _processed(_tried(processor, "this prompt", images=list(some), **texts, return_tensors="pt"))
+    return _processed(_tried(processor, "this prompt", "", images=list(some), **texts, return_tensors="pt"))
 
 
 def _chat(tokenizer: Any, messages: list[Mapping[str, Any]]) -> Encoded:
@@ -121,12 +122,12 @@ def _chat(tokenizer: Any, messages: list[Mapping[str, Any]]) -> Encoded:
     options: dict[str, Any] = {"add_generation_prompt": True}
     if hasattr(tokenizer, "image_processor"):
         options |= {"tokenize": True, "return_dict": True, "return_tensors": "pt"}
-        return _processed(_tried(tokenizer.apply_chat_template, "these messages", messages, **options))
-    text = _tried(tokenizer.apply_chat_template, "these messages", messages, tokenize=False, **options)
+        return _processed(_tried(tokenizer.apply_chat_template, "these messages", _TEMPLATE, messages, **options))
+    text = _tried(tokenizer.apply_chat_template, "these messages", _TEMPLATE, messages, tokenize=False, **options)
     return Encoded(list(tokenizer(text, add_special_tokens=False)["input_ids"]))  # the template has the special tokens
 
 
-def _tried(function: Any, what: str, *args: Any, **kwargs: Any) -> Any:
+def _tried(function: Any, what: str, advice: str, *args: Any, **kwargs: Any) -> Any:
     """What a function of transformers makes of a prompt.
 
     Raises:
@@ -135,9 +136,8 @@ def _tried(function: Any, what: str, *args: Any, **kwargs: Any) -> Any:
     try:
         return function(*args, **kwargs)
     except Exception as error:
-        how = "Give the text, or a tokenizer with a chat_template." if what == "these messages" else ""
         raise InputError(
-            f"the tokenizer cannot write {what} as one text ({first_line(error).rstrip('.')}). {how}".rstrip()
+            f"the tokenizer cannot write {what} as one text ({first_line(error).rstrip('.')}).{advice}"
         ) from error
 
 

@@ -135,7 +135,7 @@ class Solver:
         if PIXELS not in found.maps:
             raise InputError(f"{found.method} has no map of the picture. Use input_x_gradient.")
         maps = seen.maps(found.maps[PIXELS])
-        spans = seen.spans(width - self._own(seen))
+        spans = seen.spans(seen.tokens(width))
         others = {name: map for name, map in found.maps.items() if name != PIXELS}
         # A vision tower may look up the places of its tiles, which is no text: it counts as the model's constants.
         text = {name: map for name, map in others.items() if map[0].numel() >= spans[-1][1]}
@@ -147,10 +147,6 @@ class Solver:
         columns = columns.index_add(0, torch.tensor(seen.columns, device=columns.device), shares)
         aside = [map.sum() for name, map in others.items() if name not in text]
         return _Shares(columns, maps, sum(aside, columns.new_zeros(())))
-
-    def _own(self, seen: Seen) -> int:
-        """How many columns more there are than tokens."""
-        return -sum(b - a - 1 for a, b in seen.runs) if seen.runs else seen.count
 
     def _tokens(self, sides: Sequence[Tensor], example: int, width: int) -> Tensor:
         """The shares of one example's tokens: of the prompt, then of the answer's side if that is an input, too."""

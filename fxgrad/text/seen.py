@@ -57,6 +57,10 @@ class Seen:
         inside = {i for start, end in self.runs for i in range(start + 1, end)}
         return (*ahead, *((i, starts.get(i, i + 1)) for i in range(tokens) if i not in inside))
 
+    def tokens(self, columns: int) -> int:
+        """How many tokens so many columns have."""
+        return columns + (sum(b - a - 1 for a, b in self.runs) if self.runs else -self.count)
+
     def labelled(self, tokens: Sequence[str]) -> tuple[str, ...]:
         """The text of each column."""
         own = {*self.runs, (0, 0)}

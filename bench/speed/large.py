@@ -10,6 +10,7 @@ python -m bench.speed.large --small --out /tmp/large.md
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -53,6 +54,7 @@ def gradient(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
 
 def held_by_process(run: Callable[[], object]) -> int:
     """The most memory, in bytes, that the process held during a call beyond what it held before; on Linux."""
+    gc.collect()  # else garbage of before the call may go during it, and hide as much
     Path("/proc/self/clear_refs").write_text("5")  # the highest value so far is forgotten
     before = _status("VmRSS")
     run()

@@ -18,6 +18,7 @@ ORDER = [
         "errors",
         "installed",
         "reading",
+        "writing",
         "kinds",
         "graph",
         "ops",

@@ -10,9 +10,9 @@ import torch
 from torch.export import ExportedProgram
 from torch.export.graph_signature import OutputKind
 
+from fxgrad.capture.free import oblivious
 from fxgrad.capture.functional import composite
 from fxgrad.capture.higher_order import open_programs
-from fxgrad.capture.shapes import oblivious
 from fxgrad.capture.tracing import settings
 from fxgrad.errors import CaptureError, one_line
 

@@ -25,6 +25,7 @@ from fxgrad.capture.alone import for_one
 from fxgrad.capture.captured import Captured, Input, canonical, input_names, input_of, no_attributed_input
 from fxgrad.capture.checks import NotSupportedError
 from fxgrad.capture.decompose import decomposed
+from fxgrad.capture.free import choices, places_of, without
 from fxgrad.capture.functional import make_functional
 from fxgrad.capture.higher_order import close_programs
 from fxgrad.capture.layouts import write_by_copies
@@ -32,7 +33,7 @@ from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spar
 from fxgrad.capture.pieces import take_apart
 from fxgrad.capture.program import Arguments, Program
 from fxgrad.capture.quantised import in_parts, refuse_integers, without_gradients
-from fxgrad.capture.shapes import choices, places_of, sizes_in, without
+from fxgrad.capture.shapes import sizes_in
 from fxgrad.capture.tidy import detach_without_grad, tidy
 from fxgrad.capture.tokens import cut_lookups
 from fxgrad.capture.trace import OnRandom, trace

@@ -19,11 +19,11 @@ from torch.utils import _pytree as pytree
 from fxgrad.capture.admission import refuse_other_dtype
 from fxgrad.capture.captured import input_names
 from fxgrad.capture.decisions import Decisions, OtherReadingError, Reading
+from fxgrad.capture.free import choices, first_that_exports, without
 from fxgrad.capture.guards import without_guards
 from fxgrad.capture.higher_order import AsWithoutGrad
 from fxgrad.capture.program import Arguments
 from fxgrad.capture.quantised import quantising, readable
-from fxgrad.capture.shapes import choices, first_that_exports, without
 from fxgrad.capture.tracing import (
     LastStates,
     OwnGradMode,

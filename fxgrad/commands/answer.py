@@ -9,12 +9,13 @@ from typing import Any
 import torch
 
 from fxgrad.commands.printing import say
-from fxgrad.commands.terminal import stage, write
+from fxgrad.commands.terminal import stage
 from fxgrad.data.models import load_language_model
 from fxgrad.errors import InputError
 from fxgrad.reading import read_image
 from fxgrad.text import Explanation, explain
 from fxgrad.text.pieces import shown
+from fxgrad.writing import write_text
 
 MOST = 3
 """How many words are printed for each word of the answer."""
@@ -69,7 +70,7 @@ def _write(found: Explanation, path: Path) -> None:
     if path.suffix == ".html":
         found.html(path)
     elif path.suffix == ".json":
-        write(path, found.to_json() + "\n")
+        write_text(path, found.to_json() + "\n")
     else:
         found.plot(path)
 

@@ -10,10 +10,11 @@ import click
 from fxgrad.commands.options import heading, loaded_model, model_options
 from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.printing import narrow, say
-from fxgrad.commands.terminal import stage, write
+from fxgrad.commands.terminal import stage
 from fxgrad.data.models import randomize as randomize_model
 from fxgrad.pipeline import convert
 from fxgrad.proof.check import check as check_converted
+from fxgrad.writing import write_text
 
 
 @command()
@@ -58,6 +59,6 @@ def check(
     say(f"\nplain gradient, for comparison: completeness error {plain_error:.2e}")
     if json_file:
         found = {"model": loaded.name, "plain_completeness_error": plain_error, **json.loads(report.to_json())}
-        write(json_file, json.dumps(found, indent=1) + "\n")
+        write_text(json_file, json.dumps(found, indent=1) + "\n")
     if not report.passed:
         click.get_current_context().exit(1)

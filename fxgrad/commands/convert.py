@@ -9,9 +9,10 @@ import click
 from fxgrad.commands.options import heading, loaded_model, model_options
 from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.printing import narrow, say
-from fxgrad.commands.terminal import stage, write
+from fxgrad.commands.terminal import stage
 from fxgrad.pipeline import convert as convert_model
 from fxgrad.report import Table
+from fxgrad.writing import write_text
 
 
 @command()
@@ -37,4 +38,4 @@ def convert(json_file: str | None, details: bool, rules: tuple[str, ...], **whic
     else:
         say(narrow(report.summary(), "count", "op", "rule", "first_at"))
     if json_file:
-        write(json_file, report.to_json() + "\n")
+        write_text(json_file, report.to_json() + "\n")

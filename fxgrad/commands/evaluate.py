@@ -12,7 +12,7 @@ from click.core import ParameterSource
 from fxgrad.commands.options import each_loads, refuse_absent, weight_options
 from fxgrad.commands.parsing import command, output_file
 from fxgrad.commands.printing import document
-from fxgrad.commands.terminal import progress, write
+from fxgrad.commands.terminal import progress
 from fxgrad.data import DATA
 from fxgrad.errors import InputError
 from fxgrad.evaluate.page import pages
@@ -23,6 +23,7 @@ from fxgrad.evaluate.store import read
 from fxgrad.evaluate.values import read_values, write_values
 from fxgrad.methods import METHODS
 from fxgrad.metrics import FRACTIONS, OPTIONAL
+from fxgrad.writing import write_text
 
 _PROTOCOL_HELP = "Settings of a publication, such as libragrad:imagenet; what else is given counts instead of them."
 _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module.path:factory."
@@ -204,7 +205,7 @@ def evaluate(
         return
     for name, text in pages(runs, Path(out).stem).items():
         path = Path(out).parent / name if name != f"{Path(out).stem}.md" else Path(out)
-        write(path, text, folder=True)
+        write_text(path, text, folder=True)
         click.echo(f"wrote {path}")
 
 

@@ -14,12 +14,12 @@ from fxgrad.commands.explanation import Explanation, proof
 from fxgrad.commands.grid import draw
 from fxgrad.commands.manifest import entry, manifest
 from fxgrad.commands.page import page
-from fxgrad.commands.terminal import write
 from fxgrad.data.models import LoadedModel
 from fxgrad.methods.words import method_in_words, policy_in_words
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.reading import read_image
 from fxgrad.report import Table
+from fxgrad.writing import write_text
 
 LINES = 12
 """How many explanations are printed one by one."""
@@ -101,7 +101,7 @@ class Result:
         """Write what is not written yet. Returns what was written, a folder as one."""
         about = manifest(self.loaded, self.entries)
         if self._folder:
-            write(self.output / "manifest.json", json.dumps(about, indent=1))
+            write_text(self.output / "manifest.json", json.dumps(about, indent=1))
         elif self.output.suffix == ".html":
             self._page(self.output, about)
         else:
@@ -143,7 +143,7 @@ class Result:
             ("Conversion", self.modules[-1].report._repr_html_()),
             ("Manifest", f"<pre>{html.escape(json.dumps(about, indent=1))}</pre>"),
         ]
-        write(path, page(self.style.title, self.kept, sections, pool=self.style.pool))
+        write_text(path, page(self.style.title, self.kept, sections, pool=self.style.pool))
 
 
 def _errors(of: Mapping[str, float]) -> str:

@@ -92,17 +92,3 @@ def check_output(path: str | Path, *endings: str, folder: bool = False) -> None:
         problem = "permission denied"
     if problem:
         raise InputError(f"{path} cannot be written: {problem}.")
-
-
-def write(path: str | Path, text: str, *, folder: bool = False) -> None:
-    """Write a text file; with `folder`, create its folders if missing.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        if folder:
-            Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(text, "utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from error

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from fxgrad.errors import InputError
 from fxgrad.evaluate.store import Results
+from fxgrad.writing import writing
 
 Floats = NDArray[np.float32]
 _PARTS = ("facts", "images", "groups", "keys", "rows", "values", "refused")
@@ -66,18 +67,14 @@ def write_values(runs: Sequence[Results], path: str | Path) -> None:
     """
     if Path(path).suffix != ".npz":
         raise InputError(f"{path}: the values go to an .npz file.")
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with zipfile.ZipFile(path, "w") as archive:
-            for number, run in enumerate(runs):
-                for name, array in _arrays(run).items():
-                    # A fixed date, so that the same values are the same file.
-                    entry = zipfile.ZipInfo(f"{number}/{name}.npy", _EPOCH)
-                    entry.compress_type = zipfile.ZIP_LZMA
-                    with archive.open(entry, "w", force_zip64=True) as file:
-                        np.lib.format.write_array(file, array, allow_pickle=False)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+    with writing(path, folder=True), zipfile.ZipFile(path, "w") as archive:
+        for number, run in enumerate(runs):
+            for name, array in _arrays(run).items():
+                # A fixed date, so that the same values are the same file.
+                entry = zipfile.ZipInfo(f"{number}/{name}.npy", _EPOCH)
+                entry.compress_type = zipfile.ZIP_LZMA
+                with archive.open(entry, "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, array, allow_pickle=False)
 
 
 def read_values(path: str | Path) -> list[Results]:

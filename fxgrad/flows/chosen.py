@@ -13,7 +13,8 @@ from torch.utils import _pytree as pytree
 from fxgrad.errors import InputError
 from fxgrad.methods.outputs import differentiable
 from fxgrad.methods.targets import called
-from fxgrad.run.recording import Cotangents, differentiated
+from fxgrad.run.passes import differentiated
+from fxgrad.run.recording import Cotangents
 
 
 class Chosen:

@@ -11,7 +11,7 @@ from typing import Any
 import networkx as nx
 
 from fxgrad.errors import InputError, one_line
-from fxgrad.methods import html
+from fxgrad.writing import write_text
 
 PICTURES = (".png", ".pdf", ".svg")
 ENDINGS = (".html", ".json", ".graphml", *PICTURES)
@@ -53,7 +53,7 @@ def write(graph: nx.DiGraph[str], path: str | Path, picture: Any = None) -> None
         text = json.dumps(nx.node_link_data(graph, edges="edges"), ensure_ascii=False, allow_nan=False) + "\n"
     else:
         text = "\n".join(nx.generate_graphml(_for_xml(graph))) + "\n"
-    html.write(path, text)
+    write_text(path, text)
 
 
 def read(path: str | Path) -> nx.DiGraph[str]:

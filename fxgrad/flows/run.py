@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from fxgrad.flows.cuts import Stretches
 from fxgrad.graph.replay import Interpreter
 from fxgrad.methods.problem import Problem
-from fxgrad.run.recording import arriving, at_once, measuring
+from fxgrad.run.passes import arriving, at_once, measuring
 from fxgrad.run.sources import Offsets, detached, products, reads, wide
 
 

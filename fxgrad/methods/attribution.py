@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from fxgrad.errors import InputError
 from fxgrad.methods.parts import Anatomy, Grid
 from fxgrad.methods.placing import resample
+from fxgrad.writing import writing
 
 if TYPE_CHECKING:
     from fxgrad.methods.text import Text
@@ -270,10 +271,8 @@ class Attribution:
             found["tokens"] = self.tokens
         arrays: dict[str, Any] = {k: v.detach().float().cpu().numpy() for k, v in found.items() if v is not None}
         arrays |= {"method": self.method, "rules": self.rules, "label": self.label}
-        try:
-            np.savez(path, **arrays)
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+        with writing(path) as file:
+            np.savez(file, **arrays)
 
     def __str__(self) -> str:
         error = self.completeness_error

@@ -5,13 +5,10 @@ from __future__ import annotations
 import base64
 import html
 import io
-from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 from PIL import Image
-
-from fxgrad.errors import InputError
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -42,18 +39,6 @@ def as_url(pixels: NDArray[Any]) -> str:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-
-
-def write(path: str | Path, text: str) -> None:
-    """Write a page.
-
-    Raises:
-        InputError: the file cannot be written.
-    """
-    try:
-        Path(path).write_text(text, "utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
 
 
 def rounded(values: list[Any], digits: int = 6) -> list[Any]:

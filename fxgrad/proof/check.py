@@ -26,7 +26,8 @@ from fxgrad.graph.places import Place
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.proof.ledger import DROWNED, TOLERANCE, Ledger, LedgerRow, SourceRow, dot
 from fxgrad.report import Table
-from fxgrad.run.recording import differentiated, refuse_unbalanced
+from fxgrad.run.passes import differentiated
+from fxgrad.run.recording import refuse_unbalanced
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,8 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.errors import InputError, first_line
 from fxgrad.module.converted import ConvertedModule
-from fxgrad.run.recording import at_once, differentiated, measuring, refuse_unbalanced
+from fxgrad.run.passes import at_once, differentiated, measuring
+from fxgrad.run.recording import refuse_unbalanced
 
 
 @dataclass(frozen=True)

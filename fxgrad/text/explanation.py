@@ -17,6 +17,7 @@ from fxgrad.methods.words import method_in_words, policy_in_words
 from fxgrad.text.pieces import Span, sentences, words
 from fxgrad.text.seen import cells, handed_on
 from fxgrad.text.summed import Rows, Solve, summed
+from fxgrad.writing import write_text
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,11 +185,11 @@ class Explanation:
         Raises:
             InputError: the file cannot be written.
         """
-        from fxgrad.methods.html import page, write
+        from fxgrad.methods.html import page
 
         text = page("".join(self.answer_tokens).strip()[:80], self._repr_html_())
         if path is not None:
-            write(path, text)
+            write_text(path, text)
         return text
 
     def to_json(self) -> str:

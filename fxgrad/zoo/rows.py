@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fxgrad.errors import InputError
+from fxgrad.writing import writing
 
 _INTEGERS = {"parameters", "nodes", "peak_mb"}
 _SECONDS = {"capture_s", "pass_s", "seconds"}
@@ -151,15 +152,11 @@ def append(path: Path, rows: Sequence[Row]) -> None:
     Raises:
         InputError: the file cannot be written.
     """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a", newline="", encoding="utf-8") as file:
-            writer = csv.writer(file, lineterminator="\n")
-            if file.tell() == 0:
-                writer.writerow(COLUMNS)
-            writer.writerows([_print(name, getattr(row, name)) for name in COLUMNS] for row in rows)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+    with writing(path, folder=True), path.open("a", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if file.tell() == 0:
+            writer.writerow(COLUMNS)
+        writer.writerows([_print(name, getattr(row, name)) for name in COLUMNS] for row in rows)
 
 
 def rewrite(path: Path, rows: Sequence[Row]) -> None:

@@ -37,7 +37,7 @@ BAR = 1e-10
 """Of the largest share, in float64, between a batch and its examples one by one."""
 COMPLETE = 1e-9
 SHARES = {name for name, function in METHODS.items() if method_of(function).shares}
-RANDOM = {"random", "smoothgrad"}
+RANDOM = {"random", "smoothgrad", "rise", "kernel_shap"}
 """Methods that draw one noise for the whole batch."""
 COUNTS: Counter[str] = Counter()
 

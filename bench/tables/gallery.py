@@ -29,7 +29,7 @@ CANVAS, COLOURED = 7, 4
 SEARCHED = 200
 """How many canvases the worst one is taken from."""
 POLICIES = ("gradient", "libragrad")
-_OPTIONS = {"integrated_gradients": {"n_steps": 20}, "smoothgrad": {"samples": 10}}
+_OPTIONS = {"integrated_gradients": {"n_steps": 20}, "smoothgrad": {"samples": 10}, "rise": {"samples": 500}}
 
 _PAGE = """# Gallery
 
@@ -37,10 +37,10 @@ Attributions of [the demo's models](models.md), written by `make gallery`. {lege
 
 ## Both digits of one canvas, under every method
 
-![Eighteen methods, each for both digits of one canvas, under the plain and the balanced gradient](gallery-methods.png)
+![All methods, each for both digits of one canvas, under the plain and the balanced gradient](gallery-methods.png)
 
 `fxgrad.demo.models:vit`, held-out canvas {number}: {digits}. Of each method the plain gradient's pair of maps, and
-libragrad's; the last three take no gradient. Green: where the target is.
+libragrad's; the last six take no gradient. Green: where the target is.
 
 ## What a text says
 

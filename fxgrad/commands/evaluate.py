@@ -21,13 +21,15 @@ from fxgrad.evaluate.protocol import PROTOCOLS, protocol
 from fxgrad.evaluate.run import evaluate as measure
 from fxgrad.evaluate.store import read
 from fxgrad.evaluate.values import read_values, write_values
-from fxgrad.methods import METHODS
+from fxgrad.methods import BLACK_BOX, METHODS
 from fxgrad.metrics import FRACTIONS, OPTIONAL
 from fxgrad.writing import write_text
 
 _PROTOCOL_HELP = "Settings of a publication, such as libragrad:imagenet; what else is given counts instead of them."
 _DATA_HELP = f"{', '.join(sorted(DATA))}: NAME:PATH, but digits alone; or module.path:factory."
-_METHODS_HELP = f"{', '.join(METHODS)}; or module.path:function of your own. Repeatable. Default: all of fxgrad's."
+_METHODS_HELP = (
+    f"{', '.join(METHODS)}; or module.path:function of your own. Repeatable. Default: all but {', '.join(BLACK_BOX)}."
+)
 _MEASURES_HELP = "Measure these metrics only, such as 'srg_*'. Repeatable. Default: all."
 _METRICS_HELP = f"{', '.join(OPTIONAL)}; or module.path:metric of your own, a fxgrad.metrics.Metric. Repeatable."
 
@@ -179,7 +181,7 @@ def evaluate(
         runs = [run for store in stores for run in (read_values(store) if store.endswith(".npz") else [read(store)])]
     else:
         chosen = {
-            "methods": methods or tuple(METHODS),
+            "methods": methods or tuple(name for name in METHODS if name not in BLACK_BOX),
             "policies": policies or POLICIES,
             "count": None if all_pictures else count,
             **options,

@@ -12,17 +12,20 @@ from fxgrad import lazy
 if TYPE_CHECKING:
     from fxgrad.methods.attribution import Attribution
     from fxgrad.methods.definition import Map, Method, method
-    from fxgrad.methods.entry import METHODS, attribute
+    from fxgrad.methods.entry import BLACK_BOX, METHODS, SHARING, attribute
     from fxgrad.methods.parts import Anatomy
     from fxgrad.methods.problem import Problem
     from fxgrad.methods.search import anatomy
-    from fxgrad.methods.targets import Contrast, Probability, Similarity, Target, Token
+    from fxgrad.methods.targets import Contrast, Finer, Probability, Similarity, Target, Token
 
 __all__ = [
+    "BLACK_BOX",
     "METHODS",
+    "SHARING",
     "Anatomy",
     "Attribution",
     "Contrast",
+    "Finer",
     "Map",
     "Method",
     "Probability",
@@ -38,10 +41,10 @@ __all__ = [
 _HOMES = {
     "Attribution": "attribution",
     **dict.fromkeys(("Map", "Method", "method"), "definition"),
-    **dict.fromkeys(("METHODS", "attribute"), "entry"),
+    **dict.fromkeys(("BLACK_BOX", "METHODS", "SHARING", "attribute"), "entry"),
     "Anatomy": "parts",
     "Problem": "problem",
     "anatomy": "search",
-    **dict.fromkeys(("Contrast", "Probability", "Similarity", "Target", "Token"), "targets"),
+    **dict.fromkeys(("Contrast", "Finer", "Probability", "Similarity", "Target", "Token"), "targets"),
 }
 __getattr__, __dir__ = lazy.names(__name__, _HOMES)

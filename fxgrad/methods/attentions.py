@@ -7,7 +7,7 @@ dy/dA = g v^T. The formula is the same under every policy, even one that holds A
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def raw_attention(problem: Problem) -> Map:
     Source: Abnar, Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928, section 2.
     """
     last = problem.anatomy.of_attentions("raw_attention")[-1]
-    return Map(tokens=problem.row_of(problem.once(_mean_weights, last)))
+    return Map(tokens=problem.row_of(problem.once(mean_weights, last)))
 
 
 @method(takes_gradient=False)
@@ -38,8 +38,8 @@ def rollout(problem: Problem) -> Map:
     Source: Abnar, Zuidema, Quantifying Attention Flow in Transformers, ACL 2020, arXiv:2005.00928, section 3.
     """
     blocks = problem.anatomy.of_attentions("rollout")
-    problem.values(_reads(blocks))  # of all blocks at once
-    return Map(tokens=problem.row_of(_rolled([problem.once(_mean_weights, block) for block in blocks])))
+    problem.values(read_by(blocks))  # of all blocks at once
+    return Map(tokens=problem.row_of(rolled([problem.once(mean_weights, block) for block in blocks])))
 
 
 def genatt(problem: Problem) -> Map:
@@ -49,7 +49,7 @@ def genatt(problem: Problem) -> Map:
 
     Source: Chefer, Gur, Wolf, Generic Attention-model Explainability, ICCV 2021, arXiv:2103.15679, eqs. 5 and 6.
     """
-    return Map(tokens=problem.row_of(_rolled(_relevant(problem, "genatt"))))
+    return Map(tokens=problem.row_of(rolled(_relevant(problem, "genatt"))))
 
 
 def gradsam(problem: Problem) -> Map:
@@ -77,11 +77,11 @@ def attcat(problem: Problem) -> Map:
     blocks = [block for block in reached if block.attentions]
     entries = {block.path: block.entry for block in reached}
     following = dict(zip(entries, [*list(entries.values())[1:], reached[-1].exit]))
-    found = problem.run(_reads([b.attentions for b in blocks]) | {following[b.path] for b in blocks})
+    found = problem.run(read_by([b.attentions for b in blocks]) | {following[b.path] for b in blocks})
     terms = []
     for block in blocks:
         h, g = found.values[following[block.path]], found.cotangents[following[block.path]]
-        received = problem.mean(problem.once(_mean_weights, block.attentions))
+        received = problem.mean(problem.once(mean_weights, block.attentions))
         if g is None or h.dim() != 3 or h.shape[:2] != received.shape:
             raise InputError(
                 f"attcat needs (batch, tokens, channels) with a cotangent behind {block.path}; {following[block.path]} "
@@ -104,7 +104,7 @@ def tokentm(problem: Problem) -> Map:
     attentions = problem.anatomy.of_attentions("tokentm")
     blocks = [block for block in problem.anatomy.blocks if block.attentions]
     reads = {name for block in blocks for name in (block.entry, *_branch(block))}
-    found = problem.run(reads | _reads(attentions) | {a.value for own in attentions for a in own})
+    found = problem.run(reads | read_by(attentions) | {a.value for own in attentions for a in own})
     relevant = iter(_relevant(problem, "tokentm"))
     c: Tensor | None = None
     for block in blocks:
@@ -112,7 +112,7 @@ def tokentm(problem: Problem) -> Map:
         if c is None:
             c = torch.diag_embed(h.norm(dim=2))
         values = [found.values[a.value] for a in block.attentions]
-        side_by_side = torch.cat([_heads(v, h.shape[0]).transpose(1, 2).flatten(2) for v in values], 2)
+        side_by_side = torch.cat([by_head(v, h.shape[0]).transpose(1, 2).flatten(2) for v in values], 2)
         stream, branch = (_rows(problem, found, name) for name in _branch(block))
         c = c + next(relevant) @ (_transformed(problem, block, h, side_by_side)[:, :, None] * c)
         c = c + _transformed(problem, block, stream, branch)[:, :, None] * c
@@ -120,13 +120,13 @@ def tokentm(problem: Problem) -> Map:
     return Map(tokens=problem.row_of(c))
 
 
-def weights(attention: Attention, problem: Problem, values: dict[str, Any]) -> Tensor:
+def weights(attention: Attention, problem: Problem, values: Mapping[str, Any]) -> Tensor:
     """The weights A of one attention, (batch, heads, rows, columns).
 
     Source: Vaswani et al., Attention Is All You Need, arXiv:1706.03762, eq. 1.
     """
     if attention.weights is not None:
-        return _heads(values[attention.weights], problem.batch)
+        return by_head(values[attention.weights], problem.batch)
     node = problem.nodes[attention.node]
 
     def argument(position: int, name: str, default: Any) -> Any:
@@ -142,39 +142,51 @@ def weights(attention: Attention, problem: Problem, values: dict[str, Any]) -> T
         scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -torch.inf)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
-    return _heads(scores.softmax(-1).nan_to_num(), problem.batch)  # a row that sees nothing
+    return by_head(scores.softmax(-1).nan_to_num(), problem.batch)  # a row that sees nothing
 
 
-def _mean_weights(problem: Problem, attentions: Sequence[Attention]) -> Tensor:
+def mean_weights(problem: Problem, attentions: Sequence[Attention]) -> Tensor:
     """mean_heads A of a block, (batch, tokens, tokens); the heads of several attentions are averaged together."""
-    values = problem.values(_reads([attentions]))
+    values = problem.values(read_by([attentions]))
     return torch.cat([weights(a, problem, values) for a in attentions], 1).mean(1)
 
 
 def _relevant(problem: Problem, method: str) -> list[Tensor]:
     """mean_heads relu(A * dy/dA) of every block, (batch, tokens, tokens)."""
     blocks = problem.anatomy.of_attentions(method)
-    problem.run(_reads(blocks))  # of all blocks at once
+    problem.run(read_by(blocks))  # of all blocks at once
     return [problem.once(_relevant_weights, block) for block in blocks]
 
 
 def _relevant_weights(problem: Problem, attentions: Sequence[Attention]) -> Tensor:
     """mean_heads relu(A * dy/dA) of a block, (batch, tokens, tokens)."""
-    found, heads = problem.run(_reads([attentions])), []
-    for attention in attentions:
-        g = found.cotangents[attention.node]
-        a = weights(attention, problem, found.values)
-        if g is None:
-            heads.append(torch.zeros_like(a))
-            continue
-        v, g = _heads(found.values[attention.value], problem.batch), _heads(g, problem.batch)
-        if v.shape[1] != g.shape[1]:
-            v = v.repeat_interleave(g.shape[1] // v.shape[1], 1)
-        heads.append((a * (g @ v.mT)).relu())
-    return torch.cat(heads, 1).mean(1)
+    found = problem.run(read_by([attentions]))
+    heads = [
+        weights(a, problem, found.values) * sensitivity(a, problem, found.values, found.cotangents) for a in attentions
+    ]
+    return torch.cat(heads, 1).relu().mean(1)
 
 
-def _rolled(matrices: Sequence[Tensor]) -> Tensor:
+def sensitivity(
+    attention: Attention, problem: Problem, values: Mapping[str, Any], cotangents: Mapping[str, Any]
+) -> Tensor:
+    """dy/dA of one attention, (batch, heads, rows, columns): g v^T; 0 where no cotangent arrives.
+
+    Args:
+        attention: of the problem's anatomy.
+        problem: whose run it is.
+        values, cotangents: of the nodes that `read_by` names.
+    """
+    g = cotangents[attention.node]
+    if g is None:
+        return torch.zeros_like(weights(attention, problem, values))
+    v, g = (by_head(value, problem.batch) for value in (values[attention.value], g))
+    if v.shape[1] != g.shape[1]:  # grouped queries
+        v = v.repeat_interleave(g.shape[1] // v.shape[1], 1)
+    return g @ v.mT
+
+
+def rolled(matrices: Sequence[Tensor]) -> Tensor:
     """The product of (I + M) / 2, later ones on the left."""
     eye = torch.eye(matrices[0].shape[-1]).to(matrices[0])
     product = eye.expand_as(matrices[0])
@@ -183,7 +195,8 @@ def _rolled(matrices: Sequence[Tensor]) -> Tensor:
     return product
 
 
-def _reads(blocks: Sequence[Sequence[Attention]]) -> set[str]:
+def read_by(blocks: Sequence[Sequence[Attention]]) -> set[str]:
+    """Names of the nodes whose values or cotangents these attentions need."""
     return {name for block in blocks for a in block for name in (a.node, *a.reads)}
 
 
@@ -226,7 +239,7 @@ def _rows(problem: Problem, found: Contributions, name: str) -> Tensor:
     return tokens
 
 
-def _heads(value: Tensor, batch: int) -> Tensor:
+def by_head(value: Tensor, batch: int) -> Tensor:
     """The weights as (batch, heads, rows, columns), also if the heads are merged with the batch."""
     return value.reshape(batch, -1, *value.shape[-2:])
 

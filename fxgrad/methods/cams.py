@@ -60,6 +60,32 @@ def xgradcam_plus(problem: Problem, mean: str = "tokens") -> Map:
     return _cam(problem, "xgradcam_plus", score, mean)
 
 
+@method(layered=True, reads=BLOCKS)
+def gradcam_plusplus(problem: Problem) -> Map:
+    """relu(sum_c h * sum_t(a * relu(g))), a = g^2 / (2 g^2 + g^3 sum_t h), 0 where g is; sums over the patches.
+
+    The score is the exponential of the target, as in the paper; its value is only a factor, which is left out.
+
+    Source: Chattopadhyay et al., Grad-CAM++, WACV 2018, arXiv:1710.11063, eqs. 5, 7 and 19.
+    """
+
+    def score(h: Tensor, g: Tensor, mean: Mean) -> Tensor:
+        below = 2 * g**2 + g**3 * (mean(h) * problem.number(h))[:, None]
+        a = torch.where((g != 0) & (below != 0), g**2 / below, 0)
+        return (h * mean(a * g.relu())[:, None]).sum(2).relu() * problem.number(h)
+
+    return _cam(problem, "gradcam_plusplus", score)
+
+
+@method(layered=True, reads=BLOCKS)
+def layercam(problem: Problem) -> Map:
+    """relu(sum_c h * relu(g)): each element by its own slope.
+
+    Source: Jiang et al., LayerCAM, IEEE Transactions on Image Processing 30, 2021, eqs. 6 to 8.
+    """
+    return _cam(problem, "layercam", lambda h, g, mean: (h * g.relu()).sum(2).relu())
+
+
 @method(shares=True, layered=True, reads=BLOCKS)
 def hirescam(problem: Problem) -> Map:
     """sum_c h * g of all tokens; complete with the contributions of constants after the layer, which are kept apart.

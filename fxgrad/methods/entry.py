@@ -9,7 +9,7 @@ from typing import Any, Union, overload
 from torch import Tensor
 
 from fxgrad.errors import FxgradError, InputError
-from fxgrad.methods import attentions, cams, fullgrad, inputs
+from fxgrad.methods import attention_runs, attentions, blackbox, cams, fullgrad, inputs
 from fxgrad.methods.attribution import Attribution
 from fxgrad.methods.completeness import explained
 from fxgrad.methods.definition import Map, Method, method_of
@@ -25,13 +25,23 @@ METHODS: dict[str, Callable[..., Map]] = {
     f.__name__: f
     for f in (
         *(inputs.gradient, inputs.saliency, inputs.input_x_gradient, inputs.integrated_gradients, inputs.smoothgrad),
-        *(cams.gradcam, cams.gradcam_plus, cams.xgradcam_plus, cams.hirescam),
+        *(cams.gradcam, cams.gradcam_plus, cams.xgradcam_plus, cams.gradcam_plusplus, cams.layercam, cams.hirescam),
         *(fullgrad.fullgrad, fullgrad.fullgrad_plus),
         *(attentions.attcat, attentions.genatt, attentions.gradsam, attentions.tokentm),
-        *(attentions.raw_attention, attentions.rollout, inputs.random),
+        *(attention_runs.transatt, attention_runs.biattn, attention_runs.legrad),
+        *(attentions.raw_attention, attentions.rollout),
+        *(blackbox.occlusion, blackbox.rise, blackbox.kernel_shap, inputs.random),
     )
 }
 """Every method by its name; the docstrings have the formulas, the decorators further facts."""
+BLACK_BOX = ("occlusion", "rise", "kernel_shap")
+"""Methods that take hundreds of forward passes, and no gradient."""
+SHARING = tuple(
+    name
+    for name in METHODS
+    if name not in ("integrated_gradients", "smoothgrad", "transatt", "biattn", "legrad", *BLACK_BOX)
+)
+"""Methods that one forward and one backward pass serve together."""
 
 
 OneMethod = Union[str, Callable[..., Map]]
@@ -111,9 +121,9 @@ def attribute(
         converted: what `fxgrad.convert` returned, under any policy; `converted.under("gradient")` is the plain one.
         args, kwargs: inputs, as for calling the module; all examples of the batch are attributed.
         target: a class's number or name, an int64 tensor (batch,) with one class per example, None for the largest
-            logit, a `Contrast`, `Token`, `Probability` or `Similarity`, or any function of the outputs that returns
-            (batch,). A list of them gives a list of attributions, from backward passes that are batched as memory
-            allows: equal to those of single calls but for rounding.
+            logit, a `Contrast`, `Token`, `Probability`, `Finer` or `Similarity`, or any function of the outputs that
+            returns (batch,). A list of them gives a list of attributions, from backward passes that are batched as
+            memory allows: equal to those of single calls but for rounding.
         method: a name in `fxgrad.methods.METHODS`, or a function of your own from a `fxgrad.methods.Problem` to a
             `fxgrad.methods.Map`. The decorator `fxgrad.methods.method` says that it counts constants, or takes a layer.
             A list of them gives a list of attributions, for each target if these are a list, too; all are made from one

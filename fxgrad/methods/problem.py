@@ -403,8 +403,14 @@ class Problem:
         """The mean over axis 1, of tokens: over those that the target depends on."""
         if self.counted is None or self.counted.shape != values.shape[:2]:
             return values.mean(1)
-        share = self.counted.to(values) / self.counted.sum(1, keepdim=True).to(values)
+        share = self.counted.to(values) / self.number(values)
         return (values * share.reshape(*share.shape, *[1] * (values.dim() - 2))).sum(1)
+
+    def number(self, values: Tensor) -> Tensor | int:
+        """How many tokens `mean` is over: of all examples, or of each, (batch, 1)."""
+        if self.counted is None or self.counted.shape != values.shape[:2]:
+            return values.shape[1]
+        return self.counted.sum(1, keepdim=True).to(values)
 
     def row_of(self, matrix: Tensor) -> Tensor:
         """The matrix's row for the token that the output is read from: (batch, rows, columns) to (batch, tokens).

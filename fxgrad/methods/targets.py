@@ -56,6 +56,30 @@ class Probability:
 
 
 @dataclass(frozen=True)
+class Finer:
+    """What sets a class apart from those that the model finds most alike: its logit less gamma times their mean.
+
+    With `gradcam` it is FinerCAM; it works with every method.
+
+    Attributes:
+        target: the class, as for `fxgrad.attribute`.
+        others: how many classes to compare it with, those whose logits are nearest to its own.
+        gamma: the weight of their mean.
+
+    Source: Zhang et al., Finer-CAM, CVPR 2025, arXiv:2501.11309, section 3.
+
+    Example:
+        >>> logits = torch.tensor([[1.0, 5.0, 7.0, 6.5]])
+        >>> scored(Finer(2, others=2), logits).score(logits)
+        tensor([1.2500])
+    """
+
+    target: Any = None
+    others: int = 3
+    gamma: float = 1.0
+
+
+@dataclass(frozen=True)
 class Similarity:
     """For models whose output is an embedding: its cosine with another embedding.
 
@@ -72,7 +96,7 @@ class Similarity:
     label: str = "the embedding given"
 
 
-Target = Union[None, int, str, Tensor, Contrast, Token, Probability, Similarity, Callable[[Any], Tensor]]
+Target = Union[None, int, str, Tensor, Contrast, Token, Probability, Finer, Similarity, Callable[[Any], Tensor]]
 """All forms of a target; None is the class with the largest logit of each example."""
 
 
@@ -176,6 +200,8 @@ def scored(
         return _token(target, rows(outputs), rows, names)
     if isinstance(target, Similarity):
         return _similarity(target, rows(outputs), rows)
+    if isinstance(target, Finer):
+        return _finer(target, *class_of(target.target, rows(outputs), names, path), rows(outputs), rows)
     if isinstance(target, Probability):
         index, label = class_of(target.target, rows(outputs), names, path)
         return Scored(f"probability of {label}", lambda y: _pick(rows(y).softmax(-1), index), _PROBABILITY)
@@ -302,6 +328,20 @@ def _token(target: Token, logits: Tensor, rows: Callable[[Any], Tensor], names: 
 
 def _word(token: int, names: list[str] | None) -> str:
     return f"token {names[token]!r} ({token})" if names and token < len(names) and names[token] else f"token {token}"
+
+
+def _finer(target: Finer, index: Tensor, label: str, logits: Tensor, rows: Callable[[Any], Tensor]) -> Scored:
+    count = whole(target.others)
+    if count is None or not 1 <= count < logits.shape[1]:
+        raise InputError(
+            f"Finer compares a class with others: the model has {logits.shape[1] - 1}, not {target.others!r}."
+        )
+    apart = (logits.detach() - logits.detach().gather(1, index[:, None])).abs()
+    near = apart.scatter(1, index[:, None], torch.inf).topk(count, largest=False).indices
+    return Scored(
+        f"{label} over the {count} nearest" if count > 1 else f"{label} over the nearest",
+        lambda y: _pick(rows(y), index) - target.gamma * rows(y).gather(1, near).mean(1),
+    )
 
 
 def _similarity(target: Similarity, features: Tensor, rows: Callable[[Any], Tensor]) -> Scored:

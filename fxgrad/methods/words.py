@@ -11,6 +11,8 @@ METHODS = {
     "gradcam": "Grad-CAM",
     "gradcam_plus": "Grad-CAM+",
     "xgradcam_plus": "XGrad-CAM+",
+    "gradcam_plusplus": "Grad-CAM++",
+    "layercam": "LayerCAM",
     "hirescam": "HiResCAM",
     "fullgrad": "FullGrad",
     "fullgrad_plus": "FullGrad+",
@@ -18,8 +20,14 @@ METHODS = {
     "genatt": "GenAtt",
     "gradsam": "Grad-SAM",
     "tokentm": "TokenTM",
+    "transatt": "TransAtt",
+    "biattn": "Bi-attn",
+    "legrad": "LeGrad",
     "raw_attention": "Raw attention",
     "rollout": "Attention rollout",
+    "occlusion": "Occlusion",
+    "rise": "RISE",
+    "kernel_shap": "KernelSHAP",
     "random": "Random",
 }
 POLICIES = {

@@ -211,6 +211,16 @@ class Recording:
 
         return [row(at) for at in range(len(cotangents))]
 
+    def between(self, name: str, cotangent: Tensor | None, names: Collection[str]) -> dict[str, Any]:
+        """A backward pass that starts at a node: name of each other node -> the cotangent that arrives, or None.
+
+        Args:
+            name: of the node; it and the others are among those whose values this run has.
+            cotangent: of the node's value; None for 0.
+            names: of the others.
+        """
+        return arriving([self._recorded[name]], [cotangent], {n: self._recorded[n] for n in names}, keep=True)
+
     def fitting(self, count: int, bytes_of_one: int = 0) -> int:
         """How many of `count` cotangents go backward at once: as many as the cache holds, or a quarter of a GPU.
 

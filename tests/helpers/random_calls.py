@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxgrad.methods import METHODS, Contrast, Probability, Similarity, Token
+from tests.helpers.quick import QUICK
 from tests.helpers.user_models import CLASSES, FAMILIES, WORDS, Family, family_of
 
 Args = tuple[Any, ...]
@@ -269,7 +270,7 @@ class Call:
         names: Any = [*NAMES, *(f"w{i}" for i in range(3, WORDS))] if vocabulary else NAMES
         if self.detail % 3 == 1:
             names = {name: i for i, name in enumerate(names)}
-        return {"method": self.method, "class_names": names, **OPTIONS[self.options]}
+        return {"method": self.method, "class_names": names, **QUICK.get(self.method, {}), **OPTIONS[self.options]}
 
 
 TOKENS = ("decoder", "translator")

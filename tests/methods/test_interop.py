@@ -21,12 +21,13 @@ from captum.attr import (
 from torch import Tensor, nn
 
 import fxgrad
+from fxgrad.methods import Finer
 from tests.helpers import balanced_vit, language_models
 from tests.helpers.balanced_vit import GRID
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    from pytorch_grad_cam import GradCAM, HiResCAM
+    from pytorch_grad_cam import FinerCAM, GradCAM, GradCAMPlusPlus, HiResCAM, LayerCAM
 
 TARGET = 3
 POLICIES = ["libragrad", "gradient"]
@@ -124,6 +125,11 @@ def loud(logits: Tensor) -> Tensor:
     return 1e6 * logits[TARGET]
 
 
+def louder(logits: Tensor) -> Tensor:
+    """The same of each example. Grad-CAM++ depends on the scale."""
+    return 1e6 * logits[:, TARGET]
+
+
 def tokens_last(value: Tensor) -> Tensor:
     return value[:, 1:].transpose(1, 2).unflatten(2, (GRID, GRID))
 
@@ -135,15 +141,18 @@ def scaled(maps: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize(("theirs", "ours"), [(GradCAM, "gradcam"), (HiResCAM, "hirescam")])
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [(GradCAM, "gradcam"), (HiResCAM, "hirescam"), (LayerCAM, "layercam"), (GradCAMPlusPlus, "gradcam_plusplus")],
+)
 def test_grad_cam_on_a_transformer(theirs: type, ours: str, policy: str, vit: tuple) -> None:  # type: ignore[type-arg]
     _, x, libra = vit
     module = libra.under(policy).unflattened()
     with theirs(module, [module.get_submodule("blocks.0")], reshape_transform=tokens_last) as cam:
         found = torch.from_numpy(cam(x, [loud] * 2))
-    wanted = fxgrad.attribute(libra.under(policy), (x,), target=TARGET, method=ours, layer="blocks.0")
+    wanted = fxgrad.attribute(libra.under(policy), (x,), target=louder, method=ours, layer="blocks.0")
     # The output of block 0 is the input of the last one, the default.
-    default = fxgrad.attribute(libra.under(policy), (x,), target=TARGET, method=ours)
+    default = fxgrad.attribute(libra.under(policy), (x,), target=louder, method=ours)
     assert torch.equal(wanted.patches, default.patches)
     coarse = found.reshape(2, GRID, 3, GRID, 3)[:, :, 1, :, 1]  # bilinear: exact at the patches' centres
     assert torch.allclose(scaled(coarse), scaled(wanted.patches).to(coarse), atol=1e-4)
@@ -160,6 +169,21 @@ def test_grad_cam_on_a_convolutional_net(theirs: type, convnet: tuple) -> None: 
     assert found.shape == (2, 12, 12) and wanted.patches.shape == (2, 6, 6)
     by_hand = nn.functional.interpolate(scaled(wanted.patches)[:, None], (12, 12), mode="bilinear")[:, 0]
     assert torch.corrcoef(torch.stack([found.flatten().double(), by_hand.flatten()]))[0, 1] > 0.999
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_finer_cam_is_grad_cam_of_a_finer_target(policy: str, vit: tuple) -> None:  # type: ignore[type-arg]
+    """With one other class; of several, theirs weighs each by its probability, which has a gradient, too."""
+    _, x, libra = vit
+    module = libra.under(policy).unflattened()
+    x = x[:1]
+    with FinerCAM(module, [module.get_submodule("blocks.0")], reshape_transform=tokens_last) as cam:
+        found = torch.from_numpy(cam(x, alpha=0.6, comparison_categories=[1], target_idx=TARGET))
+    finer = Finer(TARGET, others=1, gamma=0.6)
+    wanted = fxgrad.attribute(libra.under(policy), (x,), target=finer, method="gradcam", layer="blocks.0")
+    coarse = found.reshape(1, GRID, 3, GRID, 3)[:, :, 1, :, 1]
+    assert torch.allclose(scaled(coarse), scaled(wanted.patches).to(coarse), atol=1e-4)
+    assert wanted.label == f"class {TARGET} over the nearest"
 
 
 @pytest.mark.parametrize("which", ["vit", "convnet"])

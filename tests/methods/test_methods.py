@@ -15,6 +15,7 @@ from fxgrad import methods
 from fxgrad.methods import METHODS, Attribution, Map, Problem, anatomy
 from tests.helpers import balanced_vit
 from tests.helpers.balanced_vit import GRID, PATCH, TOKENS, Trace, decomposed, trace
+from tests.helpers.quick import QUICK
 
 CLASSES = torch.tensor([3, 1])
 POLICIES = {"libragrad": True, "gradient": False}
@@ -101,6 +102,17 @@ def direct_xgradcam_plus(t: Trace) -> Tensor:
     return xcam(*last(t))
 
 
+def direct_layercam(t: Trace) -> Tensor:
+    h, g = layer(t)
+    return (h * g.relu()).sum(2).relu()
+
+
+def direct_gradcam_plusplus(t: Trace) -> Tensor:
+    h, g = layer(t)
+    alpha = g**2 / (2 * g**2 + g**3 * h.sum(1, keepdim=True))
+    return torch.einsum("btc,bc->bt", h, (alpha * g.relu()).sum(1)).relu()
+
+
 def direct_hirescam(t: Trace) -> Tensor:
     h, g = layer(t)
     return (h * g).sum(2)
@@ -171,8 +183,10 @@ def test_against_plain_autograd(method: str, policy: str, model: tuple) -> None:
     assert found.tokens.abs().max() > 0
 
 
-def test_all_but_captum_s_and_random_have_a_direct_implementation() -> None:
-    assert set(METHODS) - set(DIRECT) == {"integrated_gradients", "smoothgrad", "random"}
+def test_all_others_have_a_test_of_their_own() -> None:
+    """Captum's, those that run the model more than once, those that need no gradient, and noise."""
+    captum_s = {"integrated_gradients", "smoothgrad", "occlusion", "kernel_shap"}
+    assert set(METHODS) - set(DIRECT) == captum_s | {"transatt", "biattn", "legrad", "rise", "random"}
 
 
 @pytest.mark.parametrize("method", ["input_x_gradient", "hirescam", "fullgrad", "fullgrad_plus"])
@@ -199,9 +213,9 @@ def test_linear_decomposition_is_input_x_gradient(model: tuple) -> None:  # type
 @pytest.mark.parametrize("method", [m for m in METHODS if m not in ("random", "smoothgrad")])
 def test_a_batch_is_its_examples(method: str, model: tuple) -> None:  # type: ignore[type-arg]
     _, x, libra = model
-    both = fxgrad.attribute(libra, (x,), target=CLASSES, method=method)
+    both = fxgrad.attribute(libra, (x,), target=CLASSES, method=method, **QUICK.get(method, {}))
     for i in range(2):
-        one = fxgrad.attribute(libra, (x[i : i + 1],), target=int(CLASSES[i]), method=method)
+        one = fxgrad.attribute(libra, (x[i : i + 1],), target=int(CLASSES[i]), method=method, **QUICK.get(method, {}))
         assert torch.allclose(one.map[0], both.map[i], rtol=1e-9, atol=1e-12)
 
 
@@ -219,8 +233,9 @@ def test_in_half_precision(model: tuple) -> None:  # type: ignore[type-arg]
     vit, x, libra = model
     half = fxgrad.convert(copy.deepcopy(vit).bfloat16(), (x.bfloat16(),))
     for method in METHODS:
-        ours = fxgrad.attribute(half, (x.bfloat16(),), target=CLASSES, method=method).tokens.double()
-        exact = fxgrad.attribute(libra, (x,), target=CLASSES, method=method).tokens
+        few = QUICK.get(method, {})
+        ours = fxgrad.attribute(half, (x.bfloat16(),), target=CLASSES, method=method, **few).tokens.double()
+        exact = fxgrad.attribute(libra, (x,), target=CLASSES, method=method, **few).tokens
         if method != "smoothgrad":  # whose noise is another
             assert torch.corrcoef(torch.stack([ours.flatten(), exact.flatten()]))[0, 1] > 0.95, method
 
@@ -244,7 +259,7 @@ def test_the_inputs_and_the_random_state_stay(model: tuple) -> None:  # type: ig
     before, state = x.clone(), torch.random.get_rng_state()
     for method in METHODS:
         with torch.no_grad():
-            fxgrad.attribute(libra, (x,), target=1, method=method)
+            fxgrad.attribute(libra, (x,), target=1, method=method, **QUICK.get(method, {}))
     assert torch.equal(x, before) and not x.requires_grad
     assert torch.equal(torch.random.get_rng_state(), state)
     assert all(p.grad is None for p in libra.parameters())

@@ -14,14 +14,13 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import fxgrad
-from fxgrad.methods import METHODS, Attribution, Map, Problem
+from fxgrad.methods import SHARING, Attribution, Map, Problem
 from fxgrad.methods.search import Search
 from fxgrad.methods.together import Asked
 from fxgrad.run.recording import Recorder, Recording
+from tests.helpers.quick import QUICK
 
-MOVING = ("integrated_gradients", "smoothgrad")
-SHARING = [name for name in METHODS if name not in MOVING]
-FEW: list[Any] = [("integrated_gradients", {"n_steps": 2}), ("smoothgrad", {"samples": 2})]
+FEW: list[Any] = [*QUICK.items(), "transatt", "legrad", "occlusion"]
 TARGETS: list[Any] = [3, torch.tensor([1, 0])]
 
 

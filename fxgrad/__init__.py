@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from fxgrad.flows.graph import flow
     from fxgrad.flows.linear import LinearMap, linear_map
     from fxgrad.flows.pairs import Pairs, pairs
+    from fxgrad.flows.patch import patching
+    from fxgrad.flows.patched import Patching
     from fxgrad.methods import Attribution, attribute
     from fxgrad.module.converted import ConvertedModule
     from fxgrad.module.save import load, save
@@ -51,6 +53,7 @@ __all__ = [
     "NoRuleError",
     "NotBalanceableError",
     "Pairs",
+    "Patching",
     "RuleTableError",
     "attribute",
     "check",
@@ -60,6 +63,7 @@ __all__ = [
     "linear_map",
     "load",
     "pairs",
+    "patching",
     "save",
     "vjp",
 ]
@@ -80,6 +84,8 @@ _HOMES = {
     "linear_map": "flows.linear",
     "Pairs": "flows.pairs",
     "pairs": "flows.pairs",
+    "Patching": "flows.patched",
+    "patching": "flows.patch",
     "Attribution": "methods",
     "attribute": "methods",
     "ConvertedModule": "module.converted",

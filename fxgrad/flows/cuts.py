@@ -66,15 +66,12 @@ def stretches(problem: Problem, cuts: Sequence[str] | None) -> Stretches:
     Raises:
         InputError: there is no such module, none of the target's flow passes it, or two of them are the same value.
     """
-    ends = tuple(problem.ends)
-    flow = flow_graph(problem.converted.classified.decisions)
-    flow.add_nodes_from(ends)  # an input may be an output
-    flow = flow.subgraph({*ends, *(n for end in ends for n in nx.ancestors(flow, end))})
+    ends, flow = tuple(problem.ends), flow_of(problem)
     stretch: dict[str, int] = {}
     made: list[Cut] = []
     before: set[str] = set()
     entries = {node.name for node in problem.inputs.values()}
-    for path, name in _asked(problem, cuts, flow):
+    for path, name in asked(problem, cuts, flow):
         own = _whole({name, *nx.ancestors(flow, name)} - before, flow, problem.nodes)
         if own <= entries:
             if cuts is not None:
@@ -87,8 +84,25 @@ def stretches(problem: Problem, cuts: Sequence[str] | None) -> Stretches:
     return Stretches(tuple(made), stretch, ends)
 
 
-def _asked(problem: Problem, cuts: Sequence[str] | None, flow: nx.DiGraph[str]) -> list[tuple[str, str]]:
-    """(module path, name of the node) of the values to cut at, in the order of the graph."""
+def flow_of(problem: Problem) -> nx.DiGraph[str]:
+    """Names of the nodes that the target's flow passes, inputs included, with an edge to each that it flows on to."""
+    ends = problem.ends
+    flow = flow_graph(problem.converted.classified.decisions)
+    flow.add_nodes_from(ends)  # an input may be an output
+    return flow.subgraph({*ends, *(n for end in ends for n in nx.ancestors(flow, end))})
+
+
+def asked(problem: Problem, cuts: Sequence[str] | None, flow: nx.DiGraph[str]) -> list[tuple[str, str]]:
+    """(module path, name of the node) of the values to cut at, in the order of the graph.
+
+    Args:
+        problem: the model and its target.
+        cuts: as for `stretches`.
+        flow: what `flow_of` returned.
+
+    Raises:
+        InputError: there is no such module, or none of the target's flow passes it.
+    """
     if cuts is None:
         found = [(block.path, block.entry) for block in problem.anatomy.blocks if block.entry in flow]
     else:

@@ -13,15 +13,12 @@ from fxgrad.flows.balance import refuse_unbalanced
 from fxgrad.flows.cuts import Stretches, stretches
 from fxgrad.flows.edges import Edges
 from fxgrad.flows.run import Run
+from fxgrad.flows.single import of_one_example, tokens_of_all
 from fxgrad.flows.strongest import strongest
-from fxgrad.flows.tokens import Tokens, tokens_of
-from fxgrad.methods.definition import Map, Method
-from fxgrad.methods.layers import of_layer
+from fxgrad.flows.tokens import Tokens
 from fxgrad.methods.names import Names
-from fxgrad.methods.parts import NOTHING
 from fxgrad.methods.problem import Problem
 from fxgrad.methods.targets import Target
-from fxgrad.methods.together import Asked, Together
 from fxgrad.module.converted import ConvertedModule
 
 TARGET = "target"
@@ -87,32 +84,15 @@ def flow(
         raise InputError(f"top is how many edges to keep between two cuts, a whole number from 0, not {top!r}.")
     if isinstance(cuts, str):
         raise InputError(f"cuts are several module paths. Pass cuts=[{cuts!r}].")
-    problem = _problem(converted, args, kwargs, target, class_names)
+    problem = of_one_example(converted, args, kwargs, target, class_names, "flow")
     cut = stretches(problem, cuts)
     run = Run(problem, cut)
-    parts = problem.anatomy
-    if cut.cuts and parts.grid is None and parts.tokens is None:
-        parts = of_layer(parts, problem.nodes[cut.cuts[-1].node])
     named = dict.fromkeys([*run.inputs, *(name for one in cut.cuts for name in one.nodes)])
-    others = {problem.inputs[name].name for name in problem.attributed if name not in problem.main}
-    tokens = {}
-    for name in named:  # with another sequence before it, such as a decoder's, a value may have other tokens
-        names = token_names if others <= problem.behind(name) else None
-        tokens[name] = tokens_of(run.values[name], problem.nodes[name], parts, names)
+    last = cut.cuts[-1].node if cut.cuts else None
+    tokens = tokens_of_all(problem, {name: run.values[name] for name in named}, last, token_names)
     graph = _Graph(problem, run, tokens).made()
     refuse_unbalanced(graph, problem)
     return graph if top is None else strongest(graph, top)
-
-
-def _problem(converted: ConvertedModule, args: Any, kwargs: Any, target: Target, names: Names | None) -> Problem:
-    """The model, one example, and the target."""
-    together = Together(converted, args, kwargs, [Asked(Method("flow", Map, reads=NOTHING))], 1)
-    if isinstance(target, list):
-        raise InputError("a flow has one target, not a list of them. Call fxgrad.flow for each.")
-    problem = together.problem(target, names)
-    if problem.aim.batch != 1:
-        raise InputError(f"a flow is of one example, and these are {problem.aim.batch}. Pass one.")
-    return problem
 
 
 class _Graph:
@@ -152,7 +132,7 @@ class _Graph:
     def _nodes(self, name: str, layer: int) -> list[str]:
         """The names of a value's nodes at a cut, or at the inputs, where the layer is 0."""
         where = self._where(name, layer)
-        return [f"{where}[{about.get('token', i)}]" for i, about in enumerate(self.tokens[name].about)]
+        return [f"{where}[{key}]" for key in self.tokens[name].keys]
 
     def _where(self, name: str, layer: int) -> str:
         cut = self.cut.cuts[layer - 1] if layer else None

@@ -29,6 +29,11 @@ class Tokens:
     labels: Tensor
     about: tuple[Mapping[str, Any], ...]
 
+    @property
+    def keys(self) -> list[str]:
+        """What tells each token from the others: its number among the model's tokens, where it has one."""
+        return [str(about.get("token", i)) for i, about in enumerate(self.about)]
+
     def sums(self, g: Tensor, value: Tensor) -> Tensor:
         """<g, value> token by token, (tokens,); g may be batched by vmap."""
         (found,) = products([(g, value)])

@@ -150,7 +150,7 @@ class Aim:
                 continue
             whole = self.outputs[i]
             for place in self._places(i, outputs[i]):
-                whole = _cut(whole, place, self.batch, example)
+                whole = part_of(whole, place, self.batch, example)
             if not _near(outputs[i], whole, 1000 * _rounding(whole)):
                 return False
         return True
@@ -166,7 +166,7 @@ class Aim:
         whole = self.outputs[i]
         g = self.shared[i][example] if i in self.shared else g
         for place in self._places(i, alone):
-            g, whole = (_cut(v, place, self.batch, example) for v in (g, whole))
+            g, whole = (part_of(v, place, self.batch, example) for v in (g, whole))
         if not _near(alone, whole):
             raise InputError(
                 f"example {example} of the batch gives other outputs when it runs alone, so its part of the target "
@@ -252,8 +252,8 @@ def _refuse_mixing(
     if not bool(wrong.abs().max() > rounding**0.5 * g.abs().max() + least):
         return
     batch = len(values)
-    other = max(range(batch), key=lambda i: float(_cut(wrong, place, batch, i).abs().max()))
-    parts = [_cut(each, place, batch, other).abs().max() for each in _jacobian(values, leaf)]
+    other = max(range(batch), key=lambda i: float(part_of(wrong, place, batch, i).abs().max()))
+    parts = [part_of(each, place, batch, other).abs().max() for each in _jacobian(values, leaf)]
     value = max((i for i in range(batch) if i != other), key=lambda i: float(parts[i]))
     raise InputError(
         f"the target ({target.label}) mixes the examples of the batch: value {value} depends on {name} of example "
@@ -279,8 +279,13 @@ def _jacobian(values: Tensor, leaf: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(leaf) if g is None else g for g in found])
 
 
-def _cut(value: Tensor, place: Within, batch: int, example: int) -> Tensor:
-    """One example's part of a value, with an axis of size 1 for the examples."""
+def part_of(value: Tensor, place: Within, batch: int, example: int) -> Tensor:
+    """One example's part of a value, with an axis of size 1 for the examples.
+
+    Example:
+        >>> part_of(torch.tensor([0, 1, 2, 3]), Within(0, 1, 2), 2, 1)
+        tensor([2, 3])
+    """
     shape = value.shape
     parts = value.reshape(*shape[: place.axis], place.ahead, batch, place.behind, *shape[place.axis + 1 :])
     return parts.select(place.axis + 1, example).flatten(place.axis, place.axis + 1)

@@ -1,0 +1,166 @@
+"""What a target is once one token of one value is replaced: the captured program, run again from there.
+
+Nothing of a policy has a part in this: the program is the one that was captured, before any rewriting. Many tokens go
+at once, as a batch of copies of the example, of which each has another token replaced; where the program takes no
+batches, or the copies do not give what the example gives, tokens go one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.utils import _pytree as pytree
+
+from fxgrad.flows.tokens import Tokens
+from fxgrad.graph.axes import Within
+from fxgrad.graph.nodes import descendants
+from fxgrad.graph.replay import Interpreter
+from fxgrad.methods.aim import outputs_of, part_of
+from fxgrad.methods.placing import within
+from fxgrad.methods.problem import Problem
+from fxgrad.run.recording import Recorder, at_once
+
+ALIKE = 1000
+"""By how many roundings, relative to the example's value, that of a copy in a batch may differ."""
+
+
+class Effects:
+    """The effects of replacing tokens, in one example.
+
+    Args:
+        problem: the model, the example, and the target.
+        tokens: node name -> the tokens of its value.
+        values: node name -> its value in the example.
+    """
+
+    def __init__(self, problem: Problem, tokens: Mapping[str, Tokens], values: Mapping[str, Tensor]) -> None:
+        self.problem, self.tokens = problem, tokens
+        captured = problem.converted.classified.captured
+        self._program = fx.GraphModule(nn.Module(), captured.graph)
+        self._outputs = outputs_of(problem.converted.classified, problem.anatomy)
+        self._behind = {name: {n.name for n in descendants(problem.nodes[name])} for name in tokens}
+        most = max((len(own.about) for own in tokens.values()), default=1)
+        widest = max((value.nbytes for value in values.values()), default=0)
+        self._copy(self._fitting(most, widest))
+
+    def of(self, name: str, other: Tensor) -> Tensor:
+        """How much the target changes by another value of each token alone: (tokens,).
+
+        Args:
+            name: of the node.
+            other: the value that has the others' tokens, (its shape).
+        """
+        count = len(self.tokens[name].about)
+        found = [self._scores(self._from(name, self._replaced(name, other, at))) for at in range(0, count, self.copies)]
+        return torch.cat([scores - self._before for scores in found])[:count]
+
+    def _fitting(self, most: int, widest: int) -> int:
+        """How many copies there are at once."""
+        parts, problem = self.problem.anatomy, self.problem
+        placed = all(within(problem.nodes[name], parts) is not None for name in self.tokens)
+        if not parts.inputs or isinstance(parts.examples, int) or not placed:
+            return 1
+        return at_once(most, widest, self.problem.aim.outputs)
+
+    def _copy(self, copies: int) -> None:
+        """Run the program on copies of the example, and keep what is read behind the nodes; on one, if they differ."""
+        problem, axes = self.problem, self.problem.anatomy.inputs
+        self.copies = copies
+        self._entries = [
+            value.repeat_interleave(copies, axes[name]) if name in axes else value
+            for name, value in zip(problem.inputs, problem.entries)
+        ]
+        keep = set(self.tokens).union(*(self._reads(name) for name in self.tokens))
+        recorder = Recorder(self._program, keep)
+        with torch.no_grad():
+            outputs = problem.converted.called(recorder.run, self._entries)
+        self._values = recorder.values
+        wanted = problem.aim.values.double()
+        if copies > 1:
+            alike = self._fit(outputs) and torch.isclose(
+                self._scores(outputs).double(), wanted, rtol=ALIKE * torch.finfo(problem.aim.values.dtype).eps, atol=0
+            )
+            if not torch.as_tensor(alike).all():
+                self._copy(1)
+                return
+        self._before = self._scores(outputs)
+
+    def _fit(self, outputs: Sequence[Any]) -> bool:
+        """Whether the outputs that the target reads have a row for each copy."""
+        read = [i for i, g in enumerate(self.problem.aim.cotangents) if g is not None]
+        return all(self._outputs[i].found(outputs[i], self.copies) for i in read)
+
+    def _reads(self, name: str) -> set[str]:
+        """Names of the nodes whose values are read behind a node, and that do not depend on it."""
+        behind = self._behind[name]
+        users = (node for node in self.problem.nodes.values() if node.name in behind and node.name != name)
+        return {operand.name for node in users for operand in node.all_input_nodes} - behind
+
+    def _replaced(self, name: str, other: Tensor, first: int) -> Tensor:
+        """The node's value, of which copy i has the other's token `first` + i."""
+        value, labels = self._values[name], self.tokens[name].labels
+        chosen = torch.arange(first, first + self.copies, device=labels.device)
+        if self.copies == 1:
+            return torch.where(labels == chosen, other, value)
+        place = within(self.problem.nodes[name], self.problem.anatomy)
+        assert place is not None
+        copies = _opened(value, place, self.copies)
+        here = _opened(labels, place, 1) == chosen.view([-1 if i == place.axis + 1 else 1 for i in range(copies.dim())])
+        return torch.where(here, _opened(other, place, 1), copies).flatten(place.axis, place.axis + 2)
+
+    def _from(self, name: str, value: Tensor) -> list[Any]:
+        """The program's outputs with a value in the place of the node's."""
+        given = {n: self._values[n] for n in self._reads(name)}
+        rest = _Rest(self._program, self._behind[name], {**given, name: value})
+        with torch.no_grad():
+            found: list[Any] = self.problem.converted.called(rest.outputs, self._entries)
+        return found
+
+    def _scores(self, outputs: Sequence[Any]) -> Tensor:
+        """The target's value of each copy, (copies,)."""
+        spec, target = self.problem.converted.classified.captured.out_spec, self.problem.aim.target
+        with torch.no_grad():
+            rows = (self._row(outputs, i) for i in range(self.copies))
+            return torch.cat([target.score(pytree.tree_unflatten(row, spec)) for row in rows])
+
+    def _row(self, outputs: Sequence[Any], copy: int) -> list[Any]:
+        """The flattened outputs of one copy."""
+        if self.copies == 1:
+            return list(outputs)
+        found = []
+        for value, output in zip(outputs, self._outputs):
+            for place in output.found(value, self.copies) if isinstance(value, Tensor) else ():
+                value = part_of(value, place, self.copies, copy)
+            found.append(value)
+        return found
+
+
+class _Rest(Interpreter):
+    """Runs those nodes of a program that lie behind a node.
+
+    Args:
+        program: the program.
+        behind: names of these nodes.
+        values: name of that node, and of all others that they read -> value.
+    """
+
+    def __init__(self, program: fx.GraphModule, behind: Collection[str], values: Mapping[str, Any]) -> None:
+        super().__init__(program)
+        self.behind = behind
+        self.given = {node: values[node.name] for node in program.graph.nodes if node.name in values}
+
+    def outputs(self, *inputs: Any) -> list[Any]:
+        """The program's flattened outputs."""
+        return list(self.run(*inputs, initial_env=dict(self.given)))
+
+    def run_node(self, n: fx.Node) -> Any:
+        return super().run_node(n) if n.name in self.behind else None
+
+
+def _opened(value: Tensor, place: Within, copies: int) -> Tensor:
+    """The value with an axis of its own for the copies, behind `place.axis`, which keeps what lies ahead of them."""
+    shape = value.shape
+    return value.reshape(*shape[: place.axis], place.ahead, copies, place.behind, *shape[place.axis + 1 :])

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from fxgrad.flows.pairs import Pairs, pairs
     from fxgrad.flows.patch import patching
     from fxgrad.flows.patched import Patching
+    from fxgrad.flows.units import Channels, Heads
     from fxgrad.methods import Attribution, attribute
     from fxgrad.module.converted import ConvertedModule
     from fxgrad.module.save import load, save
@@ -43,10 +44,12 @@ __all__ = [
     "ArtefactError",
     "Attribution",
     "CaptureError",
+    "Channels",
     "CheckReport",
     "ConvertedModule",
     "ExportError",
     "FxgradError",
+    "Heads",
     "IncompleteWarning",
     "InputError",
     "LinearMap",
@@ -85,6 +88,8 @@ _HOMES = {
     "Pairs": "flows.pairs",
     "pairs": "flows.pairs",
     "Patching": "flows.patched",
+    "Channels": "flows.units",
+    "Heads": "flows.units",
     "patching": "flows.patch",
     "Attribution": "methods",
     "attribute": "methods",

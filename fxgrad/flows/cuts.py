@@ -17,7 +17,7 @@ from torch import fx
 
 from fxgrad.classify.liveness import flow_graph
 from fxgrad.errors import InputError
-from fxgrad.methods.layers import output_of
+from fxgrad.flows.units import Asked, Channels, Heads, Place, found_at
 from fxgrad.methods.problem import Problem
 
 
@@ -29,11 +29,13 @@ class Cut:
         name: the module path that was asked for.
         node: name of the node that was asked for.
         nodes: names of all nodes whose values flow over the cut, that one first.
+        by: what divides that node's tokens; None: nothing.
     """
 
     name: str
     node: str
     nodes: tuple[str, ...]
+    by: Heads | Channels | None = None
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,13 @@ class Stretches:
         return tuple(frozenset(cut.nodes) for cut in self.cuts)
 
 
-def stretches(problem: Problem, cuts: Sequence[str] | None) -> Stretches:
+def stretches(problem: Problem, cuts: Sequence[Place] | None) -> Stretches:
     """Cut a model.
 
     Args:
         problem: the model and its target.
-        cuts: module paths, for the values that leave these modules; None: what enters each block.
+        cuts: module paths, for the values that leave these modules, `Heads` or `Channels`; None: what enters each
+            block.
 
     Raises:
         InputError: there is no such module, none of the target's flow passes it, or two of them are the same value.
@@ -71,7 +74,7 @@ def stretches(problem: Problem, cuts: Sequence[str] | None) -> Stretches:
     made: list[Cut] = []
     before: set[str] = set()
     entries = {node.name for node in problem.inputs.values()}
-    for path, name in asked(problem, cuts, flow):
+    for path, name, by in asked(problem, cuts, flow):
         own = _whole({name, *nx.ancestors(flow, name)} - before, flow, problem.nodes)
         if own <= entries:
             if cuts is not None:
@@ -79,7 +82,7 @@ def stretches(problem: Problem, cuts: Sequence[str] | None) -> Stretches:
             continue
         stretch |= dict.fromkeys(own, len(made))
         before |= own
-        made.append(Cut(path, name, _crossing(before, name, flow, ends)))
+        made.append(Cut(path, name, _crossing(before, name, flow, ends), by))
     stretch |= dict.fromkeys(flow.nodes - before, len(made))
     return Stretches(tuple(made), stretch, ends)
 
@@ -92,8 +95,8 @@ def flow_of(problem: Problem) -> nx.DiGraph[str]:
     return flow.subgraph({*ends, *(n for end in ends for n in nx.ancestors(flow, end))})
 
 
-def asked(problem: Problem, cuts: Sequence[str] | None, flow: nx.DiGraph[str]) -> list[tuple[str, str]]:
-    """(module path, name of the node) of the values to cut at, in the order of the graph.
+def asked(problem: Problem, cuts: Sequence[Place] | None, flow: nx.DiGraph[str]) -> list[Asked]:
+    """The values to cut at, in the order of the graph.
 
     Args:
         problem: the model and its target.
@@ -104,16 +107,14 @@ def asked(problem: Problem, cuts: Sequence[str] | None, flow: nx.DiGraph[str]) -
         InputError: there is no such module, or none of the target's flow passes it.
     """
     if cuts is None:
-        found = [(block.path, block.entry) for block in problem.anatomy.blocks if block.entry in flow]
+        found = [Asked(block.path, block.entry, None) for block in problem.anatomy.blocks if block.entry in flow]
     else:
-        source = problem.anatomy.input, problem.inputs[problem.anatomy.input]
-        decisions = problem.converted.classified.decisions
-        found = [(path, output_of(path, problem.nodes, decisions, source)) for path in cuts]
-        for path, name in found:
-            if name not in flow:
-                raise InputError(f"nothing of the target flows through {path!r}. Cut elsewhere.")
+        found = found_at(problem, cuts)
+        for one in found:
+            if one.node not in flow:
+                raise InputError(f"nothing of the target flows through {one.name!r}. Cut elsewhere.")
     order = {name: i for i, name in enumerate(problem.nodes)}
-    return sorted(found, key=lambda pair: order[pair[1]])
+    return sorted(found, key=lambda one: order[one.node])
 
 
 def _whole(names: set[str], flow: nx.DiGraph[str], nodes: Mapping[str, fx.Node]) -> set[str]:

@@ -32,35 +32,36 @@ class Effects:
 
     Args:
         problem: the model, the example, and the target.
-        tokens: node name -> the tokens of its value.
-        values: node name -> its value in the example.
+        values: name of each node whose tokens are replaced -> its value in the example.
+        most: the largest number of tokens of one of them.
     """
 
-    def __init__(self, problem: Problem, tokens: Mapping[str, Tokens], values: Mapping[str, Tensor]) -> None:
-        self.problem, self.tokens = problem, tokens
+    def __init__(self, problem: Problem, values: Mapping[str, Tensor], most: int) -> None:
+        self.problem, self.nodes = problem, [*values]
         captured = problem.converted.classified.captured
         self._program = fx.GraphModule(nn.Module(), captured.graph)
         self._outputs = outputs_of(problem.converted.classified, problem.anatomy)
-        self._behind = {name: {n.name for n in descendants(problem.nodes[name])} for name in tokens}
-        most = max((len(own.about) for own in tokens.values()), default=1)
+        self._behind = {name: {n.name for n in descendants(problem.nodes[name])} for name in self.nodes}
         widest = max((value.nbytes for value in values.values()), default=0)
         self._copy(self._fitting(most, widest))
 
-    def of(self, name: str, other: Tensor) -> Tensor:
+    def of(self, name: str, tokens: Tokens, other: Tensor) -> Tensor:
         """How much the target changes by another value of each token alone: (tokens,).
 
         Args:
             name: of the node.
+            tokens: of its value.
             other: the value that has the others' tokens, (its shape).
         """
-        count = len(self.tokens[name].about)
-        found = [self._scores(self._from(name, self._replaced(name, other, at))) for at in range(0, count, self.copies)]
+        count, labels = len(tokens.about), tokens.labels
+        values = (self._replaced(name, labels, other, first) for first in range(0, count, self.copies))
+        found = [self._scores(self._from(name, value)) for value in values]
         return torch.cat([scores - self._before for scores in found])[:count]
 
     def _fitting(self, most: int, widest: int) -> int:
         """How many copies there are at once."""
         parts, problem = self.problem.anatomy, self.problem
-        placed = all(within(problem.nodes[name], parts) is not None for name in self.tokens)
+        placed = all(within(problem.nodes[name], parts) is not None for name in self.nodes)
         if not parts.inputs or isinstance(parts.examples, int) or not placed:
             return 1
         return at_once(most, widest, self.problem.aim.outputs)
@@ -73,7 +74,7 @@ class Effects:
             value.repeat_interleave(copies, axes[name]) if name in axes else value
             for name, value in zip(problem.inputs, problem.entries)
         ]
-        keep = set(self.tokens).union(*(self._reads(name) for name in self.tokens))
+        keep = set(self.nodes).union(*(self._reads(name) for name in self.nodes))
         recorder = Recorder(self._program, keep)
         with torch.no_grad():
             outputs = problem.converted.called(recorder.run, self._entries)
@@ -99,9 +100,9 @@ class Effects:
         users = (node for node in self.problem.nodes.values() if node.name in behind and node.name != name)
         return {operand.name for node in users for operand in node.all_input_nodes} - behind
 
-    def _replaced(self, name: str, other: Tensor, first: int) -> Tensor:
+    def _replaced(self, name: str, labels: Tensor, other: Tensor, first: int) -> Tensor:
         """The node's value, of which copy i has the other's token `first` + i."""
-        value, labels = self._values[name], self.tokens[name].labels
+        value = self._values[name]
         chosen = torch.arange(first, first + self.copies, device=labels.device)
         if self.copies == 1:
             return torch.where(labels == chosen, other, value)

@@ -16,6 +16,7 @@ from fxgrad.flows.run import Run
 from fxgrad.flows.single import of_one_example, tokens_of_all
 from fxgrad.flows.strongest import strongest
 from fxgrad.flows.tokens import Tokens
+from fxgrad.flows.units import Place
 from fxgrad.methods.names import Names
 from fxgrad.methods.problem import Problem
 from fxgrad.methods.targets import Target
@@ -31,7 +32,7 @@ def flow(
     kwargs: Mapping[str, Any] | None = None,
     *,
     target: Target,
-    cuts: Sequence[str] | None = None,
+    cuts: Sequence[Place] | None = None,
     top: int | None = None,
     class_names: Names | None = None,
     token_names: Sequence[str] | None = None,
@@ -46,8 +47,9 @@ def flow(
         converted: what `fxgrad.convert` returned, under a policy that balances.
         args, kwargs: one example, as for calling the module.
         target: as for `fxgrad.attribute`.
-        cuts: module paths: the model is cut at what leaves these modules. By default at what enters each block. A value
-            that passes by, such as a skip connection over several blocks, is a part of the cut.
+        cuts: module paths: the model is cut at what leaves these modules; or `fxgrad.Heads`, `fxgrad.Channels`, which
+            divide each token. By default at what enters each block. A value that passes by, such as a skip connection
+            over several blocks, is a part of the cut.
         top: how many edges to keep between two cuts, the strongest; all others are booked in one node "rest" for each
             stretch. By default all are kept.
         class_names: for targets by name, as for `fxgrad.attribute`.
@@ -58,10 +60,11 @@ def flow(
         the inputs and of the values at the cuts, the cells of a map, or a value as a whole where it has neither; the
         constants between two cuts are a node. They have `kind` ("input", "token", "constants", "rest", "target"),
         `cut`, `layer` (0 for inputs, k for the k-th cut), `value` (what they are a part of), `name`, `share`, and where
-        they have a position `token`, `row`, `column`, `rows`, `columns`. Edges have `weight`: how much of the target's
-        value flows there. Into and out of every inner node flows its `share`; roots are inputs and constants; the only
-        sink is "target", whose share is the target's value. The graph has `target`, `rules`, `value`, and `error`, the
-        largest relative difference at a node.
+        they have a position `token`, `row`, `column`, `rows`, `columns`; where tokens are divided `part`, such as
+        "head 1", and `whole`, the token's number. Edges have `weight`: how much of the target's value flows there. Into
+        and out of every inner node flows its `share`; roots are inputs and constants; the only sink is "target", whose
+        share is the target's value. The graph has `target`, `rules`, `value`, and `error`, the largest relative
+        difference at a node.
 
     Raises:
         InputError: several examples, no such module, two cuts at one value, a policy or a target that does not add up.
@@ -90,6 +93,9 @@ def flow(
     named = dict.fromkeys([*run.inputs, *(name for one in cut.cuts for name in one.nodes)])
     last = cut.cuts[-1].node if cut.cuts else None
     tokens = tokens_of_all(problem, {name: run.values[name] for name in named}, last, token_names)
+    for one in cut.cuts:
+        if one.by is not None:
+            tokens[one.node] = one.by.divided(tokens[one.node], run.values[one.node], problem.nodes[one.node])
     graph = _Graph(problem, run, tokens).made()
     refuse_unbalanced(graph, problem)
     return graph if top is None else strongest(graph, top)
@@ -152,7 +158,8 @@ class _Graph:
                 about["path"] = decisions[name].place.module_path
             about |= {"kind": "token" if layer else "input", "layer": layer, "value": self._where(name, layer)}
             for node, own in zip(self._nodes(name, layer), self.tokens[name].about):
-                starts.append((node, {**about, **own}))
+                value = {"value": f"{about['value']}, {own['part']}"} if "part" in own else {}
+                starts.append((node, {**about, **own, **value}))
         to = self.cut.cuts[k].name if k < len(self.cut.cuts) else TARGET
         node = f"constants before {to}"
         starts.append((node, {"kind": "constants", "cut": to, "layer": k, "name": node}))

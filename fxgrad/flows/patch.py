@@ -15,6 +15,7 @@ from fxgrad.flows.effects import Effects
 from fxgrad.flows.patched import Patching
 from fxgrad.flows.single import of_one_example, tokens_of_all
 from fxgrad.flows.tokens import Tokens
+from fxgrad.flows.units import Asked, Place
 from fxgrad.graph.places import place_of
 from fxgrad.methods.names import Names
 from fxgrad.methods.problem import Problem
@@ -33,7 +34,7 @@ def patching(
     corrupt: Arguments,
     *,
     target: Target,
-    cuts: Sequence[str] | None = None,
+    cuts: Sequence[Place] | None = None,
     run: str = "clean",
     effects: bool = False,
     class_names: Names | None = None,
@@ -55,7 +56,8 @@ def patching(
             patching as published, a balanced one is RelP.
         clean, corrupt: two inputs of one example and of equal shapes: a tensor, a tuple, or a dict by name.
         target: as for `fxgrad.attribute`; with None, the class with the largest logit in `run`.
-        cuts: module paths, for what leaves these modules. By default what enters each block.
+        cuts: module paths, for what leaves these modules; or `fxgrad.Heads`, `fxgrad.Channels`, which divide each
+            token. By default what enters each block.
         run: the run in which the gradient is taken, and into which the other's values are put: "clean" or "corrupt".
         effects: whether to compute the effects, too. It takes about half a forward pass for each token of each cut,
             many in one batch; the estimates take two forward passes and one backward pass in all.
@@ -91,27 +93,26 @@ def patching(
         raise InputError(f"cuts are several module paths. Pass cuts=[{cuts!r}].")
     own, other = (clean, corrupt) if run == "clean" else (corrupt, clean)
     problem = of_one_example(converted, *_split(own), target, class_names, "patching")
-    chosen = dict(asked(problem, cuts, flow_of(problem)))
-    if not chosen:
+    places = {place.name: place for place in asked(problem, cuts, flow_of(problem))}
+    if not places:
         raise InputError("the model has no blocks that the target's gradient reaches. Pass cuts=[...], module paths.")
-    nodes = list(dict.fromkeys(chosen.values()))
+    nodes = list(dict.fromkeys(place.node for place in places.values()))
     found = problem.run(nodes)
     values = {name: found.values[name] for name in nodes}
     others, value = _of_the_other(problem, other, values)
-    tokens = tokens_of_all(problem, values, nodes[-1], token_names)
-    estimate = {n: _estimate(tokens[n], found.cotangents[n], others[n] - values[n]) for n in nodes}
-    again = Effects(problem, tokens, values) if effects else None
-    effect = {name: again.of(name, others[name]) for name in nodes} if again else {}
+    whole = tokens_of_all(problem, values, nodes[-1], token_names)
+    tokens = {cut: _divided(problem, place, whole[place.node], values) for cut, place in places.items()}
+    changes = {name: (found.cotangents[name], others[name] - values[name]) for name in nodes}
     both = {"clean": value, "corrupt": value, run: float(problem.aim.values[0])}
     return Patching(
         target=problem.aim.target.label,
         rules=converted.classified.table.name,
         run=run,
         **both,
-        about={cut: tokens[name].about for cut, name in chosen.items()},
-        nodes={cut: tuple(f"{cut}[{key}]" for key in tokens[name].keys) for cut, name in chosen.items()},
-        estimate={cut: estimate[name] for cut, name in chosen.items()},
-        effect={cut: effect[name] for cut, name in chosen.items() if effect},
+        about={cut: own.about for cut, own in tokens.items()},
+        nodes={cut: tuple(f"{cut}[{key}]" for key in own.keys) for cut, own in tokens.items()},
+        estimate={cut: _estimate(own, *changes[places[cut].node]) for cut, own in tokens.items()},
+        effect=_effects(problem, places, tokens, values, others) if effects else {},
     )
 
 
@@ -144,3 +145,20 @@ def _of_the_other(problem: Problem, inputs: Arguments, values: Mapping[str, Tens
 def _estimate(tokens: Tokens, g: Tensor | None, difference: Tensor) -> Tensor:
     """(h' - h) g, token by token."""
     return tokens.sums(torch.zeros_like(difference) if g is None else g, difference)
+
+
+def _effects(
+    problem: Problem,
+    places: Mapping[str, Asked],
+    tokens: Mapping[str, Tokens],
+    values: Mapping[str, Tensor],
+    others: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """The effects by cut."""
+    again = Effects(problem, values, max(len(own.about) for own in tokens.values()))
+    return {cut: again.of(places[cut].node, own, others[places[cut].node]) for cut, own in tokens.items()}
+
+
+def _divided(problem: Problem, place: Asked, tokens: Tokens, values: Mapping[str, Tensor]) -> Tokens:
+    """The tokens at a place, divided as was asked for."""
+    return tokens if place.by is None else place.by.divided(tokens, values[place.node], problem.nodes[place.node])

@@ -23,7 +23,8 @@ class Tokens:
     Attributes:
         labels: index of the token of every element, int64, shaped as the value.
         about: for each token, what is known of it: `name`, and `token`, its number among the model's tokens, or `row`
-            and `column`, of `rows` and `columns`, on the map.
+            and `column`, of `rows` and `columns`, on the map; `part`, of a token that is divided, such as "head 1",
+            and `whole`, that token's number.
     """
 
     labels: Tensor
@@ -32,7 +33,23 @@ class Tokens:
     @property
     def keys(self) -> list[str]:
         """What tells each token from the others: its number among the model's tokens, where it has one."""
-        return [str(about.get("token", i)) for i, about in enumerate(self.about)]
+        numbers = (str(about.get("token", about.get("whole", i))) for i, about in enumerate(self.about))
+        parts = (f", {about['part']}" if "part" in about else "" for about in self.about)
+        return [number + part for number, part in zip(numbers, parts)]
+
+    def divided(self, labels: Tensor, names: Sequence[str]) -> Tokens:
+        """These tokens, each divided into the same parts: token by token, its parts in order.
+
+        Args:
+            labels: index of the part of every element, int64, shaped as the value.
+            names: of the parts.
+        """
+        about = [
+            {**one, "whole": one.get("token", i), "part": name, "name": f"{one['name']}, {name}"}
+            for i, one in enumerate(self.about)
+            for name in names
+        ]
+        return Tokens(self.labels * len(names) + labels, tuple(about))
 
     def sums(self, g: Tensor, value: Tensor) -> Tensor:
         """<g, value> token by token, (tokens,); g may be batched by vmap."""

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fxgrad.explainer import export_explainer
     from fxgrad.flows.graph import flow
     from fxgrad.flows.linear import LinearMap, linear_map
+    from fxgrad.flows.origin import Origins, origins
     from fxgrad.flows.pairs import Pairs, pairs
     from fxgrad.flows.patch import patching
     from fxgrad.flows.patched import Patching
@@ -55,6 +56,7 @@ __all__ = [
     "LinearMap",
     "NoRuleError",
     "NotBalanceableError",
+    "Origins",
     "Pairs",
     "Patching",
     "RuleTableError",
@@ -65,6 +67,7 @@ __all__ = [
     "flow",
     "linear_map",
     "load",
+    "origins",
     "pairs",
     "patching",
     "save",
@@ -85,6 +88,8 @@ _HOMES = {
     "flow": "flows.graph",
     "LinearMap": "flows.linear",
     "linear_map": "flows.linear",
+    "Origins": "flows.origin",
+    "origins": "flows.origin",
     "Pairs": "flows.pairs",
     "pairs": "flows.pairs",
     "Patching": "flows.patched",

@@ -87,7 +87,7 @@ def flow(
         raise InputError(f"top is how many edges to keep between two cuts, a whole number from 0, not {top!r}.")
     if isinstance(cuts, str):
         raise InputError(f"cuts are several module paths. Pass cuts=[{cuts!r}].")
-    problem = of_one_example(converted, args, kwargs, target, class_names, "flow")
+    problem = of_one_example(converted, args, kwargs, target, class_names, "a flow", "fxgrad.flow")
     cut = stretches(problem, cuts)
     run = Run(problem, cut)
     named = dict.fromkeys([*run.inputs, *(name for one in cut.cuts for name in one.nodes)])

@@ -92,7 +92,7 @@ def patching(
     if isinstance(cuts, str):
         raise InputError(f"cuts are several module paths. Pass cuts=[{cuts!r}].")
     own, other = (clean, corrupt) if run == "clean" else (corrupt, clean)
-    problem = of_one_example(converted, *_split(own), target, class_names, "patching")
+    problem = of_one_example(converted, *_split(own), target, class_names, "patching", "fxgrad.patching")
     places = {place.name: place for place in asked(problem, cuts, flow_of(problem))}
     if not places:
         raise InputError("the model has no blocks that the target's gradient reaches. Pass cuts=[...], module paths.")

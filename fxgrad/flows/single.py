@@ -20,24 +20,24 @@ from fxgrad.module.converted import ConvertedModule
 
 
 def of_one_example(
-    converted: ConvertedModule, args: Any, kwargs: Any, target: Target, names: Names | None, function: str
+    converted: ConvertedModule, args: Any, kwargs: Any, target: Target, names: Names | None, what: str, call: str
 ) -> Problem:
     """The model, one example, and the target.
 
     Args:
         converted, args, kwargs, target: as for `fxgrad.flow`.
         names: of the classes.
-        function: that asks, such as "flow", for messages.
+        what: what is made of it, and `call`, the function that makes it, for messages.
 
     Raises:
         InputError: several targets, or several examples.
     """
-    together = Together(converted, args, kwargs, [Asked(Method(function, Map, reads=NOTHING))], 1)
+    together = Together(converted, args, kwargs, [Asked(Method(call, Map, reads=NOTHING))], 1)
     if isinstance(target, list):
-        raise InputError(f"a {function} has one target, not a list of them. Call fxgrad.{function} for each.")
+        raise InputError(f"{what} has one target, not a list of them. Call {call} for each.")
     problem = together.problem(target, names)
     if problem.aim.batch != 1:
-        raise InputError(f"a {function} is of one example, and these are {problem.aim.batch}. Pass one.")
+        raise InputError(f"{what} is of one example, and these are {problem.aim.batch}. Pass one.")
     return problem
 
 

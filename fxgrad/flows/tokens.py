@@ -54,7 +54,11 @@ class Tokens:
     def sums(self, g: Tensor, value: Tensor) -> Tensor:
         """<g, value> token by token, (tokens,); g may be batched by vmap."""
         (found,) = products([(g, value)])
-        return found.new_zeros(len(self.about)).index_add(0, self.labels.flatten(), found.flatten())
+        return self.added(found)
+
+    def added(self, elements: Tensor) -> Tensor:
+        """The sums of the elements of each token, (tokens,)."""
+        return elements.new_zeros(len(self.about)).index_add(0, self.labels.flatten(), elements.flatten())
 
     def alone(self, g: Tensor, chosen: Tensor) -> Tensor:
         """g at each of some tokens alone, 0 elsewhere: (len(chosen), *its shape)."""

@@ -251,8 +251,8 @@ def test_refusals() -> None:
 
     assert refused(run="noise") == 'run is "clean" or "corrupt", not \'noise\'.'
     assert refused(cuts="blocks.0") == "cuts are several module paths. Pass cuts=['blocks.0']."
-    assert refused(target=[1]).startswith("a patching has one target, not a list")
-    assert refused(clean=clean.repeat(2, 1, 1, 1)).startswith("a patching is of one example, and these are 2.")
+    assert refused(target=[1]).startswith("patching has one target, not a list")
+    assert refused(clean=clean.repeat(2, 1, 1, 1)).startswith("patching is of one example, and these are 2.")
     assert "equal shapes, and 'x' is (1, 3, 32, 32) in the one and (2, 3," in refused(corrupt=clean.repeat(2, 1, 1, 1))
     assert refused(cuts=["blocks.1.attn.qkv"]).startswith("nothing of the target flows through")
     found = fxgrad.patching(libra, clean, corrupt, target=2)

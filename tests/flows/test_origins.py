@@ -80,7 +80,7 @@ def test_embeddings_times_gradients(name: str) -> None:
     wanted = (embedded[content].detach() * of_tokens).sum(2)[0]
     assert torch.allclose(parts["content"].tokens, wanted, rtol=0, atol=1e-12) and wanted.abs().min() > 1e-8
     assert torch.allclose(parts["position"].tokens, (rows.detach() * of_rows).sum(1)[:5], rtol=0, atol=1e-12)
-    assert abs(sum(found.kinds.values()) - float(logit)) < 1e-12
+    assert abs(sum(found.kinds.values()) - float(logit.detach())) < 1e-12
 
 
 @pytest.mark.parametrize("name", PICTURES)

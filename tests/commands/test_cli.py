@@ -365,7 +365,7 @@ def test_the_list_of_commands_says_what_their_own_help_says() -> None:
 
 def test_every_command_for_models_takes_the_same_options() -> None:
     context = click.Context(cli.main)
-    for name in ("convert", "check", "explain", "export", "evaluate", "flow"):
+    for name in ("convert", "check", "explain", "export", "evaluate", "flow", "patch"):
         command = cli.main.get_command(context, name)
         assert command is not None
         names = {option for parameter in command.params for option in parameter.opts}

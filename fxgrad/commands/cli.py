@@ -91,7 +91,7 @@ def main() -> None:
       fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained --target tabby
       fxgrad explain open_clip:ViT-B-16@openai cat.jpg --prompt "a cat"
       fxgrad flow timm:vit_tiny_patch16_224 cat.jpg --pretrained -o cat.html
-      fxgrad patch timm:vit_tiny_patch16_224 cat.jpg dog.jpg --pretrained --effects
+      fxgrad patch timm:vit_tiny_patch16_224 cat.jpg dog.jpg --pretrained
       fxgrad export timm:vit_base_patch16_224 --pretrained -o vit.onnx
       fxgrad run vit.onnx cat.jpg
       fxgrad rules gelu

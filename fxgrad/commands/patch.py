@@ -15,7 +15,7 @@ from fxgrad.commands.printing import say
 from fxgrad.commands.terminal import check_output, stage
 from fxgrad.errors import InputError
 from fxgrad.flows.patch import RUNS, patching
-from fxgrad.flows.patched import Patching
+from fxgrad.flows.patched import Patch, Patching
 from fxgrad.flows.units import Heads, Place
 from fxgrad.methods.html import write
 from fxgrad.methods.targets import Contrast
@@ -24,6 +24,8 @@ from fxgrad.reading import read_image, readable
 from fxgrad.text.pieces import pieces
 
 ENDINGS = (".png", ".pdf", ".svg", ".json")
+MOST = 5
+"""How many values are printed."""
 
 
 @command()
@@ -86,7 +88,12 @@ def patch(
     else:
         found.plot(output)
     agree = [f"correlation of estimates and effects: {found.correlation['all'].pearson:.3f}"] if effects else []
-    say("\n".join([first, str(found), "", *agree, f"wrote {output}"]))
+    say("\n".join([first, found.caption, *map(_said, found.strongest(MOST)), *agree, f"wrote {output}"]))
+
+
+def _said(patch: Patch) -> str:
+    effect = "" if patch.effect is None else f", effect {patch.effect:.4g}"
+    return f"{patch.node}, {patch.name}: estimate {patch.estimate:.4g}{effect}"
 
 
 def _of_pictures(

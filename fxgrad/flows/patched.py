@@ -116,7 +116,7 @@ class Patching:
         if self.effect:
             panels[f"effect, correlation {self.correlation['all'].pearson:.3f}"] = self.effect
         longest = max(self.about.values(), key=len)
-        return heat(panels, [about["name"] for about in longest], self._head, path)
+        return heat(panels, [about["name"] for about in longest], self.caption, path)
 
     def to_json(self) -> str:
         """All numbers and names, as JSON."""
@@ -133,14 +133,15 @@ class Patching:
         return json.dumps({**known, "cuts": cuts}, ensure_ascii=False)
 
     @property
-    def _head(self) -> str:
+    def caption(self) -> str:
+        """The target, its values, the run that is patched, and the policy."""
         other = "corrupt" if self.run == "clean" else "clean"
         values = f"{self.clean:.4g} clean, {self.corrupt:.4g} corrupt"
         return f"{self.target}: {values}; {other} values put into the {self.run} run, {self.rules}"
 
     def __str__(self) -> str:
         rows = [(p.node, p.name, *map(_number, p[2:])) for p in self.strongest()]
-        return "\n".join([self._head, "", *markdown(["node", "token", "estimate", "effect"], rows, "llrr")])
+        return "\n".join([self.caption, "", *markdown(["node", "token", "estimate", "effect"], rows, "llrr")])
 
 
 def _number(value: float | None) -> str | None:

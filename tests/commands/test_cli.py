@@ -103,7 +103,9 @@ def test_version() -> None:
     assert succeed("--version").startswith("fxgrad")
 
 
-@pytest.mark.parametrize("command", [[], ["convert"], ["check"], ["explain"], ["export"], ["flow"], ["run"], ["rules"]])
+@pytest.mark.parametrize(
+    "command", [[], ["convert"], ["check"], ["explain"], ["export"], ["flow"], ["patch"], ["run"], ["rules"]]
+)
 def test_help_has_an_example(command: list[str]) -> None:
     text = succeed(*command, "--help")
     assert f"  {' '.join(['fxgrad', *command])} " in text

@@ -63,6 +63,8 @@ def test_of_pictures(here: Path) -> None:
     words = " ".join(said.split())
     assert "bee minus cat: " in words and "clean values put into the corrupt run" in words
     assert f"correlation of estimates and effects: {wanted.correlation['all'].pearson:.3f}" in words
+    best = wanted.strongest(1)[0]
+    assert f"{best.node}, {best.name}: estimate {best.estimate:.4g}, effect {best.effect:.4g}" in words
     run("patched_net:net", "cat.png", "dog.png")
     assert (here / "patching.png").read_bytes().startswith(b"\x89PNG")
 

@@ -14,17 +14,19 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
+from fxgrad.errors import InputError
 from fxgrad.flows.tokens import Tokens
 from fxgrad.graph.axes import Within
 from fxgrad.graph.nodes import descendants
 from fxgrad.graph.replay import Interpreter
-from fxgrad.methods.aim import outputs_of, part_of
+from fxgrad.methods.aim import near, outputs_of, part_of
+from fxgrad.methods.alone import ways
 from fxgrad.methods.placing import within
 from fxgrad.methods.problem import Problem
 from fxgrad.run.recording import Recorder, at_once
 
 ALIKE = 1000
-"""By how many roundings, relative to the example's value, that of a copy in a batch may differ."""
+"""By how many roundings, relative to the largest, the outputs of a copy in a batch may differ from the example's."""
 
 
 class Effects:
@@ -68,31 +70,40 @@ class Effects:
 
     def _copy(self, copies: int) -> None:
         """Run the program on copies of the example, and keep what is read behind the nodes; on one, if they differ."""
-        problem, axes = self.problem, self.problem.anatomy.inputs
-        self.copies = copies
+        problem = self.problem
+        captured = problem.converted.classified.captured
+        for axes in ways(captured, problem.entries, problem.anatomy.inputs, 1) if copies > 1 else ():
+            try:
+                outputs = self._run(copies, axes)
+            except InputError:  # what some input is like decides, so that copies of others do not fit it
+                continue
+            if self._alike(outputs):
+                break
+        else:
+            outputs = self._run(1, {})
+        self._before = self._scores(outputs)
+
+    def _run(self, copies: int, axes: Mapping[str, int]) -> list[Any]:
+        """The program's outputs for copies of the example, with these axes of examples; values are kept."""
+        problem, self.copies = self.problem, copies
         self._entries = [
             value.repeat_interleave(copies, axes[name]) if name in axes else value
             for name, value in zip(problem.inputs, problem.entries)
         ]
-        keep = set(self.nodes).union(*(self._reads(name) for name in self.nodes))
-        recorder = Recorder(self._program, keep)
+        recorder = Recorder(self._program, set(self.nodes).union(*map(self._reads, self.nodes)))
         with torch.no_grad():
             outputs = problem.converted.called(recorder.run, self._entries)
         self._values = recorder.values
-        wanted = problem.aim.values.double()
-        if copies > 1:
-            alike = self._fit(outputs) and torch.isclose(
-                self._scores(outputs).double(), wanted, rtol=ALIKE * torch.finfo(problem.aim.values.dtype).eps, atol=0
-            )
-            if not torch.as_tensor(alike).all():
-                self._copy(1)
-                return
-        self._before = self._scores(outputs)
+        return list(outputs)
 
-    def _fit(self, outputs: Sequence[Any]) -> bool:
-        """Whether the outputs that the target reads have a row for each copy."""
-        read = [i for i, g in enumerate(self.problem.aim.cotangents) if g is not None]
-        return all(self._outputs[i].found(outputs[i], self.copies) for i in read)
+    def _alike(self, outputs: Sequence[Any]) -> bool:
+        """Whether each copy has a row in the outputs that the target reads, and it is the example's."""
+        aim = self.problem.aim
+        read = [i for i, g in enumerate(aim.cotangents) if g is not None]
+        if not all(self._outputs[i].found(outputs[i], self.copies) for i in read):
+            return False
+        rows = [self._row(outputs, copy) for copy in range(self.copies)]
+        return all(near(row[i], aim.outputs[i], ALIKE * torch.finfo(row[i].dtype).eps) for row in rows for i in read)
 
     def _reads(self, name: str) -> set[str]:
         """Names of the nodes whose values are read behind a node, and that do not depend on it."""

@@ -151,7 +151,7 @@ class Aim:
             whole = self.outputs[i]
             for place in self._places(i, outputs[i]):
                 whole = part_of(whole, place, self.batch, example)
-            if not _near(outputs[i], whole, 1000 * _rounding(whole)):
+            if not near(outputs[i], whole, 1000 * _rounding(whole)):
                 return False
         return True
 
@@ -167,7 +167,7 @@ class Aim:
         g = self.shared[i][example] if i in self.shared else g
         for place in self._places(i, alone):
             g, whole = (part_of(v, place, self.batch, example) for v in (g, whole))
-        if not _near(alone, whole):
+        if not near(alone, whole):
             raise InputError(
                 f"example {example} of the batch gives other outputs when it runs alone, so its part of the target "
                 f"({self.target.label}) is unknown: the model mixes the examples of a batch, or the method runs it at "
@@ -297,8 +297,18 @@ def _along(weights: Tensor, value: Tensor, place: Within) -> Tensor:
     return axis.reshape(*(-1 if i == place.axis else 1 for i in range(value.dim())))
 
 
-def _near(alone: Tensor, whole: Tensor, tolerance: float = 1e-3) -> bool:
-    """Whether an example's outputs are its part of the batch's, up to the rounding of other kernels."""
+def near(alone: Tensor, whole: Tensor, tolerance: float = 1e-3) -> bool:
+    """Whether an example's outputs are its part of the batch's, up to the rounding of other kernels.
+
+    Args:
+        alone: an output of the example.
+        whole: its part of the batch's.
+        tolerance: the largest difference, relative to the largest number; at most 1e-3, at least eight roundings.
+
+    Example:
+        >>> near(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 4.002])), near(torch.ones(2), torch.zeros(2))
+        (True, False)
+    """
     if alone.shape != whole.shape:
         return False
     finite = whole.isfinite()

@@ -203,6 +203,31 @@ def test_a_batch_whose_rows_differ_is_not_used() -> None:
         assert abs(found.effect["a"][i] - wanted) < 1e-12
 
 
+def test_a_mask_has_a_row_for_each_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Llama picks the rows of its mask by number, so that the graph does not tell that they are examples."""
+    pytest.importorskip("transformers")
+    from tests.helpers.language_models import V, model
+
+    net = model("llama")
+    randomize(net, 0)
+    clean, corrupt = (
+        {"input_ids": torch.randint(5, V, (1, 5)), "attention_mask": torch.ones(1, 5, dtype=torch.int64)} for _ in "ab"
+    )
+    alike, seen = Effects._alike, []
+
+    def watched(self: Effects, outputs: Any) -> bool:
+        seen.append((self.copies, alike(self, outputs)))
+        return seen[-1][1]
+
+    monkeypatch.setattr(Effects, "_alike", watched)
+    libra = fxgrad.convert(net, (), clean)
+    found = fxgrad.patching(libra, clean, corrupt, target=Token(id=7), effects=True)
+    assert seen == [(5, True)]
+    monkeypatch.setattr(Effects, "_fitting", lambda *_: 1)
+    singly = fxgrad.patching(libra, clean, corrupt, target=Token(id=7), effects=True)
+    assert all((singly.effect[cut] - effect).abs().max() < 1e-7 for cut, effect in found.effect.items())
+
+
 def test_targets() -> None:
     _, libra, clean, corrupt, *_ = case("vit")
 
@@ -255,6 +280,10 @@ def test_refusals() -> None:
     assert refused(clean=clean.repeat(2, 1, 1, 1)).startswith("patching is of one example, and these are 2.")
     assert "equal shapes, and 'x' is (1, 3, 32, 32) in the one and (2, 3," in refused(corrupt=clean.repeat(2, 1, 1, 1))
     assert refused(cuts=["blocks.1.attn.qkv"]).startswith("nothing of the target flows through")
+    plain = nn.Sequential(nn.Linear(3, 2), nn.ReLU(), nn.Linear(2, 2)).eval()
+    x = torch.ones(1, 3)
+    with pytest.raises(InputError, match="no blocks that the target's gradient reaches"):
+        fxgrad.patching(fxgrad.convert(plain, (x,)), x, 2 * x, target=1, cuts=[])
     found = fxgrad.patching(libra, clean, corrupt, target=2)
     assert found.effect == {}
     with pytest.raises(InputError, match="effects=True"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import networkx as nx
@@ -46,16 +46,33 @@ class Stretches:
         cuts: in the order of the flow; cut k ends stretch k, and the last stretch ends in the target.
         stretch: name of every node that the target's flow passes, inputs included -> index of its stretch.
         ends: names of the output's nodes that the target reads.
+        late: names of the nodes behind the last mixing of tokens in their stretch; see `fxgrad.flows.late`.
+        middle: index of a stretch with such nodes -> names of the values that flow to them, or pass by them.
     """
 
     cuts: tuple[Cut, ...]
     stretch: dict[str, int]
     ends: tuple[str, ...]
+    late: frozenset[str] = frozenset()
+    middle: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
-    def crossing(self) -> tuple[frozenset[str], ...]:
-        """Names of the values that flow over each cut."""
-        return tuple(frozenset(cut.nodes) for cut in self.cuts)
+    def half(self) -> dict[str, int]:
+        """Name of every node that the target's flow passes -> 2 k in stretch k, one more if it is late."""
+        return {name: 2 * k + (name in self.late) for name, k in self.stretch.items()}
+
+    @cached_property
+    def starting(self) -> dict[int, tuple[str, ...]]:
+        """Index of a half, as in `half` -> names of the values that it starts from, but for inputs."""
+        middle = {2 * k + 1: names for k, names in self.middle.items()}
+        return {2 * k + 2: cut.nodes for k, cut in enumerate(self.cuts)} | middle
+
+    def ending(self, half: int) -> tuple[str, ...]:
+        """Names of the values that a half ends in."""
+        k, late = divmod(half, 2)
+        if not late and k in self.middle:
+            return self.middle[k]
+        return self.cuts[k].nodes if k < len(self.cuts) else self.ends
 
 
 def stretches(problem: Problem, cuts: Sequence[Place] | None) -> Stretches:
@@ -82,7 +99,7 @@ def stretches(problem: Problem, cuts: Sequence[Place] | None) -> Stretches:
             continue
         stretch |= dict.fromkeys(own, len(made))
         before |= own
-        made.append(Cut(path, name, _crossing(before, name, flow, ends), by))
+        made.append(Cut(path, name, crossing(before, name, flow, ends), by))
     stretch |= dict.fromkeys(flow.nodes - before, len(made))
     return Stretches(tuple(made), stretch, ends)
 
@@ -123,7 +140,14 @@ def _whole(names: set[str], flow: nx.DiGraph[str], nodes: Mapping[str, fx.Node])
     return names if items <= names else _whole(names | items, flow, nodes)
 
 
-def _crossing(before: set[str], first: str, flow: nx.DiGraph[str], ends: Sequence[str]) -> tuple[str, ...]:
-    """Names of the values that flow from some nodes to others or to the target, `first` ahead."""
+def crossing(before: set[str], first: str, flow: nx.DiGraph[str], ends: Sequence[str]) -> tuple[str, ...]:
+    """Names of the values that flow from some nodes to others or to the target, `first` ahead.
+
+    Args:
+        before: names of the nodes, closed under "flows into".
+        first: one of these values.
+        flow: what `flow_of` returned.
+        ends: names of the output's nodes that the target reads.
+    """
     found = [name for name in flow if name in before and (name in ends or not before.issuperset(flow.successors(name)))]
     return tuple(sorted(found, key=lambda name: name != first))

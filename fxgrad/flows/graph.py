@@ -12,6 +12,7 @@ from fxgrad.errors import InputError
 from fxgrad.flows.balance import refuse_unbalanced
 from fxgrad.flows.cuts import Stretches, stretches
 from fxgrad.flows.edges import Edges
+from fxgrad.flows.late import with_late_halves
 from fxgrad.flows.run import Run
 from fxgrad.flows.single import of_one_example, tokens_of_all
 from fxgrad.flows.strongest import strongest
@@ -88,7 +89,7 @@ def flow(
     if isinstance(cuts, str):
         raise InputError(f"cuts are several module paths. Pass cuts=[{cuts!r}].")
     problem = of_one_example(converted, args, kwargs, target, class_names, "a flow", "fxgrad.flow")
-    cut = stretches(problem, cuts)
+    cut = with_late_halves(problem, stretches(problem, cuts))
     run = Run(problem, cut)
     named = dict.fromkeys([*run.inputs, *(name for one in cut.cuts for name in one.nodes)])
     last = cut.cuts[-1].node if cut.cuts else None
@@ -152,7 +153,7 @@ class _Graph:
         decisions = self.problem.converted.classified.decisions
         starts: list[tuple[str, dict[str, Any]]] = []
         for name in self.run.into(k):
-            layer = k if name in self.run.starts[k] else 0
+            layer = k if name in self.run.starts[2 * k] else 0
             about: dict[str, Any] = {"cut": self.cut.cuts[k - 1].name if layer else self.named[name]}
             if layer and name in decisions and decisions[name].place.module_path:
                 about["path"] = decisions[name].place.module_path

@@ -60,13 +60,24 @@ class Tokens:
         """The sums of the elements of each token, (tokens,)."""
         return elements.new_zeros(len(self.about)).index_add(0, self.labels.flatten(), elements.flatten())
 
-    def alone(self, g: Tensor, chosen: Tensor) -> Tensor:
-        """g at each of some tokens alone, 0 elsewhere: (len(chosen), *its shape)."""
-        return torch.where(self.labels == chosen.view(-1, *[1] * g.dim()), g, torch.zeros_like(g))
-
     def reached(self, g: Tensor) -> list[int]:
         """Indices of the tokens where g is not 0."""
         return sorted(set(self.labels[g != 0].tolist()))
+
+
+def alone(g: Tensor, labels: Tensor, chosen: Tensor) -> Tensor:
+    """g at each of some tokens alone, 0 elsewhere: (len(chosen), *its shape).
+
+    Args:
+        g: a cotangent.
+        labels: index of the token of every element, shaped as g.
+        chosen: indices of tokens.
+
+    Example:
+        >>> alone(torch.tensor([2.0, 3.0]), torch.tensor([0, 1]), torch.tensor([1])).tolist()
+        [[0.0, 3.0]]
+    """
+    return torch.where(labels == chosen.view(-1, *[1] * g.dim()), g, torch.zeros_like(g))
 
 
 def tokens_of(value: Tensor, node: fx.Node, anatomy: Anatomy, names: Sequence[str] | None = None) -> Tokens:

@@ -5,7 +5,7 @@ BIN := .venv/bin
 MEASURED := bench/measured
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,$(MEASURED))
 
-.PHONY: demo train test lint completeness paper-cost export-table precision-table zoo fuzz bench processor large linear answers flows gpu evaluate evidence \
+.PHONY: demo train test lint completeness paper-cost export-table precision-table zoo fuzz bench processor large linear patching answers flows gpu evaluate evidence \
 	evidence-of-trained real gallery web docs notebooks site clean
 
 .venv/ready: pyproject.toml
@@ -62,6 +62,9 @@ large: .venv/ready  ## ten minutes, 8 GB: memory of a model of 1.2 billion param
 
 linear: .venv/ready  ## three minutes: how exact linear maps and pairs are, and what they cost; write bench/measured/linear.md
 	$(BIN)/python -m bench.tables.linear --out $(MEASURED)/linear.md --folder $(MEASURED)
+
+patching: .venv/ready  ## half an hour: how well estimates of patching agree with effects; write bench/measured/patching.md
+	$(BIN)/python -m bench.tables.patching --out $(MEASURED)/patching.md --folder $(MEASURED)
 
 answers: .venv/ready  ## a quarter of an hour, 8 GB: what the matrix of an answer costs; write bench/measured/answers.md
 	$(BIN)/python -m bench.speed.answers --large --threads 2 --out $(MEASURED)/answers.md

@@ -26,7 +26,11 @@ if TYPE_CHECKING:
     from fxgrad.explainer import export_explainer
     from fxgrad.flows.graph import flow
     from fxgrad.flows.linear import LinearMap, linear_map
+    from fxgrad.flows.origin import Origins, origins
     from fxgrad.flows.pairs import Pairs, pairs
+    from fxgrad.flows.patch import patching
+    from fxgrad.flows.patched import Patching
+    from fxgrad.flows.units import Channels, Heads
     from fxgrad.methods import Attribution, attribute
     from fxgrad.module.converted import ConvertedModule
     from fxgrad.module.save import load, save
@@ -41,16 +45,20 @@ __all__ = [
     "ArtefactError",
     "Attribution",
     "CaptureError",
+    "Channels",
     "CheckReport",
     "ConvertedModule",
     "ExportError",
     "FxgradError",
+    "Heads",
     "IncompleteWarning",
     "InputError",
     "LinearMap",
     "NoRuleError",
     "NotBalanceableError",
+    "Origins",
     "Pairs",
+    "Patching",
     "RuleTableError",
     "attribute",
     "check",
@@ -59,7 +67,9 @@ __all__ = [
     "flow",
     "linear_map",
     "load",
+    "origins",
     "pairs",
+    "patching",
     "save",
     "vjp",
 ]
@@ -78,8 +88,14 @@ _HOMES = {
     "flow": "flows.graph",
     "LinearMap": "flows.linear",
     "linear_map": "flows.linear",
+    "Origins": "flows.origin",
+    "origins": "flows.origin",
     "Pairs": "flows.pairs",
     "pairs": "flows.pairs",
+    "Patching": "flows.patched",
+    "Channels": "flows.units",
+    "Heads": "flows.units",
+    "patching": "flows.patch",
     "Attribution": "methods",
     "attribute": "methods",
     "ConvertedModule": "module.converted",

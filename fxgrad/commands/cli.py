@@ -32,6 +32,7 @@ COMMANDS = {
     "explain": "Draw what in PICTURES, or in a text, speaks for a class, or for an answer.",
     "export": "Write MODEL and its attribution as one program, for onnxruntime, plain PyTorch or C++.",
     "flow": "Draw how the value of a class flows through MODEL, from PICTURE, or a text, token by token.",
+    "patch": "Put what CORRUPT makes MODEL compute into its run on CLEAN, value by value: what does a class need?",
     "rules": "Look up ops, kinds and policies.",
     "run": "Explain IMAGE by EXPLAINER, an .onnx file that `fxgrad export` wrote, in onnxruntime.",
     "zoo": "Put MODELS, or every model of a suite, through the pass, and keep a row of each.",
@@ -90,6 +91,7 @@ def main() -> None:
       fxgrad explain timm:vit_base_patch16_224 cat.jpg --pretrained --target tabby
       fxgrad explain open_clip:ViT-B-16@openai cat.jpg --prompt "a cat"
       fxgrad flow timm:vit_tiny_patch16_224 cat.jpg --pretrained -o cat.html
+      fxgrad patch timm:vit_tiny_patch16_224 cat.jpg dog.jpg --pretrained
       fxgrad export timm:vit_base_patch16_224 --pretrained -o vit.onnx
       fxgrad run vit.onnx cat.jpg
       fxgrad rules gelu

@@ -7,25 +7,22 @@ from pathlib import Path
 from typing import Any
 
 import click
-import torch
 
+from fxgrad.commands.next_token import language_model, next_token, read
 from fxgrad.commands.options import heading, loaded_model, model_options, prompt_option, prompted
 from fxgrad.commands.parsing import command
 from fxgrad.commands.printing import say
 from fxgrad.commands.terminal import check_output, stage
-from fxgrad.data.models import load_language_model
 from fxgrad.errors import InputError
 from fxgrad.flows.files import ENDINGS, write
 from fxgrad.flows.graph import flow as flow_of
 from fxgrad.flows.shown import caption
 from fxgrad.flows.strongest import edges_of
 from fxgrad.methods.photo import photo
-from fxgrad.methods.targets import Contrast, Token
+from fxgrad.methods.targets import Contrast
 from fxgrad.pipeline import convert
 from fxgrad.reading import read_image, readable
-from fxgrad.text.host import Host
 from fxgrad.text.pieces import pieces
-from fxgrad.text.prompts import encoded
 
 MOST = 5
 """How many edges are printed."""
@@ -101,33 +98,12 @@ def _of_text(
     options: Mapping[str, Any],
 ) -> tuple[str, Any]:
     """(the heading, the flow to the next token of a text)."""
-    if which.get("input_size"):
-        raise InputError("--input-size is for pictures. Leave it out with --text.")
-    given = {name: value for name, value in which.items() if name not in ("input_size", "model", "dtype")}
-    model = which["model"]
-    with stage(f"loading {model}"):
-        given |= {"texts": [text], "pictures": False, "dtype": getattr(torch, which["dtype"])}
-        net, tokenizer, weights = load_language_model(model, **given)
-    host = Host(net, tokenizer, rules)
-    ids = encoded(host.processor, text)[0][0].ids
-    host.check([ids])
-    kwargs = {"input_ids": torch.tensor([ids], device=host.device), **host.given("use_cache", False)}
-    with stage(f"following the flow through {model}"):
-        converted = host.conversion(kwargs)
-        wanted = _token(tokenizer, target)
-        goal = wanted if against is None else Contrast(wanted, _token(tokenizer, against))
+    said, host, tokenizer = language_model([text], rules, which)
+    ids, kwargs = read(host, text)
+    with stage(f"following the flow through {which['model']}"):
+        converted, goal = host.conversion(kwargs), next_token(tokenizer, target, against)
         graph = flow_of(converted, kwargs=kwargs, target=goal, token_names=pieces(tokenizer, ids), **options)
-    return f"{model}: {'random weights' if weights == 'random' else f'weights: {weights}'}", graph
-
-
-def _token(tokenizer: Any, text: str | None) -> Token:
-    """The next token; None is the likeliest."""
-    if text is None:
-        return Token()
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    if len(ids) != 1:
-        raise InputError(f"{text!r} is {len(ids)} tokens, and a flow has one target. Give a text of one token.")
-    return Token(id=ids[0])
+    return said, graph
 
 
 def _target(target: str | None, against: str | None) -> Any:

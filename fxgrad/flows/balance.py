@@ -61,12 +61,18 @@ def refuse_unbalanced(graph: nx.DiGraph[str], problem: Problem) -> None:
         raise InputError(f"at {node!r} a number is not finite: some value of the model overflows at this input.")
     if error <= TOLERANCE[coarsest(problem.aim.values, problem)]:
         return
+    if problem.aim.target.note:
+        start = f"a flow has to add up, and this one is off by {error:.2g} of the whole"
+    else:
+        start = f"what flows into {node!r} is not what flows out of it, by {error:.2g} of the whole"
+    raise InputError(start + reason(problem))
+
+
+def reason(problem: Problem) -> str:
+    """Why shares do not add up, as the end of a sentence: the target's note, or the policy's own gradients."""
     if note := problem.aim.target.note.removeprefix("Warning: "):
-        raise InputError(f"a flow has to add up, and this one is off by {error:.2g} of the whole: {note}")
-    start = f"what flows into {node!r} is not what flows out of it, by {error:.2g} of the whole"
+        return f": {note}"
     if own := own_gradients(problem):
         rules = problem.converted.classified.table.name
-        raise InputError(
-            f"{start}: under {rules}, these ops keep their own gradient, which is not balanced: {own}. Use libragrad."
-        )
-    raise InputError(f"{start}. fxgrad.check proves node by node what does not balance.")
+        return f": under {rules}, these ops keep their own gradient, which is not balanced: {own}. Use libragrad."
+    return ". fxgrad.check proves node by node what does not balance."

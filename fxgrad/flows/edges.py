@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
+from fxgrad.flows.late import labels_of
 from fxgrad.flows.run import Run
-from fxgrad.flows.tokens import Tokens
+from fxgrad.flows.tokens import Tokens, alone
 from fxgrad.run.sources import wide
 
 
@@ -57,21 +58,49 @@ class Edges:
         size = self.run.fitting(len(reached)) if reached else 1
         count = 1 + sum(len(self.tokens[n].about) for n in self.run.into(k))
         found = wide(g.new_zeros(count, len(tokens.about)))
+        middle, kept = self._through_late(k, name, g)
         for first in range(0, len(reached), size):
             some = torch.tensor(reached[first : first + size], device=g.device)
-            found[:, some] = self._rows(k, name, tokens.alone(g, some)).T.to(found)
+            stacks = {n: alone(own, labels, some) for n, (own, labels) in middle.items()}
+            found[:, some] = self._rows(k, stacks, len(some)).T.to(found)
+        found[-1] += kept
         return found
 
-    def _rows(self, k: int, name: str, stack: Tensor) -> Tensor:
-        """The contributions to several cotangents of one value; one by one where an op's gradient cannot be batched."""
-        if len(stack) > 1:
+    def _through_late(self, k: int, name: str, g: Tensor) -> tuple[dict[str, tuple[Tensor, Tensor]], Tensor | int]:
+        """What stretch k's late half makes of the cotangent of a value at its end, for all tokens at once.
+
+        Returns:
+            (name of each value in the middle -> its cotangent, and index of the token of every element; what the
+            constants behind contribute to each token). The end itself where there is no late half, or where it is not
+            known which of the end's tokens an element belongs to.
+        """
+        run, tokens = self.run, self.tokens[name]
+        whole = {name: (g, tokens.labels)}, 0
+        if name in run.stretches.middle.get(k, (name,)) or not torch.equal(self._labels(name), tokens.labels):
+            return whole
+        middle, found = run.back_late(k, {name: g})
+        parts = [(self._labels(n), part) for n, own in found.items() for part in own]
+        if any(part.shape != labels.shape for labels, part in parts):
+            return whole
+        shares = torch.zeros(len(tokens.about), device=g.device, dtype=wide(g).dtype)
+        for labels, part in parts:
+            shares = shares.index_add(0, labels.flatten(), part.flatten())
+        return {n: (own, self._labels(n)) for n, own in middle.items()}, shares
+
+    def _labels(self, name: str) -> Tensor:
+        return labels_of(self.run.problem, name, self.run.values[name])
+
+    def _rows(self, k: int, stacks: Mapping[str, Tensor], count: int) -> Tensor:
+        """The contributions to several cotangents of some values; one by one where a gradient cannot be batched."""
+        if count > 1:
             with warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)  # of ops that go singly
                 try:
-                    rows: Tensor = torch.vmap(lambda g: self.row(k, {name: g})[0])(stack)
+                    rows: Tensor = torch.vmap(lambda given: self.row(k, given)[0])(dict(stacks))
                     return rows
                 except torch.OutOfMemoryError:
                     raise
                 except (RuntimeError, InputError):  # what is wrong with a single one is said below
                     pass
-        return torch.stack([self.row(k, {name: g})[0] for g in stack])
+        each = [{name: stack[i] for name, stack in stacks.items()} for i in range(count)]
+        return torch.stack([self.row(k, given)[0] for given in each])

@@ -12,16 +12,15 @@ from fxgrad.errors import InputError
 from fxgrad.flows.balance import refuse_unbalanced
 from fxgrad.flows.cuts import Stretches, stretches
 from fxgrad.flows.edges import Edges
+from fxgrad.flows.late import with_late_halves
 from fxgrad.flows.run import Run
+from fxgrad.flows.single import of_one_example, tokens_of_all
 from fxgrad.flows.strongest import strongest
-from fxgrad.flows.tokens import Tokens, tokens_of
-from fxgrad.methods.definition import Map, Method
-from fxgrad.methods.layers import of_layer
+from fxgrad.flows.tokens import Tokens
+from fxgrad.flows.units import Place
 from fxgrad.methods.names import Names
-from fxgrad.methods.parts import NOTHING
 from fxgrad.methods.problem import Problem
 from fxgrad.methods.targets import Target
-from fxgrad.methods.together import Asked, Together
 from fxgrad.module.converted import ConvertedModule
 
 TARGET = "target"
@@ -34,7 +33,7 @@ def flow(
     kwargs: Mapping[str, Any] | None = None,
     *,
     target: Target,
-    cuts: Sequence[str] | None = None,
+    cuts: Sequence[Place] | None = None,
     top: int | None = None,
     class_names: Names | None = None,
     token_names: Sequence[str] | None = None,
@@ -49,8 +48,9 @@ def flow(
         converted: what `fxgrad.convert` returned, under a policy that balances.
         args, kwargs: one example, as for calling the module.
         target: as for `fxgrad.attribute`.
-        cuts: module paths: the model is cut at what leaves these modules. By default at what enters each block. A value
-            that passes by, such as a skip connection over several blocks, is a part of the cut.
+        cuts: module paths: the model is cut at what leaves these modules; or `fxgrad.Heads`, `fxgrad.Channels`, which
+            divide each token. By default at what enters each block. A value that passes by, such as a skip connection
+            over several blocks, is a part of the cut.
         top: how many edges to keep between two cuts, the strongest; all others are booked in one node "rest" for each
             stretch. By default all are kept.
         class_names: for targets by name, as for `fxgrad.attribute`.
@@ -61,10 +61,11 @@ def flow(
         the inputs and of the values at the cuts, the cells of a map, or a value as a whole where it has neither; the
         constants between two cuts are a node. They have `kind` ("input", "token", "constants", "rest", "target"),
         `cut`, `layer` (0 for inputs, k for the k-th cut), `value` (what they are a part of), `name`, `share`, and where
-        they have a position `token`, `row`, `column`, `rows`, `columns`. Edges have `weight`: how much of the target's
-        value flows there. Into and out of every inner node flows its `share`; roots are inputs and constants; the only
-        sink is "target", whose share is the target's value. The graph has `target`, `rules`, `value`, and `error`, the
-        largest relative difference at a node.
+        they have a position `token`, `row`, `column`, `rows`, `columns`; where tokens are divided `part`, such as
+        "head 1", and `whole`, the token's number. Edges have `weight`: how much of the target's value flows there. Into
+        and out of every inner node flows its `share`; roots are inputs and constants; the only sink is "target", whose
+        share is the target's value. The graph has `target`, `rules`, `value`, and `error`, the largest relative
+        difference at a node.
 
     Raises:
         InputError: several examples, no such module, two cuts at one value, a policy or a target that does not add up.
@@ -87,32 +88,18 @@ def flow(
         raise InputError(f"top is how many edges to keep between two cuts, a whole number from 0, not {top!r}.")
     if isinstance(cuts, str):
         raise InputError(f"cuts are several module paths. Pass cuts=[{cuts!r}].")
-    problem = _problem(converted, args, kwargs, target, class_names)
-    cut = stretches(problem, cuts)
+    problem = of_one_example(converted, args, kwargs, target, class_names, "a flow", "fxgrad.flow")
+    cut = with_late_halves(problem, stretches(problem, cuts))
     run = Run(problem, cut)
-    parts = problem.anatomy
-    if cut.cuts and parts.grid is None and parts.tokens is None:
-        parts = of_layer(parts, problem.nodes[cut.cuts[-1].node])
     named = dict.fromkeys([*run.inputs, *(name for one in cut.cuts for name in one.nodes)])
-    others = {problem.inputs[name].name for name in problem.attributed if name not in problem.main}
-    tokens = {}
-    for name in named:  # with another sequence before it, such as a decoder's, a value may have other tokens
-        names = token_names if others <= problem.behind(name) else None
-        tokens[name] = tokens_of(run.values[name], problem.nodes[name], parts, names)
+    last = cut.cuts[-1].node if cut.cuts else None
+    tokens = tokens_of_all(problem, {name: run.values[name] for name in named}, last, token_names)
+    for one in cut.cuts:
+        if one.by is not None:
+            tokens[one.node] = one.by.divided(tokens[one.node], run.values[one.node], problem.nodes[one.node])
     graph = _Graph(problem, run, tokens).made()
     refuse_unbalanced(graph, problem)
     return graph if top is None else strongest(graph, top)
-
-
-def _problem(converted: ConvertedModule, args: Any, kwargs: Any, target: Target, names: Names | None) -> Problem:
-    """The model, one example, and the target."""
-    together = Together(converted, args, kwargs, [Asked(Method("flow", Map, reads=NOTHING))], 1)
-    if isinstance(target, list):
-        raise InputError("a flow has one target, not a list of them. Call fxgrad.flow for each.")
-    problem = together.problem(target, names)
-    if problem.aim.batch != 1:
-        raise InputError(f"a flow is of one example, and these are {problem.aim.batch}. Pass one.")
-    return problem
 
 
 class _Graph:
@@ -152,7 +139,7 @@ class _Graph:
     def _nodes(self, name: str, layer: int) -> list[str]:
         """The names of a value's nodes at a cut, or at the inputs, where the layer is 0."""
         where = self._where(name, layer)
-        return [f"{where}[{about.get('token', i)}]" for i, about in enumerate(self.tokens[name].about)]
+        return [f"{where}[{key}]" for key in self.tokens[name].keys]
 
     def _where(self, name: str, layer: int) -> str:
         cut = self.cut.cuts[layer - 1] if layer else None
@@ -166,13 +153,14 @@ class _Graph:
         decisions = self.problem.converted.classified.decisions
         starts: list[tuple[str, dict[str, Any]]] = []
         for name in self.run.into(k):
-            layer = k if name in self.run.starts[k] else 0
+            layer = k if name in self.run.starts[2 * k] else 0
             about: dict[str, Any] = {"cut": self.cut.cuts[k - 1].name if layer else self.named[name]}
             if layer and name in decisions and decisions[name].place.module_path:
                 about["path"] = decisions[name].place.module_path
             about |= {"kind": "token" if layer else "input", "layer": layer, "value": self._where(name, layer)}
             for node, own in zip(self._nodes(name, layer), self.tokens[name].about):
-                starts.append((node, {**about, **own}))
+                value = {"value": f"{about['value']}, {own['part']}"} if "part" in own else {}
+                starts.append((node, {**about, **own, **value}))
         to = self.cut.cuts[k].name if k < len(self.cut.cuts) else TARGET
         node = f"constants before {to}"
         starts.append((node, {"kind": "constants", "cut": to, "layer": k, "name": node}))

@@ -1,4 +1,4 @@
-"""One recorded run of a model in stretches: autograd's graph ends at every cut, and begins anew behind it.
+"""One recorded run of a model in halves of stretches: autograd's graph ends behind each, and begins anew.
 
 So the backward pass of a stretch is a call of its own, from the values at its end to those at its start, and a value
 that another one of the same cut is computed from gets only what passes by that one.
@@ -21,7 +21,7 @@ from fxgrad.run.sources import Offsets, detached, products, reads, wide
 
 
 class Recorded(Interpreter):
-    """Runs a program and records each stretch for itself.
+    """Runs a program and records each half of a stretch for itself.
 
     Args:
         program: the rewritten program.
@@ -30,34 +30,34 @@ class Recorded(Interpreter):
 
     Attributes:
         values: node name -> its value, recorded, for the kept nodes and all of the cuts and ends.
-        starts: for each stretch, name of a node at the cut before it -> the value that the stretch starts from.
+        starts: for each half, name of a node before it -> the value that the half starts from.
     """
 
     def __init__(self, program: fx.GraphModule, stretches: Stretches, keep: set[str]) -> None:
         super().__init__(program)
-        self.stretch, self.crossing = stretches.stretch, stretches.crossing
-        self.keep = keep.union(stretches.ends, *self.crossing)
+        self.half, self.starting = stretches.half, stretches.starting
+        self.keep = keep.union(stretches.ends, *self.starting.values())
         self.values: dict[str, Any] = {}
-        self.starts: list[dict[str, Tensor]] = [{} for _ in range(len(self.crossing) + 1)]
+        self.starts: list[dict[str, Tensor]] = [{} for _ in range(2 * len(stretches.cuts) + 2)]
 
     def run_node(self, n: fx.Node) -> Any:
         result = super().run_node(n)
         if n.name in self.keep:
             self.values[n.name] = result
-        for k, names in enumerate(self.crossing):
+        for half, names in self.starting.items():
             if n.name in names:
-                self.starts[k + 1][n.name] = result.detach().requires_grad_()
+                self.starts[half][n.name] = result.detach().requires_grad_()
         return result
 
     def map_nodes_to_values(self, args: Any, n: fx.Node) -> Any:
-        return fx.node.map_arg(args, lambda operand: self._read(operand, self.stretch.get(n.name)))
+        return fx.node.map_arg(args, lambda operand: self._read(operand, self.half.get(n.name)))
 
-    def _read(self, operand: fx.Node, stretch: int | None) -> Any:
-        """An operand as a node of some stretch sees it: of an earlier stretch, what starts here, or a constant."""
-        own, value = self.stretch.get(operand.name), self.env[operand]
-        if own is None or own == stretch:
+    def _read(self, operand: fx.Node, half: int | None) -> Any:
+        """An operand as a node of some half sees it: of an earlier half, what starts here, or a constant."""
+        own, value = self.half.get(operand.name), self.env[operand]
+        if own is None or own == half:
             return value
-        here = self.starts[stretch] if stretch is not None else {}
+        here = self.starts[half] if half is not None else {}
         return here.get(operand.name, pytree.tree_map(detached, value))
 
 
@@ -92,33 +92,60 @@ class Run:
 
     def into(self, k: int) -> dict[str, Tensor]:
         """Name of each value that stretch k starts from, inputs included -> the value, recorded."""
-        own = {n: v for n, v in self.inputs.items() if self.stretches.stretch.get(n) == k}
-        return {**self.starts[k], **own}
+        return self._into(2 * k)
 
-    def out_of(self, k: int) -> dict[str, Tensor]:
-        """Name of each value that stretch k ends in -> the value, recorded."""
-        cuts = self.stretches.cuts
-        names = cuts[k].nodes if k < len(cuts) else self.stretches.ends
-        recorded = {**self.recorded, **self.into(k)}
-        return {name: recorded[name] for name in names}
+    def _into(self, half: int) -> dict[str, Tensor]:
+        own = {n: v for n, v in self.inputs.items() if self.stretches.half.get(n) == half}
+        return {**self.starts[half], **own}
 
     def back(self, k: int, cotangents: Mapping[str, Tensor]) -> tuple[dict[str, Tensor | None], Tensor]:
         """The backward pass of stretch k alone.
 
         Args:
             k: its index.
-            cotangents: name of a value that it ends in -> its cotangent, of some or all.
+            cotangents: name of a value that it ends in, or that its late half starts from -> its cotangent, of some or
+                all; the late half is left out if it starts from all of these.
 
         Returns:
             (name of each value that it starts from -> the cotangent that arrives; what the constants in between keep).
         """
-        starts, ends = self.into(k), self.out_of(k)
-        own = {name: self.recorded[name] for name in self.sources if self.stretches.stretch[name] == k}
-        given = list(cotangents.items())
-        found = arriving([ends[name] for name, _ in given], [g for _, g in given], {**own, **starts}, keep=True)
-        shares = [self._kept(name, found[name]) for name in own if found[name] is not None]
-        shares += [part.sum() for name, g in given if name in self.constant for part in products([(g, ends[name])])]
-        return {name: found[name] for name in starts}, sum(shares, torch.zeros((), device=self.device))
+        middle, kept = self.stretches.middle.get(k), torch.zeros((), device=self.device)
+        early = middle is None or cotangents.keys() <= set(middle)
+        found: dict[str, Any] = {}
+        for half in [2 * k] if early else [2 * k + 1, 2 * k]:
+            found = self._back(half, cotangents)
+            shares = [self._kept(name, found[name]) for name in self._sources(half) if found[name] is not None]
+            constant = [(g, self.recorded[name]) for name, g in cotangents.items() if name in self.constant]
+            kept = sum([*shares, *(part.sum() for pair in constant for part in products([pair]))], kept)
+            cotangents = {name: found[name] for name in self._into(half) if found[name] is not None}
+        return {name: found[name] for name in self.into(k)}, kept
+
+    def back_late(
+        self, k: int, cotangents: Mapping[str, Tensor]
+    ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, ...]]]:
+        """The backward pass of the late half of stretch k alone.
+
+        Args:
+            k: its index.
+            cotangents: as for `back`.
+
+        Returns:
+            (name of each value that it starts from -> the cotangent, where one arrives; name of a node -> what the
+            elements of its constants contribute).
+        """
+        found = self._back(2 * k + 1, cotangents)
+        reached = [name for name in self._sources(2 * k + 1) if found[name] is not None]
+        parts = {name: products(self.offsets.of(self.sources[name], found[name])) for name in reached}
+        return {name: found[name] for name in self._into(2 * k + 1) if found[name] is not None}, parts
+
+    def _back(self, half: int, cotangents: Mapping[str, Tensor]) -> dict[str, Any]:
+        """Name of each node with constants in a half, and of each value that it starts from -> its cotangent."""
+        starts = self._into(half)
+        ends, own = {**self.recorded, **starts}, {name: self.recorded[name] for name in self._sources(half)}
+        return arriving([ends[n] for n in cotangents], list(cotangents.values()), {**own, **starts}, keep=True)
+
+    def _sources(self, half: int) -> list[str]:
+        return [name for name in self.sources if self.stretches.half[name] == half]
 
     def _kept(self, name: str, g: Any) -> Tensor:
         """What a node's constants contribute. An offset that is computed from values alone is computed once."""

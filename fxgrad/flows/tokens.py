@@ -23,24 +23,61 @@ class Tokens:
     Attributes:
         labels: index of the token of every element, int64, shaped as the value.
         about: for each token, what is known of it: `name`, and `token`, its number among the model's tokens, or `row`
-            and `column`, of `rows` and `columns`, on the map.
+            and `column`, of `rows` and `columns`, on the map; `part`, of a token that is divided, such as "head 1",
+            and `whole`, that token's number.
     """
 
     labels: Tensor
     about: tuple[Mapping[str, Any], ...]
 
+    @property
+    def keys(self) -> list[str]:
+        """What tells each token from the others: its number among the model's tokens, where it has one."""
+        numbers = (str(about.get("token", about.get("whole", i))) for i, about in enumerate(self.about))
+        parts = (f", {about['part']}" if "part" in about else "" for about in self.about)
+        return [number + part for number, part in zip(numbers, parts)]
+
+    def divided(self, labels: Tensor, names: Sequence[str]) -> Tokens:
+        """These tokens, each divided into the same parts: token by token, its parts in order.
+
+        Args:
+            labels: index of the part of every element, int64, shaped as the value.
+            names: of the parts.
+        """
+        about = [
+            {**one, "whole": one.get("token", i), "part": name, "name": f"{one['name']}, {name}"}
+            for i, one in enumerate(self.about)
+            for name in names
+        ]
+        return Tokens(self.labels * len(names) + labels, tuple(about))
+
     def sums(self, g: Tensor, value: Tensor) -> Tensor:
         """<g, value> token by token, (tokens,); g may be batched by vmap."""
         (found,) = products([(g, value)])
-        return found.new_zeros(len(self.about)).index_add(0, self.labels.flatten(), found.flatten())
+        return self.added(found)
 
-    def alone(self, g: Tensor, chosen: Tensor) -> Tensor:
-        """g at each of some tokens alone, 0 elsewhere: (len(chosen), *its shape)."""
-        return torch.where(self.labels == chosen.view(-1, *[1] * g.dim()), g, torch.zeros_like(g))
+    def added(self, elements: Tensor) -> Tensor:
+        """The sums of the elements of each token, (tokens,)."""
+        return elements.new_zeros(len(self.about)).index_add(0, self.labels.flatten(), elements.flatten())
 
     def reached(self, g: Tensor) -> list[int]:
         """Indices of the tokens where g is not 0."""
         return sorted(set(self.labels[g != 0].tolist()))
+
+
+def alone(g: Tensor, labels: Tensor, chosen: Tensor) -> Tensor:
+    """g at each of some tokens alone, 0 elsewhere: (len(chosen), *its shape).
+
+    Args:
+        g: a cotangent.
+        labels: index of the token of every element, shaped as g.
+        chosen: indices of tokens.
+
+    Example:
+        >>> alone(torch.tensor([2.0, 3.0]), torch.tensor([0, 1]), torch.tensor([1])).tolist()
+        [[0.0, 3.0]]
+    """
+    return torch.where(labels == chosen.view(-1, *[1] * g.dim()), g, torch.zeros_like(g))
 
 
 def tokens_of(value: Tensor, node: fx.Node, anatomy: Anatomy, names: Sequence[str] | None = None) -> Tokens:

@@ -150,8 +150,8 @@ class Aim:
                 continue
             whole = self.outputs[i]
             for place in self._places(i, outputs[i]):
-                whole = _cut(whole, place, self.batch, example)
-            if not _near(outputs[i], whole, 1000 * _rounding(whole)):
+                whole = part_of(whole, place, self.batch, example)
+            if not near(outputs[i], whole, 1000 * _rounding(whole)):
                 return False
         return True
 
@@ -166,8 +166,8 @@ class Aim:
         whole = self.outputs[i]
         g = self.shared[i][example] if i in self.shared else g
         for place in self._places(i, alone):
-            g, whole = (_cut(v, place, self.batch, example) for v in (g, whole))
-        if not _near(alone, whole):
+            g, whole = (part_of(v, place, self.batch, example) for v in (g, whole))
+        if not near(alone, whole):
             raise InputError(
                 f"example {example} of the batch gives other outputs when it runs alone, so its part of the target "
                 f"({self.target.label}) is unknown: the model mixes the examples of a batch, or the method runs it at "
@@ -252,8 +252,8 @@ def _refuse_mixing(
     if not bool(wrong.abs().max() > rounding**0.5 * g.abs().max() + least):
         return
     batch = len(values)
-    other = max(range(batch), key=lambda i: float(_cut(wrong, place, batch, i).abs().max()))
-    parts = [_cut(each, place, batch, other).abs().max() for each in _jacobian(values, leaf)]
+    other = max(range(batch), key=lambda i: float(part_of(wrong, place, batch, i).abs().max()))
+    parts = [part_of(each, place, batch, other).abs().max() for each in _jacobian(values, leaf)]
     value = max((i for i in range(batch) if i != other), key=lambda i: float(parts[i]))
     raise InputError(
         f"the target ({target.label}) mixes the examples of the batch: value {value} depends on {name} of example "
@@ -279,8 +279,13 @@ def _jacobian(values: Tensor, leaf: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(leaf) if g is None else g for g in found])
 
 
-def _cut(value: Tensor, place: Within, batch: int, example: int) -> Tensor:
-    """One example's part of a value, with an axis of size 1 for the examples."""
+def part_of(value: Tensor, place: Within, batch: int, example: int) -> Tensor:
+    """One example's part of a value, with an axis of size 1 for the examples.
+
+    Example:
+        >>> part_of(torch.tensor([0, 1, 2, 3]), Within(0, 1, 2), 2, 1)
+        tensor([2, 3])
+    """
     shape = value.shape
     parts = value.reshape(*shape[: place.axis], place.ahead, batch, place.behind, *shape[place.axis + 1 :])
     return parts.select(place.axis + 1, example).flatten(place.axis, place.axis + 1)
@@ -292,8 +297,18 @@ def _along(weights: Tensor, value: Tensor, place: Within) -> Tensor:
     return axis.reshape(*(-1 if i == place.axis else 1 for i in range(value.dim())))
 
 
-def _near(alone: Tensor, whole: Tensor, tolerance: float = 1e-3) -> bool:
-    """Whether an example's outputs are its part of the batch's, up to the rounding of other kernels."""
+def near(alone: Tensor, whole: Tensor, tolerance: float = 1e-3) -> bool:
+    """Whether an example's outputs are its part of the batch's, up to the rounding of other kernels.
+
+    Args:
+        alone: an output of the example.
+        whole: its part of the batch's.
+        tolerance: the largest difference, relative to the largest number; at most 1e-3, at least eight roundings.
+
+    Example:
+        >>> near(torch.tensor([1.0, 4.0]), torch.tensor([1.0, 4.002])), near(torch.ones(2), torch.zeros(2))
+        (True, False)
+    """
     if alone.shape != whole.shape:
         return False
     finite = whole.isfinite()

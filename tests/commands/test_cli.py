@@ -103,7 +103,9 @@ def test_version() -> None:
     assert succeed("--version").startswith("fxgrad")
 
 
-@pytest.mark.parametrize("command", [[], ["convert"], ["check"], ["explain"], ["export"], ["flow"], ["run"], ["rules"]])
+@pytest.mark.parametrize(
+    "command", [[], ["convert"], ["check"], ["explain"], ["export"], ["flow"], ["patch"], ["run"], ["rules"]]
+)
 def test_help_has_an_example(command: list[str]) -> None:
     text = succeed(*command, "--help")
     assert f"  {' '.join(['fxgrad', *command])} " in text
@@ -365,7 +367,7 @@ def test_the_list_of_commands_says_what_their_own_help_says() -> None:
 
 def test_every_command_for_models_takes_the_same_options() -> None:
     context = click.Context(cli.main)
-    for name in ("convert", "check", "explain", "export", "evaluate", "flow"):
+    for name in ("convert", "check", "explain", "export", "evaluate", "flow", "patch"):
         command = cli.main.get_command(context, name)
         assert command is not None
         names = {option for parameter in command.params for option in parameter.opts}

@@ -115,7 +115,7 @@ def _fate(weight: float) -> str:
 
 
 def operands_of(
-    node: fx.Node, part_of: Mapping[str, str], roles: Mapping[fx.Node, Role], kinds: Mapping[str, Kind]
+    node: fx.Node, part_of: Mapping[str, str], roles: Mapping[fx.Node, Role], kinds: Mapping[str, Kind | None]
 ) -> Iterator[Operand]:
     """The operands that the row names, then every other tensor operand as part `unnamed`.
 
@@ -178,8 +178,9 @@ class Classified:
 
     @property
     def balances(self) -> bool:
-        """Whether the gradient is balanced, not the derivative: some op that is not linear has another backward."""
-        return any(d.live and d.backward.balanced and d.kind not in LINEAR for d in self.decisions.values())
+        """Whether the gradient is balanced, not the derivative: some op has a backward that is not its own."""
+        live = [d for d in self.decisions.values() if d.live]
+        return any(d.backward.divides_layers or (d.backward.balanced and d.kind not in LINEAR) for d in live)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Classified:
         return self  # immutable

@@ -86,7 +86,7 @@ class _Walk:
         self.paths = dict(zip(placeholders, [*captured.state, *(entry.name for entry in captured.entries)]))
         self.roles: dict[fx.Node, Role] = {}
         self.decisions: dict[str, Decision] = {}
-        self.kinds: dict[str, Kind] = {}
+        self.kinds: dict[str, Kind | None] = {}
         self.seeds: dict[str, str] = {}
         self.unruled: list[Unruled] = []
 

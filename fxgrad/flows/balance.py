@@ -66,7 +66,5 @@ def refuse_unbalanced(graph: nx.DiGraph[str], problem: Problem) -> None:
     start = f"what flows into {node!r} is not what flows out of it, by {error:.2g} of the whole"
     if own := own_gradients(problem):
         rules = problem.converted.classified.table.name
-        raise InputError(
-            f"{start}: under {rules}, these ops keep their own gradient, which is not balanced: {own}. Use libragrad."
-        )
+        raise InputError(f"{start}: under {rules}, {own}. Use libragrad.")
     raise InputError(f"{start}. fxgrad.check proves node by node what does not balance.")

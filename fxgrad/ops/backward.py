@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fxgrad.graph.nodes import arguments_of
 from fxgrad.graph.places import Place
 from fxgrad.graph.replay import Replay
-from fxgrad.kinds import Kind, Operand
+from fxgrad.kinds import LINEAR, Kind, Operand
 
 Pairs = list[tuple[Any, Any]]
 """Pairs (g, b) of a cotangent and an offset, tensors or lists of them; <g, b> is the sum over all pairs."""
@@ -86,6 +86,7 @@ class Backward:
         kinds: the kinds that it can serve.
         balanced: whether its shares add up; one that is not balanced may still be where the op is linear.
         sums_the_batch: whether a constant's contribution comes from its gradient, and so is summed over the examples.
+        divides_layers: whether it replaces the vjp of linear ops, too, by one that divides relevance otherwise.
         parameters: names of the fields that a policy may set.
     """
 
@@ -93,7 +94,12 @@ class Backward:
     kinds: frozenset[Kind] = frozenset()
     balanced: bool = field(default=True, kw_only=True)
     sums_the_batch: ClassVar[bool] = False
+    divides_layers: ClassVar[bool] = False
     parameters: ClassVar[tuple[str, ...]] = ()
+
+    def balances(self, decided: Decided) -> bool:
+        """Whether its shares add up at a node; those of a linear op's own vjp do."""
+        return self.balanced or decided.kind in LINEAR
 
     def with_parameters(self, given: Mapping[str, Any]) -> Backward:
         """A copy with the parameters that a policy gives.

@@ -351,13 +351,17 @@ class Held(Weighted):
         return node
 
 
-def _weigh(node: fx.Node, decided: Decided) -> None:
-    """Call the op through `weighted`, one weight per positional argument."""
-    last = max(o.position for o in decided.operands)
+def positional(node: fx.Node, last: int) -> None:
+    """Give a node its arguments up to the position `last` by position, in the order of the op's schema."""
     arguments = arguments_of(node)
     names = list(arguments)[: max(last + 1, len(node.args))]
     node.args = tuple(arguments[name] for name in names)
     node.kwargs = {name: value for name, value in node.kwargs.items() if name not in names}
+
+
+def _weigh(node: fx.Node, decided: Decided) -> None:
+    """Call the op through `weighted`, one weight per positional argument."""
+    positional(node, max(o.position for o in decided.operands))
     by_place = {(o.position, o.item): w for o, w in zip(decided.operands, decided.weights)}
 
     def weight(position: int, argument: Any) -> Any:

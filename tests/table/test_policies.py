@@ -31,6 +31,7 @@ ABLATED = {
     "normalization": {Kind.NORMALIZATION},
     "product": {Kind.PRODUCT, Kind.GATE},
 }
+LAYERS = {"epsilon", "gamma", "alpha-beta", "z-plus", "z-box"}  # tests/ops/test_propagation.py
 POLICIES = ["libragrad", "attnlrp", "cp-lrp", "gradient", *(f"libragrad-without-{part}" for part in ABLATED)]
 
 
@@ -63,16 +64,18 @@ class Function(nn.Module):
 
 
 def test_shipped_policies() -> None:
-    assert set(POLICIES) == set(presets())
+    assert {*POLICIES, *LAYERS} == set(presets())
     libra = load().policy
-    for name in POLICIES:
+    for name in presets():
         policy = load(name).policy
         assert set(policy) == set().union(*(b.kinds for b in BACKWARDS.values())) - {Kind.OPAQUE}, "every kind"
-        assert "arXiv:" in presets()[name]
+        assert "arXiv:" in presets()[name] or "doi:" in presets()[name]
         if name.startswith("libragrad-without-"):
             changed = {kind: backward for kind, backward in policy.items() if backward != libra[kind]}
             assert changed == dict.fromkeys(ABLATED[name.removeprefix("libragrad-without-")], "native")
     assert {k for k, b in load("attnlrp").policy.items() if b != libra[k]} == {Kind.ATTENTION, Kind.SOFTMAX}
+    for name in LAYERS:
+        assert {k for k, b in load(name).policy.items() if b != libra[k]} == {Kind.LINEAR, Kind.PRODUCT}
     assert {k for k, b in load("cp-lrp").policy.items() if b != libra[k]} == {Kind.PRODUCT}
 
 

@@ -36,6 +36,11 @@ POLICIES = {
     "alpha-beta": "LRP-alpha-beta",
     "z-plus": "LRP-z+",
     "z-box": "LRP-z+ with a box",
+    "gim": "GIM",
+    "relp": "RelP",
+    "alilrp": "AliLRP",
+    "decompx": "DecompX",
+    "freeze": "frozen as for circuits",
 }
 
 

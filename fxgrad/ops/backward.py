@@ -86,6 +86,7 @@ class Backward:
         kinds: the kinds that it can serve.
         balanced: whether its shares add up; one that is not balanced may still be where the op is linear.
         sums_the_batch: whether a constant's contribution comes from its gradient, and so is summed over the examples.
+        stops: whether a node that hands nothing on is a source; otherwise no output that it reaches can be balanced.
         divides_layers: whether it replaces the vjp of linear ops, too, by one that divides relevance otherwise.
         parameters: names of the fields that a policy may set.
     """
@@ -94,6 +95,7 @@ class Backward:
     kinds: frozenset[Kind] = frozenset()
     balanced: bool = field(default=True, kw_only=True)
     sums_the_batch: ClassVar[bool] = False
+    stops: ClassVar[bool] = False
     divides_layers: ClassVar[bool] = False
     parameters: ClassVar[tuple[str, ...]] = ()
 

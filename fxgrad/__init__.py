@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from fxgrad.flows.linear import LinearMap, linear_map
     from fxgrad.flows.pairs import Pairs, pairs
     from fxgrad.methods import Attribution, attribute
+    from fxgrad.methods.relevance import Trace, trace
     from fxgrad.module.converted import ConvertedModule
     from fxgrad.module.save import load, save
     from fxgrad.pipeline import convert
@@ -52,6 +53,7 @@ __all__ = [
     "NotBalanceableError",
     "Pairs",
     "RuleTableError",
+    "Trace",
     "attribute",
     "check",
     "convert",
@@ -61,6 +63,7 @@ __all__ = [
     "load",
     "pairs",
     "save",
+    "trace",
     "vjp",
 ]
 
@@ -82,6 +85,8 @@ _HOMES = {
     "pairs": "flows.pairs",
     "Attribution": "methods",
     "attribute": "methods",
+    "Trace": "methods.relevance",
+    "trace": "methods.relevance",
     "ConvertedModule": "module.converted",
     "load": "module.save",
     "save": "module.save",

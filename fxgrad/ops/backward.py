@@ -37,6 +37,8 @@ class Decided(Protocol):
         weights: the factor of each operand's cotangent.
         sources: names of the constants that enter additively.
         parts, options, twin, origin: from the row; empty where there is none.
+        degree: the node's degree of homogeneity, where the kind has one.
+        layer: whether it multiplies one carrier with constant weights, and sums.
         place: where the node comes from in the user's code.
     """
 
@@ -60,6 +62,10 @@ class Decided(Protocol):
     def twin(self) -> Callable[..., Any] | None: ...
     @property
     def origin(self) -> str: ...
+    @property
+    def degree(self) -> float | None: ...
+    @property
+    def layer(self) -> bool: ...
     @property
     def place(self) -> Place: ...
 
@@ -117,8 +123,8 @@ class Backward:
                 raise ValueError(f"{name} = {value!r} is not a number")
         return replace(self, **{name: float(value) for name, value in given.items()})  # type: ignore[arg-type]
 
-    def given_row(self, options: Mapping[str, Any]) -> Backward:
-        """The backward for an op whose row has these options."""
+    def given(self, decided: Decided) -> Backward:
+        """The backward for a node, given what it is; its weights and backward are not decided yet."""
         return self
 
     def weights(self, operands: Sequence[Operand], degree: float | None) -> list[float]:

@@ -11,8 +11,7 @@ rule has two scales, and an operand's cotangent is that of `u P + d N`, with u a
 So x times its cotangent is the relevance of x, and the bias b is one more contribution, which keeps its share. The box
 rule is for layers that read pixels, and counts contributions from the lowest or highest value that a pixel can have.
 
-A layer is an op that multiplies one carrier with constant weights and sums the products. Any other op keeps the
-backward that it has without such a rule: a linear one its own, a product its shares.
+A layer is an op that multiplies one carrier with constant weights and sums the products.
 """
 
 from __future__ import annotations
@@ -27,12 +26,11 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.errors import NoRuleError
-from fxgrad.graph.nodes import arguments_of
 from fxgrad.graph.replay import Replay
 from fxgrad.kinds import Kind, Operand
 from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting, replace_call
 from fxgrad.ops.twins import Twin
-from fxgrad.ops.weights import Weigh, Weighted, positional, share
+from fxgrad.ops.weights import Weigh, Weighted, otherwise, positional, share
 
 Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(carrier, weight, bias or None) -> the layer's output."""
@@ -100,20 +98,16 @@ def over(z: Tensor, total: Tensor) -> Tensor:
     return torch.where(total == 0, 0, z / torch.where(total == 0, 1, total)).detach()
 
 
-def layer_of(node: fx.Node, decided: Decided) -> Layer | None:
-    """The operands of a layer; None for a node that is no layer.
+def layer_of(decided: Decided) -> Layer:
+    """The operands of a layer.
 
     Raises:
-        NoRuleError: it is one, but its weights cannot be read, or are several tensors.
+        NoRuleError: its weights cannot be read, or are several tensors.
     """
     data = [o for o in decided.operands if o.data and o.part in ("carrier", "factor")]
-    constants = [o for o in decided.operands if not o.data and o.part in ("coefficient", "factor")]
-    weights = [o for o in constants if isinstance(o.value, str)]
-    if len(data) != 1 or not weights or torch.Tag.pointwise in getattr(node.target, "tags", ()):
-        return None
-    packed, arguments = decided.options.get("packed"), arguments_of(node)
-    if decided.kind is Kind.LINEAR and not packed and arguments[weights[0].name].meta["val"].dim() < 2:
-        return None  # a scale for each channel, or a window: nothing is summed
+    constants = [o for o in decided.operands if not o.data and isinstance(o.value, str)]
+    weights = [o for o in constants if o.part in ("coefficient", "factor")]
+    packed = decided.options.get("packed")
     if packed or len(weights) > 1:
         why = "are packed" if packed else f"are several tensors ({', '.join(o.name for o in weights)})"
         raise NoRuleError(
@@ -126,15 +120,17 @@ def layer_of(node: fx.Node, decided: Decided) -> Layer | None:
 
 @dataclass(frozen=True)
 class Propagation(Weighted):
-    """A rule for layers; other ops get what `share` gives them."""
+    """A rule for layers; other linear ops keep their own vjp, other products share."""
 
     weigh: Weigh = share
     divides_layers: ClassVar[bool] = True
     splits: ClassVar[bool] = True
 
+    def given(self, decided: Decided) -> Backward:
+        return self if decided.layer else otherwise(decided)
+
     def balances(self, decided: Decided) -> bool:
-        parts = {o.part for o in decided.operands if not o.data}
-        return self.balanced or parts.isdisjoint(("coefficient", "factor"))
+        return self.balanced
 
     @abstractmethod
     def scales(self, up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
@@ -154,29 +150,21 @@ class Propagation(Weighted):
         return z, torch.zeros_like(z)
 
     def call(self, node: fx.Node, decided: Decided, done: Rewriting) -> fx.Node:
-        layer = layer_of(node, decided)
-        if layer is None:
-            return super().call(node, decided, done)
+        layer = layer_of(decided)
         positional(node, max(o.position for o in layer.operands))
         replace_call(node, Twin(partial(self.path, layer, node.target)))
         return node
 
     def offset(self, decided: Decided, original: Replay, carrying: list[str], g: Any) -> Pairs:
-        layer = layer_of(original.nodes[decided.node], decided)
-        if layer is None:
-            return super().offset(decided, original, carrying, g)
-        return self.kept(decided.node, [str(o.value) for o in layer.operands], original, carrying, g)
-
-    def kept(self, node: str, names: list[str], original: Replay, carrying: list[str], g: Any) -> Pairs:
-        """The bias's share of R, as a pair."""
+        names = [str(o.value) for o in layer_of(decided).operands]
 
         def call(*values: Tensor | None) -> Tensor:
-            return original.call(node, dict(zip(names, values)))  # type: ignore[no-any-return]
+            return original.call(decided.node, dict(zip(names, values)))  # type: ignore[no-any-return]
 
         with torch.no_grad():
             x, weight, *bias = (original.values[name] for name in names)
             u, d = self.scales(*self.sums(call, x, weight, bias[0] if bias else None))
-            constant = original.call(node, {name: torch.zeros_like(original.values[name]) for name in carrying})
+            constant = original.call(decided.node, {name: torch.zeros_like(original.values[name]) for name in carrying})
             return [(g, u * constant.clamp(min=0) + d * constant.clamp(max=0))]
 
 
@@ -280,8 +268,7 @@ class Box(ZPlus):
         return over(z, total) * inner
 
     def offset(self, decided: Decided, original: Replay, carrying: list[str], g: Any) -> Pairs:
-        layer = layer_of(original.nodes[decided.node], decided)
-        boxed = layer is not None and layer.carrier.kind is None
+        boxed = layer_of(decided).carrier.kind is None
         return [] if boxed else super().offset(decided, original, carrying, g)
 
 

@@ -11,15 +11,14 @@ import functools
 import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxgrad.graph.nodes import arguments_of
-from fxgrad.graph.replay import Replay
 from fxgrad.kinds import Kind, Operand, Role
-from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting, replace_call
+from fxgrad.ops.backward import Backward, Decided, Rewriting, replace_call
 from fxgrad.ops.function import Function
 
 
@@ -288,19 +287,6 @@ def hold_activated(operands: Sequence[Operand], degree: float | None) -> list[fl
     )
 
 
-def stop_activated(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """Like `share`, but nothing where an activation is multiplied with a tensor: by a layer, or by another carrier."""
-    multiplied = [o for o in operands if o.part in ("carrier", "factor", "coefficient") and isinstance(o.value, str)]
-    activated = any(o.kind in ACTIVATIONS for o in multiplied if o.data)
-    multiplies = any(o.part in ("factor", "coefficient") for o in multiplied) and len(multiplied) > 1
-    return hold(operands, degree) if activated and multiplies else share(operands, degree)
-
-
-def hold_scales(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """0 for a gate that has a degree, such as 1/rms of a norm that is written out; 1 for any other, such as sigmoid."""
-    return [1.0 if degree is None else 0.0] * len(operands)
-
-
 def hold(operands: Sequence[Operand], degree: float | None) -> list[float]:
     """0 for every operand."""
     return [0.0] * len(operands)
@@ -365,25 +351,9 @@ class Held(Weighted):
         return node
 
 
-@dataclass(frozen=True)
-class Stop(Weighted):
-    """Where nothing is handed on, the whole value is a source."""
-
-    weigh: Weigh = stop_activated
-    stops: ClassVar[bool] = True
-
-    def keeps(self, decided: Decided) -> bool:
-        return _ends_at(decided) or super().keeps(decided)
-
-    def offset(self, decided: Decided, original: Replay, carrying: list[str], g: Any) -> Pairs:
-        if _ends_at(decided):
-            return [(g, original.values[decided.node])]
-        return super().offset(decided, original, carrying, g)
-
-
-def _ends_at(decided: Decided) -> bool:
-    """Whether a node hands nothing on."""
-    return not any(o.data and w for o, w in zip(decided.operands, decided.weights))
+def otherwise(decided: Decided) -> Backward:
+    """The backward of a node for which a policy's has no use: a product's shares, any other op's own vjp."""
+    return SHARE if decided.kind is Kind.PRODUCT else NATIVE
 
 
 def positional(node: fx.Node, last: int) -> None:
@@ -417,15 +387,14 @@ def _pack(node: fx.Node, decided: Decided) -> None:
 
 
 NATIVE = Weighted("native", frozenset(Kind) - {Kind.CONSTANT}, balanced=False)
+SHARE = Weighted("share", frozenset({Kind.PRODUCT}), share)
 HELD = Held("held")
 """The backward of held nodes. `classify` chooses it, no policy does."""
 BACKWARDS = (
     NATIVE,
-    Weighted("share", frozenset({Kind.PRODUCT}), share),
+    SHARE,
     Weighted("hold_activated", frozenset({Kind.PRODUCT}), hold_activated),
     Weighted("hold_denominator", frozenset({Kind.QUOTIENT}), hold_denominator),
     Homogeneous("homogeneous", frozenset({Kind.POWER})),
     Weighted("hold", frozenset({Kind.SOFTMAX}), hold),
-    Stop("hold_scales", frozenset({Kind.GATE}), hold_scales, balanced=False),
-    Stop("stop_activated", frozenset({Kind.LINEAR, Kind.PRODUCT})),
 )

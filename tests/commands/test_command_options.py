@@ -52,6 +52,8 @@ def run(*arguments: str) -> Result:
         (["export", "said:net", "-o", "x.bin"], "x.bin must end in one of .onnx, .pt2, .aoti: the ending says which"),
         (["check", "said:net", "--rules", "nonsense"], "there is no policy 'nonsense'. Shipped: alilrp, "),
         (["check", "said:net", "--rules", "gradient", "--rules", "attnlrp"], "is already set by rules/gradient.toml. Keep one"),
+        (["check", "said:net", "--rules", "gamma (gama = 1)"], "there is no parameter 'gama'; the policy takes gamma, reference."),
+        (["evaluate", "said:net", "--policy", "gamma (1)"], "'1' is not written as name = number, as in 'gamma (gamma = 0.5)'"),
         (["check", "said:net", "--device", "abacus"], "--device abacus is not here; there is cpu"),
         (["check", "said:net", "--device", "cuda:77"], "--device cuda:77 is not here; there is cpu"),
         (["check", "said:net", "--seed", "1", "--seed", "2"], "--seed is given more than once, and only one can count. Give"),
@@ -67,6 +69,11 @@ def test_mistakes_are_errors_before_the_model_is_loaded(arguments: list[str], me
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (2, "") and result.stderr.startswith("error: ")
     assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_policy_takes_parameters_on_the_command_line() -> None:
+    result = run("check", "said:net", "--rules", "gamma (gamma = 0.5)")
+    assert result.exit_code == 0 and "gamma (gamma = 0.5)" in result.output
 
 
 def test_several_values_stay_where_several_are_meant(here: Path) -> None:

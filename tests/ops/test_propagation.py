@@ -285,7 +285,9 @@ def test_parameters_are_part_of_the_name(small: tuple[nn.Module, Tensor, Convert
     assert named.classified.decisions == written.classified.decisions
     assert written.classified.table.name == "gamma (gamma = 2)" and "rules='gamma (gamma = 2)'" in repr(named)
     assert named.classified.decisions != converted.under("gamma").classified.decisions
-    assert {row.rule for row in named.report if row.kind == "linear"} == {"gamma (gamma = 2)"}
+    rules = {row.op.split(".")[1]: row.rule for row in named.report}
+    assert rules.pop("conv2d") == rules.pop("linear") == "gamma (gamma = 2)"
+    assert set(rules.values()) == {"native"}, "what is no layer says so"
 
 
 @pytest.mark.parametrize(

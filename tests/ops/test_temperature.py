@@ -193,6 +193,8 @@ def test_freeze_is_libragrad_with_detached_mlps(make: Callable[[], Any]) -> None
         if rules == "freeze":
             report = fxgrad.check(libra, kwargs=example, original=model)
             assert report.passed, "what the MLPs write is a source"
+            own = fxgrad.attribute(libra, kwargs=example, target=lambda output: output.logits[:, -1, 3])
+            assert own.note == "" and own.completeness_error < 1e-6, "and attribute has it"
         return torch.autograd.grad(logits[0, -1, 3], leaf)[0]
 
     frozen = found("freeze")

@@ -323,3 +323,13 @@ def test_weights_that_are_several_tensors_are_refused() -> None:
     model, x = Model().eval(), torch.randn(2, 4)
     with pytest.raises(NoRuleError, match=r"its weights are several tensors \(input2, weight\)"):
         fxgrad.convert(model, (x,), rules="gamma")
+
+
+def test_packed_weights_are_refused() -> None:
+    weight, scales = torch.randint(-9, 9, (16, 32), dtype=torch.int8), torch.rand(16)
+    model = Layer(lambda x: torch._weight_int8pack_mm(x, weight, scales)).eval()
+    libra = fxgrad.convert(model, (torch.randn(4, 32),))
+    with pytest.raises(
+        NoRuleError, match=r"_weight_int8pack_mm.*its weights are packed, and rules such as epsilon and gamma"
+    ):
+        libra.under("epsilon")

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxgrad.capture.captured import Captured
 from fxgrad.capture.higher_order import Closed
@@ -219,8 +219,9 @@ def _is_layer(node: fx.Node, decision: Decision) -> bool:
     """Whether a node multiplies its only carrier with constant weights, and sums; a scale of channels sums nothing."""
     carriers = [o for o in decision.data if o.part in ("carrier", "factor")]
     constants = [o for o in decision.operands if not o.data and o.part in ("coefficient", "factor")]
-    weights = [n for n in node.all_input_nodes if n.name in [o.value for o in constants]]
-    matrices = decision.options.get("packed") or any(n.meta["val"].dim() > 1 for n in weights)
+    found = [n.meta["val"] for n in node.all_input_nodes if n.name in [o.value for o in constants]]
+    weights = [value for value in found if isinstance(value, Tensor)]
+    matrices = decision.options.get("packed") or any(weight.dim() > 1 for weight in weights)
     multiplies = decision.kind is Kind.PRODUCT or (decision.kind is Kind.LINEAR and matrices)
     return len(carriers) == 1 and bool(weights) and bool(multiplies) and not decision.pointwise
 

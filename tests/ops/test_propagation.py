@@ -165,6 +165,13 @@ def test_what_is_no_layer_keeps_its_own_gradient() -> None:
     assert all(torch.equal(gradient(libra.under(p), x, g), gradient(libra, x, g)) for p in POLICIES)
 
 
+def test_sizes_are_no_weights() -> None:
+    """A factor that is a free size of the input is a number, whatever the policy."""
+    model = Layer(lambda x: torch.lerp(x, x.flip(-1) * x.shape[0], 0.25) / x.shape[1]).eval()
+    x = torch.randn(3, 4).double()
+    assert fxgrad.check(fxgrad.convert(model, (x,), rules="gamma"), (x,), original=model).passed
+
+
 def test_a_residual_in_addmm_is_a_contribution() -> None:
     w = torch.randn(5, 5).double()
     model, x = Layer(lambda x: torch.addmm(x, x, w)).eval(), torch.randn(3, 5).double()

@@ -5,7 +5,7 @@ BIN := .venv/bin
 MEASURED := bench/measured
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,$(MEASURED))
 
-.PHONY: demo train test lint completeness paper-cost export-table precision-table zoo fuzz bench processor large linear patching answers flows gpu evaluate evidence \
+.PHONY: demo train test lint completeness paper-cost export-table precision-table zoo fuzz bench processor large policies linear patching answers flows gpu evaluate evidence \
 	evidence-of-trained real gallery web docs notebooks site clean
 
 .venv/ready: pyproject.toml
@@ -59,6 +59,9 @@ processor: .venv/ready  ## a quarter of an hour on a shared machine: processor t
 
 large: .venv/ready  ## ten minutes, 8 GB: memory of a model of 1.2 billion parameters and of long inputs; write bench/measured/large.md
 	$(BIN)/python -m bench.speed.large --out $(MEASURED)/large.md
+
+policies: .venv/ready  ## a minute: how complete every policy is, and how far from other packages; write bench/measured/policies.md
+	$(BIN)/python -m bench.tables.policies --out $(MEASURED)/policies.md
 
 linear: .venv/ready  ## three minutes: how exact linear maps and pairs are, and what they cost; write bench/measured/linear.md
 	$(BIN)/python -m bench.tables.linear --out $(MEASURED)/linear.md --folder $(MEASURED)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from fxgrad.flows.patched import Patching
     from fxgrad.flows.units import Channels, Heads
     from fxgrad.methods import Attribution, attribute
+    from fxgrad.methods.relevance import Trace, trace
     from fxgrad.module.converted import ConvertedModule
     from fxgrad.module.save import load, save
     from fxgrad.pipeline import convert
@@ -60,6 +61,7 @@ __all__ = [
     "Pairs",
     "Patching",
     "RuleTableError",
+    "Trace",
     "attribute",
     "check",
     "convert",
@@ -71,6 +73,7 @@ __all__ = [
     "pairs",
     "patching",
     "save",
+    "trace",
     "vjp",
 ]
 
@@ -98,6 +101,8 @@ _HOMES = {
     "patching": "flows.patch",
     "Attribution": "methods",
     "attribute": "methods",
+    "Trace": "methods.relevance",
+    "trace": "methods.relevance",
     "ConvertedModule": "module.converted",
     "load": "module.save",
     "save": "module.save",

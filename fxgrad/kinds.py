@@ -79,7 +79,8 @@ class Operand:
         item: index inside a list argument, or None.
         value: the name of the node that computes it, or a number.
         role: constant for numbers.
-        kind: kind of the op that computes it, moves and scalings skipped; None for inputs, constants and numbers.
+        kind: kind of the op that computes it, moves and scalings skipped; None for inputs and moves of them, constants
+            and numbers.
     """
 
     name: str

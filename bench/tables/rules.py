@@ -24,11 +24,11 @@ def page() -> str:
         "| kind | libragrad |",
         "|---|---|",
     ]
-    libra = policies["libragrad"].policy
+    libra = policies["libragrad"].backwards
     lines += [f"| {kind.value} | {libra[kind]} |" for kind in GRAMMAR if kind is not Kind.CONSTANT]
     lines += ["", "The others, where they differ from it:", "", "| policy | backwards |", "|---|---|"]
     for name, table in policies.items():
-        other = [f"{kind.value}: {backward}" for kind, backward in table.policy.items() if backward != libra[kind]]
+        other = [f"{kind.value}: {backward}" for kind, backward in table.backwards.items() if backward != libra[kind]]
         lines += [f"| {name} | {', '.join(other)} |"] if other else []
     lines += ["", *(f"- `{name}`: {table.cite}" for name, table in policies.items()), "", "## Ops"]
     # From the file: the loaded table leaves out the rows of libraries that are not imported.

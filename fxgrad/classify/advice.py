@@ -157,7 +157,7 @@ def _advice(
 
 def _native(policy: str, kind: Kind) -> str:
     """How to keep PyTorch's own gradient of one kind."""
-    name = policy.partition("+")[0]
+    name = policy.partition("+")[0].partition(" (")[0]
     base = f'base = "{name}"' if name in presets() else "yours as its base"
     return (
         f"For PyTorch's own gradient, incomplete as fxgrad.check shows, write a policy with {base} and, under "

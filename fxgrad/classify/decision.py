@@ -33,6 +33,7 @@ class Decision:
         row: the rule table's row; None for items of tuples and for opaque ops.
         place: where it comes from in the user's code.
         pointwise: whether it computes element by element.
+        layer: whether it multiplies one carrier with constant weights, and sums.
         idiom: what the node means together with others, in words; "" where no idiom matches.
         weights: the factor of each operand's cotangent; 0 holds the operand.
         backward: the backward that the policy gives it; `HELD` where no cotangent arrives.
@@ -48,6 +49,7 @@ class Decision:
     row: Row | None
     place: Place
     pointwise: bool = False
+    layer: bool = False
     idiom: str = ""
     weights: tuple[float, ...] = ()
     backward: Backward = HELD
@@ -93,7 +95,7 @@ class Decision:
 
     def under(self, backwards: Mapping[Kind, Backward]) -> Decision:
         """A copy with the backward and weights that a policy gives the node."""
-        backward = backwards.get(self.kind, NATIVE).given_row(self.options)
+        backward = backwards.get(self.kind, NATIVE).given(self)
         return replace(self, backward=backward, weights=tuple(backward.weights(self.operands, self.degree)))
 
     def held(self) -> Decision:
@@ -115,7 +117,7 @@ def _fate(weight: float) -> str:
 
 
 def operands_of(
-    node: fx.Node, part_of: Mapping[str, str], roles: Mapping[fx.Node, Role], kinds: Mapping[str, Kind]
+    node: fx.Node, part_of: Mapping[str, str], roles: Mapping[fx.Node, Role], kinds: Mapping[str, Kind | None]
 ) -> Iterator[Operand]:
     """The operands that the row names, then every other tensor operand as part `unnamed`.
 
@@ -178,8 +180,9 @@ class Classified:
 
     @property
     def balances(self) -> bool:
-        """Whether the gradient is balanced, not the derivative: some op that is not linear has another backward."""
-        return any(d.live and d.backward.balanced and d.kind not in LINEAR for d in self.decisions.values())
+        """Whether the gradient is balanced, not the derivative: some op has a backward that is not its own."""
+        live = [d for d in self.decisions.values() if d.live]
+        return any(d.backward.divides_layers or (d.backward.balanced and d.kind not in LINEAR) for d in live)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Classified:
         return self  # immutable

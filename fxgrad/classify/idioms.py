@@ -94,8 +94,10 @@ def _lifted(decision: Decision) -> str | None:
     return str(carriers[0].value) if is_sum(decision) and len(numbers) == len(carriers) == 1 else None
 
 
-def kind_of_value(decision: Decision, seed_of: Callable[[Operand], str]) -> Kind:
+def kind_of_value(decision: Decision, seed_of: Callable[[Operand], str]) -> Kind | None:
     """The kind of the node's value: a move or a scaling keeps its operand's; x * gate(x) is a gated activation.
+
+    None for a move of an input, which is the input still.
 
     Args:
         decision: the node's decision.
@@ -103,6 +105,8 @@ def kind_of_value(decision: Decision, seed_of: Callable[[Operand], str]) -> Kind
     """
     data = decision.data
     if decision.kind in (Kind.LINEAR, Kind.PRODUCT, Kind.QUOTIENT) and len(data) == 1 and not decision.sources:
+        if "moves" in decision.options:
+            return data[0].kind
         return decision.kind if mixes(decision) else data[0].kind or decision.kind
     gate_times_carrier = sorted(o.role for o in data) == [Role.GATE, Role.CARRIER]
     if decision.kind in (Kind.PRODUCT, Kind.QUOTIENT) and gate_times_carrier and not mixes(decision):

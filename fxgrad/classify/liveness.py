@@ -42,7 +42,8 @@ def stuck_paths(ends: Collection[str], decisions: Mapping[str, Decision]) -> dic
     """
     flow = flow_graph(decisions)
     flow.add_nodes_from(ends)  # an input may be an output
-    stuck = [n for n, d in decisions.items() if not any(w for o, w in zip(d.operands, d.weights) if o.data)]
+    ending = [n for n, d in decisions.items() if not any(w for o, w in zip(d.operands, d.weights) if o.data)]
+    stuck = [name for name in ending if not decisions[name].backward.stops]
     found: dict[str, list[list[str]]] = {}
     for end in dict.fromkeys(ends) if stuck else ():
         reaching = nx.ancestors(flow, end) | {end}

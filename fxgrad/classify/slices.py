@@ -23,6 +23,7 @@ from fxgrad.graph.axes import Atom, Axes, fresh, move_of, moved, source_of
 from fxgrad.graph.sizes import quotient, sizes_of
 from fxgrad.ops import Rows
 from fxgrad.ops.rows import OfRows
+from fxgrad.ops.weights import NATIVE
 
 LINEAR = torch.ops.aten.linear.default
 
@@ -106,8 +107,9 @@ def narrow(graph: fx.Graph, decisions: Mapping[str, Decision]) -> dict[str, Deci
 
 
 def _plain(decision: Decision) -> bool:
-    """Whether only the carrier depends on the inputs, with weight 1."""
-    return [(o.part, w) for o, w in zip(decision.operands, decision.weights) if o.data] == [("carrier", 1.0)]
+    """Whether only the carrier depends on the inputs, and gets the layer's own vjp."""
+    data = [(o.part, w) for o, w in zip(decision.operands, decision.weights) if o.data]
+    return decision.backward is NATIVE and data == [("carrier", 1.0)]
 
 
 _Found = list[tuple[fx.Node, _Piece, tuple[str, ...]]]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from fxgrad.capture.captured import Captured
 from fxgrad.capture.higher_order import Closed
@@ -86,7 +86,7 @@ class _Walk:
         self.paths = dict(zip(placeholders, [*captured.state, *(entry.name for entry in captured.entries)]))
         self.roles: dict[fx.Node, Role] = {}
         self.decisions: dict[str, Decision] = {}
-        self.kinds: dict[str, Kind] = {}
+        self.kinds: dict[str, Kind | None] = {}
         self.seeds: dict[str, str] = {}
         self.unruled: list[Unruled] = []
 
@@ -136,6 +136,7 @@ class _Walk:
         decision = Decision(
             node.name, op, kind, Role.CARRIER, operands, degree, named, row, place_of(node), pointwise=pointwise
         )
+        decision = replace(decision, layer=_is_layer(node, decision))
         ceiling = Role.CARRIER
         for idiom in IDIOMS:
             if idiom.matches(decision, self.decisions):
@@ -212,6 +213,17 @@ class _Walk:
             seen.update(new)
             pending += new
         return " and ".join(sorted(found)) if found and node.name not in found else node.name
+
+
+def _is_layer(node: fx.Node, decision: Decision) -> bool:
+    """Whether a node multiplies its only carrier with constant weights, and sums; a scale of channels sums nothing."""
+    carriers = [o for o in decision.data if o.part in ("carrier", "factor")]
+    constants = [o for o in decision.operands if not o.data and o.part in ("coefficient", "factor")]
+    found = [n.meta["val"] for n in node.all_input_nodes if n.name in [o.value for o in constants]]
+    weights = [value for value in found if isinstance(value, Tensor)]
+    matrices = decision.options.get("packed") or any(weight.dim() > 1 for weight in weights)
+    multiplies = decision.kind is Kind.PRODUCT or (decision.kind is Kind.LINEAR and matrices)
+    return len(carriers) == 1 and bool(weights) and bool(multiplies) and not decision.pointwise
 
 
 _PARTS = {"self": "carrier", "part": "carrier", "value": "like"}

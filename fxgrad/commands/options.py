@@ -20,7 +20,10 @@ from fxgrad.table.loading import load
 
 Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 DTYPES = ("float32", "float64", "bfloat16", "float16")
-_RULES_HELP = "A policy's name, or a TOML file of rows or of a policy. Repeatable. Default: libragrad."
+_RULES_HELP = (
+    "A policy's name, with its parameters as in 'gamma (gamma = 0.5)', or a TOML file of rows or of a policy. "
+    "Repeatable. Default: libragrad."
+)
 _PROMPT_HELP = "For CLIP and SigLIP: a text, which is a class then. Repeatable."
 _OPTION_HELP = "Of the method, such as n_steps=20; or layer=blocks.9, ... Repeatable."
 

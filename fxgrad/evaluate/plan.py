@@ -20,7 +20,7 @@ POLICIES = (
     "attnlrp",
     "cp-lrp",
 )
-"""The plain gradient, the baseline of comparisons, and the presets."""
+"""The plain gradient, the baseline of comparisons, and those that are evaluated if nothing else is asked for."""
 
 METRICS = {name: metric.better for name, metric in metrics.METRICS.items()}
 """Metric -> "higher" or "lower", whichever is better."""

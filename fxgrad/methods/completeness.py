@@ -12,7 +12,6 @@ from torch import Tensor
 from fxgrad.errors import IncompleteWarning
 from fxgrad.graph.nodes import op_name
 from fxgrad.graph.places import Place
-from fxgrad.kinds import LINEAR
 from fxgrad.methods.attribution import Attribution
 from fxgrad.methods.definition import Method
 from fxgrad.methods.problem import Problem
@@ -55,7 +54,7 @@ def explained(found: Attribution, method: Method, problem: Problem) -> str:
         return start + _of_steps(found, method, problem)
     own = own_gradients(problem)
     if own:
-        return f"{start}under {found.rules}, these ops keep their own gradient, which is not balanced: {own}."
+        return f"{start}under {found.rules}, {own}."
     books = _booked(problem)
     if books is None:
         return f"{start}the target's value is rounding noise of larger ones that cancel, and so are its shares."
@@ -103,11 +102,16 @@ def coarsest(output: Tensor, problem: Problem) -> torch.dtype:
 
 
 def own_gradients(problem: Problem) -> str:
-    """The ops whose own gradient is kept though it is not balanced, with their numbers."""
-    decisions = problem.converted.classified.decisions.values()
-    kept = Counter(d.op for d in decisions if d.live and not d.backward.balanced and d.kind not in LINEAR)
+    """Which ops have a backward that is not balanced, in words, with their numbers; "" if none has."""
+    live = [d for d in problem.converted.classified.decisions.values() if d.live]
+    kept = Counter(d.op for d in live if not d.backward.balances(d))
+    if not kept:
+        return ""
     shown = ", ".join(f"{op} ({count} x)" for op, count in kept.most_common(3))
-    return f"{shown} and {len(kept) - 3} more" if len(kept) > 3 else shown
+    shown = f"{shown} and {len(kept) - 3} more" if len(kept) > 3 else shown
+    if any(d.backward.divides_layers and not d.backward.balanced for d in live):
+        return f"the rules of these ops can lose relevance: {shown}"
+    return f"these ops keep their own gradient, which is not balanced: {shown}"
 
 
 def _booked(problem: Problem) -> tuple[list[LedgerRow], float] | None:

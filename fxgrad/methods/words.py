@@ -39,6 +39,16 @@ POLICIES = {
     "libragrad-without-product": "LibraGrad without product",
     "attnlrp": "AttnLRP",
     "cp-lrp": "CP-LRP",
+    "epsilon": "LRP-epsilon",
+    "gamma": "LRP-gamma",
+    "alpha-beta": "LRP-alpha-beta",
+    "z-plus": "LRP-z+",
+    "z-box": "LRP-z+ with a box",
+    "gim": "GIM",
+    "relp": "RelP",
+    "alilrp": "AliLRP",
+    "decompx": "DecompX",
+    "freeze": "frozen as for circuits",
 }
 
 
@@ -53,10 +63,11 @@ def method_in_words(name: str) -> str:
 
 
 def policy_in_words(name: str) -> str:
-    """A policy's name as the field writes it; files of your own, which follow a +, as they are.
+    """A policy's name as the field writes it; files of your own, which follow a +, and parameters as they are.
 
     Example:
-        >>> policy_in_words("libragrad+mine")
-        'LibraGrad + mine'
+        >>> policy_in_words("libragrad+mine"), policy_in_words("gamma (gamma = 0.5)")
+        ('LibraGrad + mine', 'LRP-gamma (gamma = 0.5)')
     """
-    return " + ".join(POLICIES.get(part, part) for part in name.split("+"))
+    names, space, given = name.partition(" (")
+    return " + ".join(POLICIES.get(part, part) for part in names.split("+")) + space + given

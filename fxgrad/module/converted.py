@@ -51,15 +51,18 @@ class ConvertedModule(Core):
         """A table of every node's kind and backward, and why: printable, HTML in notebooks, `.to_json()`."""
         return report(self.classified)
 
-    def under(self, rules: Rules) -> ConvertedModule:
+    def under(self, rules: Rules, **parameters: float) -> ConvertedModule:
         """The same captured model under another policy. Shares the tensors; nothing is exported again.
 
         Args:
             rules: as for `fxgrad.convert`; only the policy is used, the rows stay as they are.
+            **parameters: parameters of the policy's backwards, instead of the file's: `under("gamma", gamma=0.5)` is
+                `under("gamma (gamma = 0.5)")`. Every backward that has the parameter gets it.
 
         Raises:
+            NoRuleError: the policy has a rule for layers, and a layer's weights are packed.
             NotBalanceableError: the other policy cannot balance the model.
-            RuleTableError: the policy's file is malformed.
+            RuleTableError: the policy's file is malformed, or it has no such parameter.
 
         Example:
             >>> import fxgrad, torch
@@ -67,7 +70,7 @@ class ConvertedModule(Core):
             >>> libra.under("gradient").report[0].rule
             'native'
         """
-        return forms.under(self, rules)
+        return forms.under(self, rules, parameters)
 
     def checkpointed(self) -> ConvertedModule:
         """The same module with activation checkpointing: the backward pass runs each block again.

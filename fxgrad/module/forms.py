@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fxgrad.classify.walk import classify
 from fxgrad.module.core import Core
@@ -14,10 +14,10 @@ from fxgrad.table.loading import Rules, load
 Module = TypeVar("Module", bound=Core)
 
 
-def under(module: Module, rules: Rules) -> Module:
+def under(module: Module, rules: Rules, parameters: Mapping[str, Any]) -> Module:
     """The same captured model under another policy; see `ConvertedModule.under`."""
     classified = module.with_tensors()
-    other = load(rules, classified.table.on_unknown)
+    other = load(rules, classified.table.on_unknown, parameters)
     table = replace(classified.table, name=other.name, policy=other.policy, cite=other.cite)
     return module.__class__(classify(classified.captured, table))
 

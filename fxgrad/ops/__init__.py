@@ -11,6 +11,7 @@ from fxgrad.ops.pieces import piece
 from fxgrad.ops.refused import refuse
 from fxgrad.ops.rows import Rows, rows_of
 from fxgrad.ops.secants import Taylor, reference, rescale, root_of, secant, taylor, through
+from fxgrad.ops.stops import constant
 from fxgrad.ops.twins import Twin
 from fxgrad.ops.weights import packed, relaid, root, weighted
 
@@ -20,6 +21,7 @@ __all__ = [
     "Rows",
     "Taylor",
     "Twin",
+    "constant",
     "hold_scale",
     "packed",
     "piece",

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fxgrad.graph.nodes import arguments_of
 from fxgrad.graph.places import Place
 from fxgrad.graph.replay import Replay
-from fxgrad.kinds import Kind, Operand
+from fxgrad.kinds import LINEAR, Kind, Operand
 
 Pairs = list[tuple[Any, Any]]
 """Pairs (g, b) of a cotangent and an offset, tensors or lists of them; <g, b> is the sum over all pairs."""
@@ -37,6 +37,8 @@ class Decided(Protocol):
         weights: the factor of each operand's cotangent.
         sources: names of the constants that enter additively.
         parts, options, twin, origin: from the row; empty where there is none.
+        degree: the node's degree of homogeneity, where the kind has one.
+        layer: whether it multiplies one carrier with constant weights, and sums.
         place: where the node comes from in the user's code.
     """
 
@@ -60,6 +62,10 @@ class Decided(Protocol):
     def twin(self) -> Callable[..., Any] | None: ...
     @property
     def origin(self) -> str: ...
+    @property
+    def degree(self) -> float | None: ...
+    @property
+    def layer(self) -> bool: ...
     @property
     def place(self) -> Place: ...
 
@@ -86,6 +92,8 @@ class Backward:
         kinds: the kinds that it can serve.
         balanced: whether its shares add up; one that is not balanced may still be where the op is linear.
         sums_the_batch: whether a constant's contribution comes from its gradient, and so is summed over the examples.
+        stops: whether a node that hands nothing on is a source; otherwise no output that it reaches can be balanced.
+        divides_layers: whether it replaces the vjp of linear ops, too, by one that divides relevance otherwise.
         parameters: names of the fields that a policy may set.
     """
 
@@ -93,7 +101,13 @@ class Backward:
     kinds: frozenset[Kind] = frozenset()
     balanced: bool = field(default=True, kw_only=True)
     sums_the_batch: ClassVar[bool] = False
+    stops: ClassVar[bool] = False
+    divides_layers: ClassVar[bool] = False
     parameters: ClassVar[tuple[str, ...]] = ()
+
+    def balances(self, decided: Decided) -> bool:
+        """Whether its shares add up at a node; those of a linear op's own vjp do."""
+        return self.balanced or decided.kind in LINEAR
 
     def with_parameters(self, given: Mapping[str, Any]) -> Backward:
         """A copy with the parameters that a policy gives.
@@ -109,8 +123,8 @@ class Backward:
                 raise ValueError(f"{name} = {value!r} is not a number")
         return replace(self, **{name: float(value) for name, value in given.items()})  # type: ignore[arg-type]
 
-    def given_row(self, options: Mapping[str, Any]) -> Backward:
-        """The backward for an op whose row has these options."""
+    def given(self, decided: Decided) -> Backward:
+        """The backward for a node, given what it is; its weights and backward are not decided yet."""
         return self
 
     def weights(self, operands: Sequence[Operand], degree: float | None) -> list[float]:

@@ -388,8 +388,8 @@ SECANT = Secant("secant", frozenset({Kind.SQUASH}))
 class Multiplier(Weighted):
     """The backward of a gate that may have to carry: scaled by its degree, or its secant if the row says so."""
 
-    def given_row(self, options: Mapping[str, Any]) -> Backward:
-        return SECANT if options.get("secant") else self
+    def given(self, decided: Decided) -> Backward:
+        return SECANT if decided.options.get("secant") else self
 
 
 BACKWARDS = (

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from fxgrad.ops import attention, normalization, secants, twins, weights
+from fxgrad.ops import attention, normalization, propagation, secants, stops, temperature, twins, weights
 from fxgrad.ops.backward import Backward
 
-FAMILIES = (weights, attention, secants, normalization, twins)
+FAMILIES = (weights, attention, secants, normalization, twins, propagation, temperature, stops)
 BACKWARDS: dict[str, Backward] = {b.name: b for family in FAMILIES for b in family.BACKWARDS}

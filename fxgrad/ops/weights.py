@@ -351,13 +351,22 @@ class Held(Weighted):
         return node
 
 
-def _weigh(node: fx.Node, decided: Decided) -> None:
-    """Call the op through `weighted`, one weight per positional argument."""
-    last = max(o.position for o in decided.operands)
+def otherwise(decided: Decided) -> Backward:
+    """The backward of a node for which a policy's has no use: a product's shares, any other op's own vjp."""
+    return SHARE if decided.kind is Kind.PRODUCT else NATIVE
+
+
+def positional(node: fx.Node, last: int) -> None:
+    """Give a node its arguments up to the position `last` by position, in the order of the op's schema."""
     arguments = arguments_of(node)
     names = list(arguments)[: max(last + 1, len(node.args))]
     node.args = tuple(arguments[name] for name in names)
     node.kwargs = {name: value for name, value in node.kwargs.items() if name not in names}
+
+
+def _weigh(node: fx.Node, decided: Decided) -> None:
+    """Call the op through `weighted`, one weight per positional argument."""
+    positional(node, max(o.position for o in decided.operands))
     by_place = {(o.position, o.item): w for o, w in zip(decided.operands, decided.weights)}
 
     def weight(position: int, argument: Any) -> Any:
@@ -378,11 +387,12 @@ def _pack(node: fx.Node, decided: Decided) -> None:
 
 
 NATIVE = Weighted("native", frozenset(Kind) - {Kind.CONSTANT}, balanced=False)
+SHARE = Weighted("share", frozenset({Kind.PRODUCT}), share)
 HELD = Held("held")
 """The backward of held nodes. `classify` chooses it, no policy does."""
 BACKWARDS = (
     NATIVE,
-    Weighted("share", frozenset({Kind.PRODUCT}), share),
+    SHARE,
     Weighted("hold_activated", frozenset({Kind.PRODUCT}), hold_activated),
     Weighted("hold_denominator", frozenset({Kind.QUOTIENT}), hold_denominator),
     Homogeneous("homogeneous", frozenset({Kind.POWER})),

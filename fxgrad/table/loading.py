@@ -17,7 +17,7 @@ from typing import Any, Literal, Union
 from fxgrad.errors import RuleTableError
 from fxgrad.kinds import Kind
 from fxgrad.ops.backward import Backward
-from fxgrad.table.policy import Choice, Policy, backward_of, policy_of
+from fxgrad.table.policy import Choice, Policy, backward_of, named, policy_of, split_name, with_parameters
 from fxgrad.table.row import GRAMMAR, Row, Twins, overloads_of, row_of
 
 if sys.version_info >= (3, 11):
@@ -26,7 +26,9 @@ else:
     import tomli as tomllib  # type: ignore[import-not-found,unused-ignore]
 
 Rules = Union[str, Path, Sequence[Union[str, Path, Twins]]]
-"""A preset's name, the path of a TOML file, or a sequence of these and of twins for composed ops: op -> function."""
+"""A preset's name, the path of a TOML file, or a sequence of these and of twins for composed ops: op -> function.
+
+Behind a name or path may be parameters of the policy: "gamma (gamma = 0.5)"."""
 OnUnknown = Literal["error", "native"]
 """For ops without a row: refuse the model, or keep the ops' own gradients (the check shows the error)."""
 
@@ -97,14 +99,17 @@ def presets() -> dict[str, str]:
     return {name: _read(name)[1].get("cite", "") for name in sorted(names)}
 
 
-def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTable:
+def load(
+    rules: Rules = "libragrad", on_unknown: OnUnknown = "error", parameters: Mapping[str, Any] | None = None
+) -> RuleTable:
     """Read the shipped ops and the given policy and row files, and check them against torch.
 
     Args:
         rules: a preset's name ("libragrad"), the path of a TOML file, or a sequence of these and of mappings from a
             composed op's name to its twin. Rows are added to the shipped ones. At most one file may set a kind's
-            backward; the default is libragrad's.
+            backward; the default is libragrad's. "gamma (gamma = 0.5)" gives a policy other parameters.
         on_unknown: "error" refuses a model with ops that have no row; "native" keeps their own gradients.
+        parameters: parameter of the policy's backwards -> number; the name tells them.
 
     Returns:
         The table, checked: ops exist, operands are in their schemas, every kind has a backward.
@@ -116,6 +121,8 @@ def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTab
         >>> table = load("gradient")
         >>> set(table.policy.values())
         {'native'}
+        >>> load("gamma", parameters={"gamma": 0.5}).name
+        'gamma (gamma = 0.5)'
 
     Source: LibraGrad, arXiv:2411.16760, for the shipped policy.
     """
@@ -127,7 +134,7 @@ def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTab
             f"rules is the name of a policy, the path of a TOML file, or a list of these and of mappings from an op to "
             f"its twin; {wrong[0]!r} is none of them."
         )
-    names = [item for item in given if isinstance(item, (str, Path))]
+    names, numbers = _with_parameters([item for item in given if isinstance(item, (str, Path))], parameters or {})
     twins = {op: twin for item in given if isinstance(item, Mapping) for op, twin in item.items()}
     rows: dict[str, Row] = {}
     policy: dict[Kind, Choice] = {}
@@ -152,7 +159,28 @@ def load(rules: Rules = "libragrad", on_unknown: OnUnknown = "error") -> RuleTab
             f'{files} [backward]: no backward for {", ".join(missing)}. Add them, or say base = "libragrad" at the '
             "top of the file, and only what differs."
         )
-    return RuleTable("+".join(Path(n).stem for n in names), rows, policy, "; ".join(cites), on_unknown)
+    label = "+".join(Path(n).stem for n in names)
+    try:
+        policy = with_parameters(policy, numbers)
+    except ValueError as error:
+        raise RuleTableError(f"rules={named(label, numbers)!r}: {error}.") from error
+    return RuleTable(named(label, numbers), rows, policy, "; ".join(cites), on_unknown)
+
+
+def _with_parameters(
+    rules: Sequence[str | Path], parameters: Mapping[str, Any]
+) -> tuple[list[str | Path], dict[str, Any]]:
+    """Names and paths without the parameters behind them, and all parameters."""
+    names: list[str | Path] = []
+    given: dict[str, Any] = {}
+    for rule in rules:
+        try:
+            name, own = split_name(rule) if isinstance(rule, str) else (rule, {})
+        except ValueError as error:
+            raise RuleTableError(f"rules={rule!r}: {error}, as in 'gamma (gamma = 0.5)'.") from error
+        names.append(name)
+        given |= own
+    return names, {**given, **parameters}
 
 
 def _add(row: Row, rows: dict[str, Row]) -> None:

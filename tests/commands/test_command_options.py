@@ -50,15 +50,17 @@ def run(*arguments: str) -> Result:
         (["convert", "said:net", "--json", "absent/a.json"], "absent/a.json cannot be written: there is no folder absent."),
         (["convert", "said:net", "--json", "."], ". cannot be written: that is a folder."),
         (["export", "said:net", "-o", "x.bin"], "x.bin must end in one of .onnx, .pt2, .aoti: the ending says which"),
-        (["check", "said:net", "--rules", "nonsense"], "there is no policy 'nonsense'. Shipped: attnlrp, "),
+        (["check", "said:net", "--rules", "nonsense"], "there is no policy 'nonsense'. Shipped: alilrp, "),
         (["check", "said:net", "--rules", "gradient", "--rules", "attnlrp"], "is already set by rules/gradient.toml. Keep one"),
+        (["check", "said:net", "--rules", "gamma (gama = 1)"], "there is no parameter 'gama'; the policy takes gamma, reference."),
+        (["evaluate", "said:net", "--policy", "gamma (1)"], "'1' is not written as name = number, as in 'gamma (gamma = 0.5)'"),
         (["check", "said:net", "--device", "abacus"], "--device abacus is not here; there is cpu"),
         (["check", "said:net", "--device", "cuda:77"], "--device cuda:77 is not here; there is cpu"),
         (["check", "said:net", "--seed", "1", "--seed", "2"], "--seed is given more than once, and only one can count. Give"),
         (["run", "absent.onnx", "cat.png"], "absent.onnx cannot be read: no such file."),
         (["run", "said.py", "cat.png", "-o", "a.bmp"], "a.bmp must end in one of .png, .pdf, .svg: the ending says"),
         (["check", "said:net", "--checkpoint", "absent.pth"], "checkpoint absent.pth cannot be read by torch.load"),
-        (["evaluate", "said:net", "--policy", "nonsense"], "there is no policy 'nonsense'. Shipped: attnlrp, "),
+        (["evaluate", "said:net", "--policy", "nonsense"], "there is no policy 'nonsense'. Shipped: alilrp, "),
         (["evaluate", "said:net", "--values", "a.csv"], "a.csv must end in one of .npz"),
         (["export", "said:net", "-o", "a.onnx", "--output", "b.onnx"], "--output is given more than once"),
     ],
@@ -67,6 +69,11 @@ def test_mistakes_are_errors_before_the_model_is_loaded(arguments: list[str], me
     result = run(*arguments)
     assert (result.exit_code, result.stdout) == (2, "") and result.stderr.startswith("error: ")
     assert message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_a_policy_takes_parameters_on_the_command_line() -> None:
+    result = run("check", "said:net", "--rules", "gamma (gamma = 0.5)")
+    assert result.exit_code == 0 and "gamma (gamma = 0.5)" in result.output
 
 
 def test_several_values_stay_where_several_are_meant(here: Path) -> None:

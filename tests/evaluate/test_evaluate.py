@@ -175,6 +175,13 @@ def test_policies_with_the_same_rules_are_measured_once_and_have_one_column(
     assert "| method | gradient | libragrad |" in text and "| metric | libragrad |" in text
 
 
+def test_a_policy_with_other_parameters_is_another_policy(tmp_path: Path) -> None:
+    policies = ("gradient", "gamma", "gamma (gamma = 5)")
+    results = evaluate(replace(evaluated.plan(count=2), methods=("saliency",), policies=policies), str(tmp_path))
+    own = [results.values[MODEL, policy, "saliency"] for policy in policies]
+    assert own[1] != own[2] and "gamma (gamma = 5)" in pages([results])["results.md"]
+
+
 def test_what_a_model_lacks_is_noted_with_the_reason(tmp_path: Path) -> None:
     plan = replace(evaluated.plan(count=2), models=(FLAT,), methods=("rollout", "saliency"), policies=("gradient",))
     evaluated.flat = lambda: torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48 * 48, 10))  # type: ignore[attr-defined]

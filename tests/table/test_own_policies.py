@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import fxgrad
 from fxgrad.errors import RuleTableError
 from fxgrad.kinds import Kind
 from fxgrad.table import load, presets
+from fxgrad.table.policy import Choice
 
 
 def file(folder: Path, text: str, name: str = "mine.toml") -> str:
@@ -61,9 +63,16 @@ def test_what_a_policy_lacks_is_answered_by_a_line_that_is_taken(tmp_path: Path)
     assert load(file(tmp_path, 'base = "libragrad"\n[backward]\nsoftmax = "native"\n')).policy[Kind.SOFTMAX] == "native"
 
 
+def toml(choice: Choice) -> str:
+    """A backward as a policy file spells it."""
+    if isinstance(choice, str):
+        return f'"{choice}"'
+    return "{" + ", ".join(f"{key} = {json.dumps(value)}" for key, value in choice.items()) + "}"
+
+
 def test_policies_written_out_in_full_still_load(tmp_path: Path) -> None:
     for name in presets():
-        text = "[backward]\n" + "".join(f'{kind.value} = "{choice}"\n' for kind, choice in load(name).policy.items())
+        text = "[backward]\n" + "".join(f"{kind.value} = {toml(c)}\n" for kind, c in load(name).policy.items())
         assert load(file(tmp_path, text)).policy == load(name).policy
 
 

@@ -31,7 +31,9 @@ ABLATED = {
     "normalization": {Kind.NORMALIZATION},
     "product": {Kind.PRODUCT, Kind.GATE},
 }
-POLICIES = ["libragrad", "attnlrp", "cp-lrp", "gradient", *(f"libragrad-without-{part}" for part in ABLATED)]
+LAYERS = {"epsilon", "gamma", "alpha-beta", "z-plus", "z-box"}  # tests/ops/test_propagation.py
+OTHERS = ["attnlrp", "cp-lrp", "gradient", "gim", "freeze", "relp", "alilrp", "decompx"]
+POLICIES = ["libragrad", *OTHERS, *(f"libragrad-without-{part}" for part in ABLATED)]
 
 
 def same(ours: Tensor, theirs: Tensor, bound: float = 1e-12) -> bool:
@@ -63,16 +65,20 @@ class Function(nn.Module):
 
 
 def test_shipped_policies() -> None:
-    assert set(POLICIES) == set(presets())
+    assert {*POLICIES, *LAYERS} == set(presets())
     libra = load().policy
-    for name in POLICIES:
+    for name in presets():
         policy = load(name).policy
         assert set(policy) == set().union(*(b.kinds for b in BACKWARDS.values())) - {Kind.OPAQUE}, "every kind"
-        assert "arXiv:" in presets()[name]
+        assert any(where in presets()[name] for where in ("arXiv:", "doi:", "transformer-circuits.pub"))
         if name.startswith("libragrad-without-"):
             changed = {kind: backward for kind, backward in policy.items() if backward != libra[kind]}
             assert changed == dict.fromkeys(ABLATED[name.removeprefix("libragrad-without-")], "native")
     assert {k for k, b in load("attnlrp").policy.items() if b != libra[k]} == {Kind.ATTENTION, Kind.SOFTMAX}
+    for name, other in {"relp": "libragrad", "alilrp": "cp-lrp", "decompx": "libragrad-without-product"}.items():
+        assert (load(name).policy == load(other).policy) == (name != "alilrp")
+    for name in LAYERS:
+        assert {k for k, b in load(name).policy.items() if b != libra[k]} == {Kind.LINEAR, Kind.PRODUCT}
     assert {k for k, b in load("cp-lrp").policy.items() if b != libra[k]} == {Kind.PRODUCT}
 
 
@@ -169,11 +175,33 @@ SPLIT = {
     "fused": lambda q, k, v: NATIVE["fused"](scaled(q, 1 / 4), scaled(k, 1 / 4), scaled(v, 1 / 2)),
     "written out": lambda q, k, v: written_out(scaled(q, 1 / 4), scaled(k, 1 / 4), scaled(v, 1 / 2)),
 }
+
+
+def softened(q: Tensor, k: Tensor, v: Tensor, causal: bool = False) -> Tensor:
+    """GIM's attention: the gradient of softmax at temperature 2, without its factor 1/2; halves for each product."""
+    q, k, v = scaled(q, 1 / 4), scaled(k, 1 / 4), scaled(v, 1 / 2)
+    scores = q @ k.mT / math.sqrt(q.shape[-1])
+    scores = scores.masked_fill(torch.ones_like(scores).triu(1).bool(), -math.inf) if causal else scores
+    weights, soft = scores.softmax(-1), (scores / 2).softmax(-1)
+    return (2 * soft + (weights - 2 * soft).detach()) @ v
+
+
+GIM = {
+    **NATIVE,
+    "norm": BALANCED["norm"],
+    "fused": lambda q, k, v: softened(q, k, v, causal=True),
+    "written out": softened,
+}
 BY_HAND = {
     "libragrad": {},
     "attnlrp": SPLIT,
     "cp-lrp": {"product": lambda a, b: a.detach() * b},
     "gradient": NATIVE,
+    "gim": GIM,
+    "freeze": {"gelu": lambda x: F.gelu(x).detach(), "product": lambda a, b: (a * b).detach()},
+    "relp": {},
+    "alilrp": {part: NATIVE[part] for part in ("gelu", "silu")},
+    "decompx": {part: NATIVE[part] for part in ("product", "gate")},
     "libragrad-without-attention": {part: NATIVE[part] for part in ("fused", "written out")},
     "libragrad-without-gated-activation": {part: NATIVE[part] for part in ("gelu", "silu")},
     "libragrad-without-normalization": {"norm": NATIVE["norm"]},
@@ -189,7 +217,11 @@ UNBALANCED = {
     "libragrad-without-normalization": {"layer_norm": 2},
     "libragrad-without-product": {"mul": 2, "sigmoid": 1},
 }
+UNBALANCED |= {"freeze": {}, "relp": {}}
+UNBALANCED["alilrp"] = UNBALANCED["libragrad-without-gated-activation"]
+UNBALANCED["decompx"] = UNBALANCED["libragrad-without-product"]
 UNBALANCED["gradient"] = {k: n for ops in UNBALANCED.values() for k, n in ops.items()} | {"tanh": 1, "square": 1}
+UNBALANCED["gim"] = {k: n for k, n in UNBALANCED["gradient"].items() if k not in ("layer_norm", "matmul")}
 
 
 class Network(nn.Module):
@@ -367,7 +399,8 @@ def test_written_out_attention(policy: str, sides: list[ConvertedModule]) -> Non
     assert same(output, expected)
     differ = {name for i, name in enumerate(PAIRS) if not all(same(a[:, i], b[:, i]) for a, b in zip(ours, theirs))}
     # Scores that no op contracts share their product, as all products do, where attention has its own gradient.
-    assert differ == ({"products and sums"} if policy == "libragrad-without-attention" else set())
+    own = policy in ("libragrad-without-attention", "gim")
+    assert differ == ({"products and sums"} if own else set())
 
 
 # Which products CP-LRP holds, and what a policy makes of products ahead of a softmax.

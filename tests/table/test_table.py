@@ -98,7 +98,7 @@ def test_malformed_files_are_named(tmp_path: Path, text: str, message: str) -> N
 
 def test_missing_files_and_presets(tmp_path: Path) -> None:
     with pytest.raises(
-        RuleTableError, match=r"no policy 'libra'\. Shipped: attnlrp, cp-lrp, gradient, libragrad, .*; or give the path"
+        RuleTableError, match=r"no policy 'libra'\. Shipped: .*gradient, libragrad, .*; or give the path"
     ):
         load("libra")
     with pytest.raises(RuleTableError, match=r"absent\.toml: cannot be read"):

@@ -74,10 +74,5 @@ def reason(problem: Problem) -> str:
         return f": {note}"
     if own := own_gradients(problem):
         rules = problem.converted.classified.table.name
-<<<<<<< HEAD
-        return f": under {rules}, these ops keep their own gradient, which is not balanced: {own}. Use libragrad."
+        return f": under {rules}, {own}. Use libragrad."
     return ". fxgrad.check proves node by node what does not balance."
-=======
-        raise InputError(f"{start}: under {rules}, {own}. Use libragrad.")
-    raise InputError(f"{start}. fxgrad.check proves node by node what does not balance.")
->>>>>>> policies

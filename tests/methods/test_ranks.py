@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 from captum.attr import LayerGradCam
@@ -71,20 +69,21 @@ def test_a_layer_without_an_axis_of_tokens() -> None:
             fxgrad.attribute(libra, (x,), target=1, method=method, layer="head")
 
 
-def swin() -> Any:
+@pytest.fixture(scope="module")
+def swin() -> tuple[fxgrad.ConvertedModule, Tensor]:
     torch.manual_seed(0)
     config = SwinConfig(
         image_size=64, patch_size=4, window_size=4, embed_dim=8, depths=[1, 1, 2], num_heads=[2, 2, 4], num_labels=5
     )
     model = SwinForImageClassification(config).double().eval()
     randomize(model)
-    return model
+    x = torch.randn(2, 3, 64, 64).double()
+    return fxgrad.convert(model, (x,)), x
 
 
 @pytest.mark.parametrize("layer", [None, "swin.encoder.layers.2.blocks.1.layernorm_before", "swin.layernorm"])
-def test_stages_of_tokens_at_coarse_resolutions(layer: str | None) -> None:
-    model, x = swin(), torch.randn(2, 3, 64, 64).double()
-    libra = fxgrad.convert(model, (x,))
+def test_stages_of_tokens_at_coarse_resolutions(layer: str | None, swin: tuple[fxgrad.ConvertedModule, Tensor]) -> None:
+    libra, x = swin
     assert anatomy(libra.classified).grid == (16, 16)
     module = libra.unflattened()
     seen: list[Tensor] = []

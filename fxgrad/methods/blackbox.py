@@ -7,7 +7,7 @@ model's grid or a square of `window` pixels, a token of a text, an element of ot
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -64,26 +64,31 @@ def kernel_shap(
 
 @method(takes_gradient=False, of_inputs=True, reads=NOTHING)
 def rise(problem: Problem, samples: int = 1000, share: float = 0.5, baseline: float = 0.0, seed: int = 0) -> Map:
-    """mean of m * y(x m) / share over random masks m between 0 and 1, whose mean is `share`.
+    """mean of m * (y(x m) - mean of y) / share over random masks m between 0 and 1, whose mean is `share`.
 
-    Masks of a picture are 7 by 7 cells of 0 or 1, enlarged with smooth edges and shifted; those of a text cover tokens.
-    What is covered has the baseline's value.
+    It is by how much the target is higher where a pixel is left than on average: the paper's map less one number, which
+    the paper's probabilities have no need of. Masks of a picture are 7 by 7 cells of 0 or 1, enlarged with smooth edges
+    and shifted; those of a text cover tokens. What is covered has the baseline's value.
 
-    Source: Petsiuk, Das, Saenko, RISE, BMVC 2018, arXiv:1806.07421, eq. 6.
+    Source: Petsiuk, Das, Saenko, RISE, BMVC 2018, arXiv:1806.07421, eqs. 4 to 6.
     """
     refuse_few("samples", samples)
     if not 0 < share <= 1:
         raise InputError(f"share is which part of the input a mask leaves, more than 0 and up to 1, not {share!r}.")
     covered = _Covered(problem, baseline)
-    generator = torch.Generator().manual_seed(seed)
-    total: dict[str, Tensor] = {}
-    for _ in range(samples):
-        masks = {name: _mask(shape, share, generator) for name, shape in covered.shapes.items()}
-        values = covered.values(masks) / (samples * share)
-        for name, mask in masks.items():
-            part = values.reshape(-1, *[1] * mask.dim()) * mask.to(values)
-            total[name] = total[name] + part if name in total else part
-    return Map(maps=total)
+
+    def masks() -> Iterator[dict[str, Tensor]]:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(samples):
+            yield {name: _mask(shape, share, generator) for name, shape in covered.shapes.items()}
+
+    values = torch.stack([covered.values(mask) for mask in masks()])
+    shares = (values - values.mean(0)) / (samples * share)
+    maps = {name: values.new_zeros(problem.batch, *shape) for name, shape in covered.shapes.items()}
+    for own, given in zip(shares, masks()):
+        for name, mask in given.items():
+            maps[name] += own.reshape(-1, *[1] * mask.dim()) * mask.to(own)
+    return Map(maps=maps)
 
 
 class _Covered:

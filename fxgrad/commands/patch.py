@@ -17,11 +17,11 @@ from fxgrad.errors import InputError
 from fxgrad.flows.patch import RUNS, patching
 from fxgrad.flows.patched import Patch, Patching
 from fxgrad.flows.units import Heads, Place
-from fxgrad.methods.html import write
 from fxgrad.methods.targets import Contrast
 from fxgrad.pipeline import convert
 from fxgrad.reading import read_image, readable
 from fxgrad.text.pieces import pieces
+from fxgrad.writing import write_text
 
 ENDINGS = (".png", ".pdf", ".svg", ".json")
 MOST = 5
@@ -84,7 +84,7 @@ def patch(
         goal = target if against is None else Contrast(target, against)
         first, found = _of_pictures((clean, corrupt), goal, prompts, rules, which, options)
     if output.endswith(".json"):
-        write(output, found.to_json() + "\n")
+        write_text(output, found.to_json() + "\n")
     else:
         found.plot(output)
     agree = [f"correlation of estimates and effects: {found.correlation['all'].pearson:.3f}"] if effects else []

@@ -23,7 +23,8 @@ from fxgrad.methods.aim import near, outputs_of, part_of
 from fxgrad.methods.alone import ways
 from fxgrad.methods.placing import within
 from fxgrad.methods.problem import Problem
-from fxgrad.run.recording import Recorder, at_once
+from fxgrad.run.passes import at_once
+from fxgrad.run.recording import Recorder
 
 ALIKE = 1000
 """By how many roundings, relative to the largest, the outputs of a copy in a batch may differ from the example's."""

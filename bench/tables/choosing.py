@@ -98,9 +98,13 @@ def _printed(rows: Sequence[Cells], plain: str) -> dict[str, Pair]:
 
 
 def _side_by_side(columns: Mapping[str, Mapping[str, Pair]]) -> Iterator[str]:
-    order = sorted(METHODS, key=lambda name: -number(columns["Shapley"][name][1]))
+    shapley = columns["Shapley"]
+    order = sorted((name for name in METHODS if name in shapley), key=lambda name: -number(shapley[name][1]))
     rows = [[f"`{name}`", *(_cell(column.get(name)) for column in columns.values())] for name in order]
     yield from markdown(["method", *columns], rows)
+    others = [f"`{name}`" for name in METHODS if name not in shapley]
+    if others:
+        yield from ("", f"Not measured: {', '.join(others)}.")
 
 
 def _cell(pair: Pair | None) -> str:

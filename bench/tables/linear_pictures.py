@@ -34,9 +34,9 @@ class Tower(nn.Module):
 
 
 def draw(folder: Path) -> None:
-    """Write linear-map.png and linear-pairs.png."""
+    """Write linear-map.png, linear-pairs.png and linear-lines.png."""
     drawing.write(_map(), folder / "linear-map.png")
-    drawing.write(_pairs(), folder / "linear-pairs.png")
+    drawing.write(_pairs(folder / "linear-lines.png"), folder / "linear-pairs.png")
 
 
 def _map() -> Figure:
@@ -59,13 +59,15 @@ def _map() -> Figure:
     return photo.figure  # type: ignore[return-value]
 
 
-def _pairs() -> Figure:
+def _pairs(lines: Path) -> Figure:
+    """A map for each word; the same pairs as lines are written to a file."""
     shown = canvas(COLOURED, colours=True)
     x = preprocess(shown.image)
     words = " and ".join(f"a {colour} {CLASS_NAMES[label]}" for colour, label in zip(shown.colours, shown.labels))
     left, right = Tower("image").eval(), Tower("text").eval()
     ids = right.clip.tokenize(words)
     found = fxgrad.pairs(fxgrad.convert(left, (x,)), x, fxgrad.convert(right, (ids,)), ids)
+    found.plot(lines, left=torch.from_numpy(shown.image), right=["start", *words.split()])
     maps = found.matrix.reshape(8, 8, -1)
     named = [(i, word) for i, word in enumerate(words.split(), 1) if word not in ("a", "an", "and")]
     photo, *panels = _row(1 + len(named))

@@ -56,8 +56,9 @@ def flow(
 ) -> None:
     """Draw how the value of a class flows through MODEL, from PICTURE, or a text, token by token.
 
-    OUTPUT is a page, where pointing at a token shows its edges in and out, a picture, or the graph itself, as JSON or
-    GraphML for networkx and Gephi. It takes about as many backward passes as the model has tokens.
+    OUTPUT is a page, where pointing at a token shows its edges in and out, a picture, or the graph itself: JSON or
+    GraphML for networkx and Gephi, .circuit.json for the viewer of circuit-tracer. It takes about as many backward
+    passes as the model has tokens.
 
     \b
     Examples:

@@ -18,12 +18,15 @@ from fxgrad.flows.patch import RUNS, patching
 from fxgrad.flows.patched import Patch, Patching
 from fxgrad.flows.units import Heads, Place
 from fxgrad.methods.targets import Contrast
+from fxgrad.module.converted import ConvertedModule
 from fxgrad.pipeline import convert
 from fxgrad.reading import read_image, readable
 from fxgrad.text.pieces import pieces
 from fxgrad.writing import write_text
 
-ENDINGS = (".png", ".pdf", ".svg", ".json")
+ENDINGS = (".png", ".pdf", ".svg", ".json", ".html")
+PLAIN = "gradient"
+"""The policy whose estimates a page has beside the others."""
 MOST = 5
 """How many values are printed."""
 
@@ -64,7 +67,7 @@ def patch(
 
     CLEAN and CORRUPT are pictures, or texts of as many tokens. Each number says how much the class's value changes
     once one token, at one cut, is the other's: an estimate by the gradient under --rules, and with --effects the truth,
-    for which the model runs again from there.
+    for which the model runs again from there. A page, .html, has the plain gradient's estimates beside them.
 
     \b
     Examples:
@@ -76,15 +79,18 @@ def patch(
     check_output(output, *ENDINGS)
     places: list[Place] = [*cuts, *map(Heads, heads)]
     options: dict[str, Any] = {"cuts": places or None, "run": run, "effects": effects}
+    options["beside"] = output.endswith(".html")
     if text:
-        first, found = _of_texts((clean, corrupt), target, against, rules, which, options)
+        first, found, plain = _of_texts((clean, corrupt), target, against, rules, which, options)
     else:
         if any(Path(output).resolve() == Path(one).resolve() for one in (clean, corrupt)):
             raise InputError(f"{output} is one of the pictures itself. Choose another --output.")
         goal = target if against is None else Contrast(target, against)
-        first, found = _of_pictures((clean, corrupt), goal, prompts, rules, which, options)
+        first, found, plain = _of_pictures((clean, corrupt), goal, prompts, rules, which, options)
     if output.endswith(".json"):
         write_text(output, found.to_json() + "\n")
+    elif output.endswith(".html"):
+        found.html(output, plain)
     else:
         found.plot(output)
     agree = [f"correlation of estimates and effects: {found.correlation['all'].pearson:.3f}"] if effects else []
@@ -96,6 +102,16 @@ def _said(patch: Patch) -> str:
     return f"{patch.node}, {patch.name}: estimate {patch.estimate:.4g}{effect}"
 
 
+def _patched(
+    converted: ConvertedModule, *inputs: Any, beside: bool, effects: bool, **options: Any
+) -> tuple[Patching, Patching | None]:
+    """(what was found, and the estimates of the plain gradient beside it, if they are asked for and are others)."""
+    found = patching(converted, *inputs, effects=effects, **options)
+    if not beside or found.rules == PLAIN:
+        return found, None
+    return found, patching(converted.under(PLAIN), *inputs, **options)
+
+
 def _of_pictures(
     paths: tuple[str, str],
     target: Any,
@@ -103,8 +119,8 @@ def _of_pictures(
     rules: tuple[str, ...],
     which: Mapping[str, Any],
     options: Mapping[str, Any],
-) -> tuple[str, Patching]:
-    """(the heading, what was found between two pictures)."""
+) -> tuple[str, Patching, Patching | None]:
+    """(the heading, what was found between two pictures, and that of the plain gradient)."""
     for path in paths:
         readable(Path(path))
     loaded = prompted(loaded_model(**which), prompts)
@@ -112,8 +128,9 @@ def _of_pictures(
     with stage(f"capturing and rewriting {loaded.name}"):
         converted = convert(loaded.model, (clean,), rules=rules)
     with stage(f"patching {loaded.name}"):
-        found = patching(converted, clean, corrupt, target=target, class_names=loaded.class_names, **options)
-    return heading(loaded), found
+        names = loaded.class_names
+        found, plain = _patched(converted, clean, corrupt, target=target, class_names=names, **options)
+    return heading(loaded), found, plain
 
 
 def _of_texts(
@@ -123,13 +140,13 @@ def _of_texts(
     rules: tuple[str, ...],
     which: Mapping[str, Any],
     options: Mapping[str, Any],
-) -> tuple[str, Patching]:
-    """(the heading, what was found between two texts)."""
+) -> tuple[str, Patching, Patching | None]:
+    """(the heading, what was found between two texts, and that of the plain gradient)."""
     said, host, tokenizer = language_model(texts, rules, which)
     ids, inputs = zip(*(read(host, one) for one in texts))
     if len(ids[0]) != len(ids[1]):
         raise InputError(f"the texts are {len(ids[0])} and {len(ids[1])} tokens, and must be as many: token by token.")
     with stage(f"patching {which['model']}"):
         goal, words = next_token(tokenizer, target, against), pieces(tokenizer, ids[RUNS.index(options["run"])])
-        found = patching(host.conversion(inputs[0]), *inputs, target=goal, token_names=words, **options)
-    return said, found
+        found, plain = _patched(host.conversion(inputs[0]), *inputs, target=goal, token_names=words, **options)
+    return said, found, plain

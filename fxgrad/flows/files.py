@@ -11,10 +11,12 @@ from typing import Any
 import networkx as nx
 
 from fxgrad.errors import InputError, one_line
+from fxgrad.flows.circuit import circuit
 from fxgrad.writing import write_text
 
 PICTURES = (".png", ".pdf", ".svg")
-ENDINGS = (".html", ".json", ".graphml", *PICTURES)
+CIRCUIT = ".circuit.json"
+ENDINGS = (".html", ".json", ".graphml", CIRCUIT, *PICTURES)
 _NOT_IN_XML = re.compile(r"[^\t\n\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
@@ -23,7 +25,7 @@ def write(graph: nx.DiGraph[str], path: str | Path, picture: Any = None) -> None
 
     Args:
         graph: what `fxgrad.flow` returned.
-        path: of the file; .pdf and .svg are pictures, too.
+        path: of the file; .pdf and .svg are pictures, too, and .circuit.json is for the viewer of circuit-tracer.
         picture: what the model saw, for pages and pictures: a PIL image, or (C, H, W) in [0, 1].
 
     Raises:
@@ -37,7 +39,7 @@ def write(graph: nx.DiGraph[str], path: str | Path, picture: Any = None) -> None
         ...     nx.utils.graphs_equal(read(f"{folder}/flow.json"), graph)
         True
     """
-    ending = Path(path).suffix
+    ending = _ending(path)
     if ending not in ENDINGS:
         raise InputError(f"a flow is written to {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, not to {path}.")
     if ending in PICTURES:
@@ -50,7 +52,9 @@ def write(graph: nx.DiGraph[str], path: str | Path, picture: Any = None) -> None
 
         text = page(graph, picture)
     elif ending == ".json":
-        text = json.dumps(nx.node_link_data(graph, edges="edges"), ensure_ascii=False, allow_nan=False) + "\n"
+        text = _json(nx.node_link_data(graph, edges="edges"))
+    elif ending == CIRCUIT:
+        text = _json(circuit(graph, Path(path).name.removesuffix(".json")))
     else:
         text = "\n".join(nx.generate_graphml(_for_xml(graph))) + "\n"
     write_text(path, text)
@@ -62,7 +66,7 @@ def read(path: str | Path) -> nx.DiGraph[str]:
     Raises:
         InputError: another ending, or no such graph in the file.
     """
-    ending = Path(path).suffix
+    ending = _ending(path)
     if ending not in (".json", ".graphml"):
         raise InputError(f"a flow is read from .json or .graphml, not from {path}.")
     try:
@@ -78,6 +82,14 @@ def read(path: str | Path) -> nx.DiGraph[str]:
     if not isinstance(graph, nx.DiGraph) or graph.is_multigraph():
         raise InputError(f"{path} is no flow: its edges have no direction, or there are several between two nodes.")
     return graph
+
+
+def _ending(path: str | Path) -> str:
+    return CIRCUIT if str(path).endswith(CIRCUIT) else Path(path).suffix
+
+
+def _json(data: Any) -> str:
+    return json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _for_xml(graph: nx.DiGraph[str]) -> nx.DiGraph[str]:

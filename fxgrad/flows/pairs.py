@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Union
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.methods.entry import attribute
+from fxgrad.methods.options import refuse_few
 from fxgrad.methods.parts import Grid
 from fxgrad.methods.targets import Target
 from fxgrad.module.converted import ConvertedModule
@@ -25,6 +27,8 @@ Output = Union[Callable[[Any], Tensor], None]
 """From a model's outputs to the embeddings, (batch, width)."""
 Arguments = Union[tuple[Any, ...], Tensor, Mapping[str, Any]]
 """A model's inputs: positional ones, or by name."""
+TOP = 40
+"""How many pairs are drawn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,6 +64,45 @@ class Pairs:
         """The largest |total - matrix - biases| of the pairs, relative to the total, or to 1 where that is less."""
         error = (self.total - self.matrix.sum((-2, -1)) - self.biases).abs() / self.total.abs().clamp(min=1)
         return float(error.max())
+
+    def plot(self, path: str | Path | None = None, *, left: Any = None, right: Any = None, top: int = TOP) -> Any:
+        """Draw both sides and the strongest pairs as lines: red for the score, blue against it.
+
+        A word, or a patch, has the colour of its share with all parts of the other side.
+
+        Args:
+            path: of a .png, .svg or .pdf; None writes none.
+            left, right: what the model saw there: of patches the picture, a PIL image, or (C, H, W) in [0, 1]; of a
+                text its tokens as words. By default patches are drawn alone, and words are numbers.
+            top: how many pairs to draw, the strongest.
+
+        Returns:
+            The figure of matplotlib.
+
+        Raises:
+            InputError: pairs of several inputs, not as many words as tokens, a picture of another form, matplotlib is
+                not installed, or the file cannot be written.
+
+        Example:
+            >>> three, two, one = torch.zeros(3), torch.zeros(2), torch.tensor(1.0)
+            >>> found = Pairs(torch.tensor([[0.5, 0.0], [0.0, -0.5], [1.0, 0.0]]), three, two, one * 0, one, None, None)
+            >>> figure = found.plot(left=["the", "green", "nine"], right=["a", "digit"], top=2)
+            >>> len(figure.axes[0].collections[0].get_segments())
+            2
+        """
+        from fxgrad.flows.lines import Side, lines
+
+        refuse_few("top", top)
+        if self.matrix.dim() != 2:
+            raise InputError(
+                f"these are {len(self.matrix)} pairs of inputs, and one is drawn. Call fxgrad.pairs with one example "
+                "on each side."
+            )
+        values = self.matrix.detach().double().cpu().numpy()
+        sides = Side(values.sum(1), self.left_grid, left), Side(values.sum(0), self.right_grid, right)
+        score = f"score {float(self.total):.4g}: pairs {values.sum():.4g}, biases {float(self.biases):.4g}"
+        shown = f"the {min(top, values.size)} strongest of {values.size} pairs"
+        return lines(values, sides, f"{score}; {shown}", top, path)
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.report import markdown
+from fxgrad.writing import write_text
 
 SHOWN = 10
 """How many tokens are printed."""
@@ -117,6 +118,43 @@ class Patching:
             panels[f"effect, correlation {self.correlation['all'].pearson:.3f}"] = self.effect
         longest = max(self.about.values(), key=len)
         return heat(panels, [about["name"] for about in longest], self.caption, path)
+
+    def html(self, path: str | Path | None = None, beside: Patching | None = None) -> str:
+        """A page: the numbers by cut and token, those of a token on hover, and how well estimates agree with effects.
+
+        Args:
+            path: of the file; None writes none.
+            beside: the same under another policy, such as "gradient", for its estimates; the effects are the same.
+
+        Returns:
+            The page's text.
+
+        Raises:
+            InputError: `beside` is of another target, run or cuts, SciPy is not installed, or the file cannot be
+                written.
+        """
+        from fxgrad.flows.heat_page import page
+
+        sides = [self] if beside is None else [self, replace(beside, effect=self.effect)]
+        if any((one.target, one.run, one.nodes) != (self.target, self.run, self.nodes) for one in sides):
+            raise InputError("beside is of another target, run or cuts. Call fxgrad.patching with the same, but rules.")
+        panels = {one._headline: one.estimate for one in sides} | ({"effect": self.effect} if self.effect else {})
+        names = {
+            cut: [f"{node}: {about['name']}" for node, about in zip(own, self.about[cut])]
+            for cut, own in self.nodes.items()
+        }
+        text = page(self.caption, panels, names)
+        if path is not None:
+            write_text(path, text)
+        return text
+
+    @property
+    def _headline(self) -> str:
+        """Above the estimates: the policy, and how well they agree with the effects."""
+        if not self.effect:
+            return f"estimate, {self.rules}"
+        found = self.correlation["all"]
+        return f"estimate, {self.rules}: correlation with effects {found.pearson:.3f}, of ranks {found.spearman:.3f}"
 
     def to_json(self) -> str:
         """All numbers and names, as JSON."""

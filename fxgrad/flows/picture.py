@@ -8,10 +8,9 @@ from typing import Any
 import networkx as nx
 
 from fxgrad.flows.layout import laid_out
-from fxgrad.flows.shown import caption, seen, strengths
+from fxgrad.flows.shown import caption, colour, seen, strengths
 from fxgrad.flows.strongest import edges_of
 from fxgrad.methods.drawing import Drawing, write
-from fxgrad.methods.text import AGAINST, FOR
 
 try:
     from matplotlib.collections import LineCollection, PatchCollection
@@ -53,11 +52,11 @@ def draw(graph: nx.DiGraph[str], path: str | Path | None = None, picture: Any = 
     largest = max((abs(w) for *_, w in strongest), default=1.0)
     places = {name: (cell.x + cell.side / 2, cell.y + cell.side / 2) for name, cell in layout.cells.items()}
     relative = [(abs(w) / largest) ** 0.5 for *_, w in strongest]
-    colours = [_colour(w, 0.15 + 0.75 * r) for (*_, w), r in zip(strongest, relative)]
+    colours = [colour(w, 0.15 + 0.75 * r) for (*_, w), r in zip(strongest, relative)]
     lines = [(places[a], places[b]) for a, b, _ in strongest]
     axes.add_collection(LineCollection(lines, colors=colours, linewidths=[0.3 + 1.7 * r for r in relative], zorder=2))
     squares = [Rectangle((c.x, c.y), c.side, c.side) for c in map(layout.cells.__getitem__, graph)]
-    fills = [_colour(s, abs(s) * (0.75 if picture is not None else 1)) for s in strengths(graph).values()]
+    fills = [colour(s, abs(s) * (0.75 if picture is not None else 1)) for s in strengths(graph).values()]
     axes.add_collection(PatchCollection(squares, facecolors=fills, edgecolors="#999999", linewidths=0.3, zorder=3))
     for x, y, text in layout.captions:
         axes.text(x, y, text, fontsize=6, fontweight="bold", parse_math=False)
@@ -69,11 +68,6 @@ def draw(graph: nx.DiGraph[str], path: str | Path | None = None, picture: Any = 
     if path is not None:
         write(figure, path)
     return figure
-
-
-def _colour(sign: float, strength: float) -> tuple[float, float, float, float]:
-    red, green, blue = (part / 255 for part in (FOR if sign > 0 else AGAINST))
-    return red, green, blue, min(1.0, strength)
 
 
 def _patches(axes: Any, graph: nx.DiGraph[str], layout: Any, picture: Any) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from fxgrad.methods.photo import Photo, photo
+from fxgrad.methods.text import AGAINST, FOR
 
 LARGEST = 448
 """The most pixels of a side of the picture under the patches."""
@@ -31,6 +32,17 @@ def strengths(graph: nx.DiGraph[str]) -> dict[str, float]:
         scale[group] = max(scale.get(group, 0.0), abs(about["share"]))
     groups = {name: (about["layer"], about["kind"] in ("input", "token")) for name, about in graph.nodes.items()}
     return {name: graph.nodes[name]["share"] / (scale[group] or 1.0) for name, group in groups.items()}
+
+
+def colour(sign: float, strength: float) -> tuple[float, float, float, float]:
+    """Red for, blue against: (red, green, blue, opacity), all from 0 to 1.
+
+    Example:
+        >>> [round(part, 2) for part in colour(-3.0, 0.5)]
+        [0.12, 0.37, 0.84, 0.5]
+    """
+    red, green, blue = (part / 255 for part in (FOR if sign > 0 else AGAINST))
+    return red, green, blue, min(1.0, strength)
 
 
 def caption(graph: nx.DiGraph[str]) -> str:

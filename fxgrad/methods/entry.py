@@ -9,7 +9,7 @@ from typing import Any, Union, overload
 from torch import Tensor
 
 from fxgrad.errors import FxgradError, InputError
-from fxgrad.methods import attention_runs, attentions, blackbox, cams, fullgrad, inputs
+from fxgrad.methods import attention_runs, attentions, blackbox, cams, fullgrad, inputs, shifts
 from fxgrad.methods.attribution import Attribution
 from fxgrad.methods.completeness import explained
 from fxgrad.methods.definition import Map, Method, method_of
@@ -25,6 +25,7 @@ METHODS: dict[str, Callable[..., Map]] = {
     f.__name__: f
     for f in (
         *(inputs.gradient, inputs.saliency, inputs.input_x_gradient, inputs.integrated_gradients, inputs.smoothgrad),
+        shifts.shift_averaged,
         *(cams.gradcam, cams.gradcam_plus, cams.xgradcam_plus, cams.gradcam_plusplus, cams.layercam, cams.hirescam),
         *(fullgrad.fullgrad, fullgrad.fullgrad_plus),
         *(attentions.attcat, attentions.genatt, attentions.gradsam, attentions.tokentm),
@@ -39,7 +40,7 @@ BLACK_BOX = ("occlusion", "rise", "kernel_shap")
 SHARING = tuple(
     name
     for name in METHODS
-    if name not in ("integrated_gradients", "smoothgrad", "transatt", "biattn", "legrad", *BLACK_BOX)
+    if name not in ("integrated_gradients", "smoothgrad", "shift_averaged", "transatt", "biattn", "legrad", *BLACK_BOX)
 )
 """Methods that one forward and one backward pass serve together."""
 

@@ -8,6 +8,7 @@ METHODS = {
     "input_x_gradient": "Input × Gradient",  # noqa: RUF001
     "integrated_gradients": "Integrated Gradients",
     "smoothgrad": "SmoothGrad",
+    "shift_averaged": "Shift-averaged Input × Gradient",  # noqa: RUF001
     "gradcam": "Grad-CAM",
     "gradcam_plus": "Grad-CAM+",
     "xgradcam_plus": "XGrad-CAM+",

@@ -107,7 +107,9 @@ def test_of_a_text(here: Path) -> None:
 def test_what_does_not_go_together(here: Path) -> None:
     assert "give a PICTURE, or a --text" in refuse("flowing:net")
     assert "give a PICTURE, or a --text" in refuse("flowing:net", "cat.png", "--text", "the sky")
-    assert "must end in one of .html, .json, .graphml, .png" in refuse("flowing:net", "cat.png", "-o", "a.csv")
+    assert "must end in one of .html, .json, .graphml, .circuit.json, .png" in refuse(
+        "flowing:net", "cat.png", "-o", "a.csv"
+    )
     assert "cat.png is the picture itself" in refuse("flowing:net", "cat.png", "-o", "cat.png")
     assert "--input-size is for pictures" in refuse("hf:gpt2", "--text", "the", "--input-size", "3", "8", "8")
     assert "texts are for models of transformers" in refuse("flowing:net", "--text", "the sky")

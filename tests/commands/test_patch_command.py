@@ -65,6 +65,16 @@ def test_of_pictures(here: Path) -> None:
     assert f"correlation of estimates and effects: {wanted.correlation['all'].pearson:.3f}" in words
     best = wanted.strongest(1)[0]
     assert f"{best.node}, {best.name}: estimate {best.estimate:.4g}, effect {best.effect:.4g}" in words
+    run("patched_net:net", "cat.png", "dog.png", *options, *heads, "-o", "a.html")
+    plain = fxgrad.patching(
+        libra.under("gradient"), clean, corrupt, target=Contrast(1, 2), cuts=cuts, run="corrupt", effects=True
+    )
+    for one in (wanted, plain):
+        agree = one.correlation["all"]
+        numbers = f"{one.rules}: correlation with effects {agree.pearson:.3f}, of ranks {agree.spearman:.3f}"
+        assert numbers in (here / "a.html").read_text("utf-8")
+    run("patched_net:net", "cat.png", "dog.png", "--rules", "gradient", "-o", "a.html")
+    assert (here / "a.html").read_text("utf-8").count("<h4>") == 1
     run("patched_net:net", "cat.png", "dog.png")
     assert (here / "patching.png").read_bytes().startswith(b"\x89PNG")
 

@@ -186,7 +186,7 @@ def test_against_plain_autograd(method: str, policy: str, model: tuple) -> None:
 def test_all_others_have_a_test_of_their_own() -> None:
     """Captum's, those that run the model more than once, those that need no gradient, and noise."""
     captum_s = {"integrated_gradients", "smoothgrad", "occlusion", "kernel_shap"}
-    assert set(METHODS) - set(DIRECT) == captum_s | {"transatt", "biattn", "legrad", "rise", "random"}
+    assert set(METHODS) - set(DIRECT) == captum_s | {"shift_averaged", "transatt", "biattn", "legrad", "rise", "random"}
 
 
 @pytest.mark.parametrize("method", ["input_x_gradient", "hirescam", "fullgrad", "fullgrad_plus"])

@@ -13,7 +13,9 @@ from fxgrad.data.models import randomize
 from fxgrad.methods import METHODS, Token
 
 LONG, SHORT = [7, 3, 9, 11, 2], [5, 8, 6]
-METHODS_OF_TOKENS = sorted(set(METHODS) - {"random", "smoothgrad", "integrated_gradients", "rise", "kernel_shap"})
+METHODS_OF_TOKENS = sorted(
+    set(METHODS) - {"random", "smoothgrad", "shift_averaged", "integrated_gradients", "rise", "kernel_shap"}
+)
 
 
 def gpt2() -> Any:

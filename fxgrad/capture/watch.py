@@ -29,8 +29,8 @@ Place = tuple[int, int]
 """(index of an input, axis)."""
 
 
-LARGEST = 250
-"""How many parts a size may be computed of: where it has more, torch's reasoning about it takes minutes, or hours."""
+LARGEST = 100
+"""How many parts a size may be computed of: each step in windows doubles them, and with them the time of a trace."""
 
 
 class Watch(TorchFunctionMode):

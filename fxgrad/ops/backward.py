@@ -21,6 +21,7 @@ from fxgrad.graph.nodes import arguments_of
 from fxgrad.graph.places import Place
 from fxgrad.graph.replay import Replay
 from fxgrad.kinds import LINEAR, Kind, Operand
+from fxgrad.ops.zero import at_zero
 
 Pairs = list[tuple[Any, Any]]
 """Pairs (g, b) of a cotangent and an offset, tensors or lists of them; <g, b> is the sum over all pairs."""
@@ -172,8 +173,7 @@ class Backward:
                 minus = {x: -original.values[x]}
                 both = original.call(decided.node, {}), original.call(decided.node, minus)
                 return [(g, pytree.tree_map(lambda one, other: (one + other) / 2, *both))]
-            zeros = {name: torch.zeros_like(original.values[name]) for name in carrying}
-            return [(g, original.call(decided.node, zeros))]
+            return [(g, at_zero(original, decided.node, carrying))]
 
     def limit_error(self, decided: Decided, ours: Replay, original: Replay) -> float:
         """The relative error of a limit that completeness cannot test (0 times anything is 0); 0 if there is none."""

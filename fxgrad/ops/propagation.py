@@ -31,6 +31,7 @@ from fxgrad.kinds import Kind, Operand
 from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting, replace_call
 from fxgrad.ops.twins import Twin
 from fxgrad.ops.weights import Weigh, Weighted, otherwise, positional, share
+from fxgrad.ops.zero import at_zero
 
 Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 """(carrier, weight, bias or None) -> the layer's output."""
@@ -164,7 +165,7 @@ class Propagation(Weighted):
         with torch.no_grad():
             x, weight, *bias = (original.values[name] for name in names)
             u, d = self.scales(*self.sums(call, x, weight, bias[0] if bias else None))
-            constant = original.call(decided.node, {name: torch.zeros_like(original.values[name]) for name in carrying})
+            constant = at_zero(original, decided.node, carrying)
             return [(g, u * constant.clamp(min=0) + d * constant.clamp(max=0))]
 
 

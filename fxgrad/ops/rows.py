@@ -17,6 +17,7 @@ from fxgrad.graph.replay import Replay
 from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting
 from fxgrad.ops.function import Function
 from fxgrad.ops.weights import recording
+from fxgrad.ops.zero import at_zero
 
 
 class Rows(NamedTuple):
@@ -144,8 +145,9 @@ class OfRows(Backward):
         return (decided.node, *self.moves)
 
     def offset(self, decided: Decided, original: Replay, carrying: list[str], g: Any) -> Pairs:
-        found = {name: torch.zeros_like(original.values[name]) for name in carrying}
+        layer, *moves = self.moves
         with torch.no_grad():
-            for name in self.moves:
+            found = {layer: at_zero(original, layer, carrying)}
+            for name in moves:
                 found[name] = original.call(name, found)
             return [(g, original.call(decided.node, found))]

@@ -25,11 +25,13 @@ MOVES = {
     aten.transpose.int,
     aten.expand.default,
     aten.unsqueeze.default,
+    aten.slice.Tensor,
     aten.detach.default,
     aten.clone.default,
     aten.alias.default,
 }
-"""Ops that move elements without changing them."""
+"""Ops that move or repeat elements without changing them."""
+ZEROS = {aten.zeros_like.default, aten.new_zeros.default}
 LINEAR = MOVES | {aten.mm.default, aten.bmm.default}
 """Ops that are 0 where their first operand is."""
 
@@ -55,7 +57,7 @@ def simplify(graph: fx.Graph) -> None:
     sized = [node for node in placeholders_of(graph) if isinstance(node.meta.get("val"), Tensor)]
     for node in list(graph.nodes):
         first = node.args[0] if node.args else None
-        if node.target is aten.zeros_like.default or (node.target in LINEAR and first in zeros):
+        if node.target in ZEROS or (node.target in LINEAR and first in zeros):
             if not any(_in_place(user) for user in node.users):
                 zeros.add(node)
         elif node.target in MOVES and first in biases:

@@ -31,8 +31,8 @@ CANVAS = 7
 """The held-out canvas in the picture."""
 TOP = 40
 """How many edges between two cuts the picture has."""
-LIMIT, SECONDS, SMALL = 1.5, 40, "vit_small_patch16_224"
-"""The most backward passes a token may cost, and the most processor seconds of the small model: 20 on two cores."""
+LIMIT, SECONDS, SMALL = 0.7, 12, "vit_small_patch16_224"
+"""The most backward passes that a token may cost, and the most processor seconds of the small model."""
 TURNS = 5
 
 
@@ -88,8 +88,8 @@ def page(only: str, threads: int, picture_file: Path | None) -> tuple[str, bool]
         f"What `fxgrad.flow` takes of a vision transformer in float32 with random weights, threads: {threads}. "
         "Processor seconds of all threads; minutes by the clock, which others on the machine make longer; backward "
         f"passes of the whole converted model for each token (the bar is {LIMIT}); memory beyond what the process "
-        f"held; and the largest error at a node. The bar of {SMALL} is {SECONDS} processor seconds, 20 seconds on two "
-        "cores. `make flows` writes this page.", "",
+        f"held; and the largest error at a node. The bar of {SMALL} is {SECONDS} processor "
+        "seconds. `make flows` writes this page.", "",
         *markdown(names, [cells for cells, _ in rows]),
     ]  # fmt: skip
     return "\n".join(text) + "\n", all(kept for _, kept in rows)

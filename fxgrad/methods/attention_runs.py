@@ -6,17 +6,19 @@ dy/dA is the partial derivative g v^T, as in `fxgrad.methods.attentions`.
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from fxgrad.errors import InputError
-from fxgrad.methods.attentions import read_by, rolled, sensitivity, weights
+from fxgrad.methods.attentions import read_by, rolled, sensitivity_of, weights_of
 from fxgrad.methods.definition import Map
 from fxgrad.methods.ends import ends
 from fxgrad.methods.options import refuse_few
 from fxgrad.methods.parts import Attention
 from fxgrad.methods.problem import Problem
+from fxgrad.run.recording import Contributions
 
 
 def biattn(problem: Problem, n_steps: int = 20) -> Map:
@@ -57,11 +59,8 @@ def legrad(problem: Problem) -> Map:
             )
         g = problem.at({}, {last: values[block.exit]}).run([last]).cotangents[last]
         cotangents = recording.between(block.exit, g, read_by([block.attentions]))
-        heads = [
-            sensitivity(a, problem, values, cotangents).relu() * (weights(a, problem, values) != 0)
-            for a in block.attentions
-        ]
-        slopes.append(torch.cat(heads, 1).mean(1))
+        seen = weights_of(block.attentions, problem, values) != 0
+        slopes.append((sensitivity_of(block.attentions, problem, values, cotangents).relu() * seen).mean(1))
     return Map(tokens=problem.mean(torch.stack(slopes).sum(0))[:, : problem.anatomy.prefix + problem.anatomy.count])
 
 
@@ -79,20 +78,15 @@ def transatt(problem: Problem) -> Map:
     found, slopes = problem.run(read_by(blocks)), plain.run(read_by(blocks))
     matrices = []
     for own in blocks:
-        pairs = [
-            (weights(a, problem, found.values) * sensitivity(a, problem, found.values, found.cotangents), a)
-            for a in own
-        ]
-        heads = [r * sensitivity(a, problem, slopes.values, slopes.cotangents) for r, a in pairs]
-        matrices.append(torch.cat(heads, 1).relu().mean(1))
+        relevance = weights_of(own, problem, found.values) * sensitivity_of(own, problem, *_both(found))
+        matrices.append((relevance * sensitivity_of(own, problem, *_both(slopes))).relu().mean(1))
     return Map(tokens=problem.row_of(rolled(matrices)))
 
 
 def _perceived(problem: Problem, attentions: tuple[Attention, ...]) -> Tensor:
     """sum_heads w A of a block, (batch, tokens, tokens)."""
     found = problem.run(read_by([attentions]))
-    a = torch.cat([weights(own, problem, found.values) for own in attentions], 1)
-    slopes = torch.cat([sensitivity(own, problem, found.values, found.cotangents) for own in attentions], 1)
+    a, slopes = weights_of(attentions, problem, found.values), sensitivity_of(attentions, problem, *_both(found))
     shares = (a.mT @ (slopes * (a != 0))).abs().mean((2, 3))
     shares = shares / shares.sum(1, keepdim=True).clamp(min=torch.finfo(a.dtype).tiny)
     return (shares[:, :, None, None] * a).sum(1)
@@ -101,10 +95,14 @@ def _perceived(problem: Problem, attentions: tuple[Attention, ...]) -> Tensor:
 def _feedback(problem: Problem, attentions: tuple[Attention, ...], n_steps: int) -> Tensor:
     """mean_heads relu(mean of dy/dA along the line from 0 to the inputs) of a block, (batch, tokens, tokens)."""
     chosen, names = ends(problem, "biattn", "input"), read_by([attentions])
-    total: list[Tensor] = []
+    total = torch.zeros(())
     for step in range(n_steps):
         share = step / max(n_steps - 1, 1)
         found = chosen.moved({name: share * x for name, x in chosen.values.items()}).run(names)
-        slopes = torch.cat([sensitivity(a, problem, found.values, found.cotangents) for a in attentions], 1)
-        total = [slopes / n_steps + before for before in total] or [slopes / n_steps]
-    return total[0].relu().mean(1)
+        total = total + sensitivity_of(attentions, problem, *_both(found)) / n_steps
+    return total.relu().mean(1)
+
+
+def _both(found: Contributions) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A run's values and cotangents."""
+    return found.values, found.cotangents

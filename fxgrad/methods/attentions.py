@@ -147,8 +147,7 @@ def weights(attention: Attention, problem: Problem, values: Mapping[str, Any]) -
 
 def mean_weights(problem: Problem, attentions: Sequence[Attention]) -> Tensor:
     """mean_heads A of a block, (batch, tokens, tokens); the heads of several attentions are averaged together."""
-    values = problem.values(read_by([attentions]))
-    return torch.cat([weights(a, problem, values) for a in attentions], 1).mean(1)
+    return weights_of(attentions, problem, problem.values(read_by([attentions]))).mean(1)
 
 
 def _relevant(problem: Problem, method: str) -> list[Tensor]:
@@ -161,10 +160,8 @@ def _relevant(problem: Problem, method: str) -> list[Tensor]:
 def _relevant_weights(problem: Problem, attentions: Sequence[Attention]) -> Tensor:
     """mean_heads relu(A * dy/dA) of a block, (batch, tokens, tokens)."""
     found = problem.run(read_by([attentions]))
-    heads = [
-        weights(a, problem, found.values) * sensitivity(a, problem, found.values, found.cotangents) for a in attentions
-    ]
-    return torch.cat(heads, 1).relu().mean(1)
+    own = weights_of(attentions, problem, found.values)
+    return (own * sensitivity_of(attentions, problem, found.values, found.cotangents)).relu().mean(1)
 
 
 def sensitivity(
@@ -184,6 +181,18 @@ def sensitivity(
     if v.shape[1] != g.shape[1]:  # grouped queries
         v = v.repeat_interleave(g.shape[1] // v.shape[1], 1)
     return g @ v.mT
+
+
+def weights_of(attentions: Sequence[Attention], problem: Problem, values: Mapping[str, Any]) -> Tensor:
+    """The weights A of a block's attentions, side by side as heads: (batch, heads, rows, columns)."""
+    return torch.cat([weights(a, problem, values) for a in attentions], 1)
+
+
+def sensitivity_of(
+    attentions: Sequence[Attention], problem: Problem, values: Mapping[str, Any], cotangents: Mapping[str, Any]
+) -> Tensor:
+    """dy/dA of a block's attentions, side by side as heads: (batch, heads, rows, columns)."""
+    return torch.cat([sensitivity(a, problem, values, cotangents) for a in attentions], 1)
 
 
 def rolled(matrices: Sequence[Tensor]) -> Tensor:

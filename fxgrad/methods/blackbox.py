@@ -113,11 +113,9 @@ class _Covered:
 
     def _as_input(self, name: str, mask: Tensor) -> Tensor:
         """A mask of an input's map with an axis of size 1 for examples and channels."""
-        anatomy = self.ends.problem.anatomy
-        for axis in sorted(
-            {*anatomy.channels.get(name, ()), *([anatomy.inputs[name]] if name in anatomy.inputs else ())}
-        ):
-            mask = mask.unsqueeze(axis)
+        kept = self.ends.problem.map_axes(name)
+        for axis in range(self.ends.values[name].dim()):
+            mask = mask if axis in kept else mask.unsqueeze(axis)
         return mask
 
 

@@ -38,7 +38,7 @@ def shift_averaged(problem: Problem, shifts: int = 5, flip: bool = False) -> Map
     total: dict[str, Tensor] = {}
     inside: Tensor | int = 0
     for view in views:
-        moved = chosen.moved({**chosen.values, name: view.of(chosen.values[name], _axes(problem, name))})
+        moved = chosen.moved({**chosen.values, name: view.of(chosen.values[name], problem.map_axes(name))})
         maps = products(moved, moved.run())
         inside = inside + view.back(torch.ones_like(maps[name]))
         maps[name] = view.back(maps[name])
@@ -104,9 +104,3 @@ def _patches(problem: Problem) -> list[int]:
             "channels=, its axis of channels; or use input_x_gradient."
         )
     return [max(1, side // count) for side, count in zip(size, grid)]
-
-
-def _axes(problem: Problem, name: str) -> list[int]:
-    """The axes of an input's rows and columns."""
-    others = {problem.anatomy.inputs.get(name), *problem.anatomy.channels.get(name, ())}
-    return [axis for axis in range(problem.entries[list(problem.inputs).index(name)].dim()) if axis not in others]

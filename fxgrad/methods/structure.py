@@ -59,6 +59,11 @@ class Structure:
         """Names of the attributed inputs."""
         return [entry.name for entry in self.converted.classified.captured.entries if entry.attributed]
 
+    def map_axes(self, name: str) -> list[int]:
+        """The axes of an input that its map has, too: all but those of examples and channels."""
+        gone = {self.anatomy.inputs.get(name), *self.anatomy.channels.get(name, ())}
+        return [axis for axis in range(len(sizes_of(self.inputs[name]))) if axis not in gone]
+
     @cached_property
     def shared(self) -> list[str]:
         """Names of the attributed inputs that all examples share."""

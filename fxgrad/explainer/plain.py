@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, fx, nn
 
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.ops.attention import value_only
+from fxgrad.ops.scores import attention_weights, shared
 from fxgrad.ops.swapped import SDPA
 from fxgrad.ops.weights import weighted
 
@@ -41,27 +41,8 @@ def plain_attention(
 
     Source: Vaswani et al., arXiv:1706.03762, eq. 1.
     """
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    heads = query.shape[-3] if enable_gqa else 0
-    if enable_gqa and key.shape[-3] != heads:
-        key, value = (_repeated(t, heads) for t in (key, value))
-    scores = (query * scale) @ key.mT
-    if is_causal:
-        seen = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
-        scores = scores.masked_fill(~seen, -math.inf)
-    if attn_mask is None:
-        return scores.softmax(-1) @ value
-    held_out = attn_mask.dtype is torch.bool
-    scores = scores.masked_fill(~attn_mask, -math.inf) if held_out else scores + attn_mask
-    # The fused kernels give 0 for a row that sees nothing; softmax would give 0/0.
-    blind = scores.amax(-1, keepdim=True) == -math.inf
-    return scores.softmax(-1).masked_fill(blind, 0) @ value
-
-
-def _repeated(x: Tensor, heads: int) -> Tensor:
-    """Key or value heads, each repeated for the query heads that share it."""
-    groups = heads // x.shape[-3]
-    return x.unsqueeze(-3).expand(*x.shape[:-2], groups, *x.shape[-2:]).flatten(-4, -3)
+    weights = attention_weights(query, key, attn_mask, is_causal, scale=scale, enable_gqa=enable_gqa)
+    return weights @ (shared(value, query.shape[-3]) if enable_gqa else value)
 
 
 def held_attention(_op: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.errors import InputError
+from fxgrad.graph.nodes import arguments_of
 from fxgrad.methods.definition import Map, method
 from fxgrad.methods.parts import Attention, Block
 from fxgrad.methods.placing import layout
 from fxgrad.methods.problem import Problem
+from fxgrad.ops.scores import attention_weights, shared
 from fxgrad.run.recording import Contributions
 
 
@@ -127,22 +129,12 @@ def weights(attention: Attention, problem: Problem, values: Mapping[str, Any]) -
     """
     if attention.weights is not None:
         return by_head(values[attention.weights], problem.batch)
-    node = problem.nodes[attention.node]
-
-    def argument(position: int, name: str, default: Any) -> Any:
-        given = node.args[position] if len(node.args) > position else node.kwargs.get(name, default)
-        return values[given.name] if isinstance(given, fx.Node) else given
-
-    q, k, mask = argument(0, "query", None), argument(1, "key", None), argument(3, "attn_mask", None)
-    scale: Any = node.kwargs.get("scale")
-    if k.shape[-3] != q.shape[-3]:  # grouped queries
-        k = k.repeat_interleave(q.shape[-3] // k.shape[-3], -3)
-    scores = q @ k.mT * (q.shape[-1] ** -0.5 if scale is None else scale)
-    if argument(5, "is_causal", False):
-        scores = scores.masked_fill(~torch.ones_like(scores, dtype=torch.bool).tril(), -torch.inf)
-    if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype is torch.bool else scores + mask
-    return by_head(scores.softmax(-1).nan_to_num(), problem.batch)  # a row that sees nothing
+    given = {
+        name: values[argument.name] if isinstance(argument, fx.Node) else argument
+        for name, argument in arguments_of(problem.nodes[attention.node]).items()
+        if name not in ("value", "dropout_p")
+    }
+    return by_head(attention_weights(**given), problem.batch)
 
 
 def mean_weights(problem: Problem, attentions: Sequence[Attention]) -> Tensor:
@@ -178,9 +170,7 @@ def sensitivity(
     if g is None:
         return torch.zeros_like(weights(attention, problem, values))
     v, g = (by_head(value, problem.batch) for value in (values[attention.value], g))
-    if v.shape[1] != g.shape[1]:  # grouped queries
-        v = v.repeat_interleave(g.shape[1] // v.shape[1], 1)
-    return g @ v.mT
+    return g @ shared(v, g.shape[1]).mT
 
 
 def weights_of(attentions: Sequence[Attention], problem: Problem, values: Mapping[str, Any]) -> Tensor:

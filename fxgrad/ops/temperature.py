@@ -17,6 +17,7 @@ from fxgrad.kinds import Kind
 from fxgrad.ops.attention import split
 from fxgrad.ops.backward import Decided, Rewriting, replace_call
 from fxgrad.ops.normalization import HALF
+from fxgrad.ops.scores import scores_of, shared
 from fxgrad.ops.swapped import SDPA
 from fxgrad.ops.twins import Twin
 from fxgrad.ops.weights import Weigh, Weighted, weighted
@@ -77,19 +78,11 @@ def softer_attention(
     Source: Edin et al., GIM: Improved Interpretability for Large Language Models, arXiv:2505.17630.
     """
     q, k, v = (t.float() if t.dtype in HALF else t for t in (query, key, value))
-    if enable_gqa:
-        k, v = (t.repeat_interleave(q.shape[-3] // t.shape[-3], -3) for t in (k, v))
-    scores = (q * (q.shape[-1] ** -0.5 if scale is None else scale)) @ k.mT
-    if is_causal:
-        later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
-        scores = scores.masked_fill(later, -torch.inf)
-    elif attn_mask is not None:
-        boolean = attn_mask.dtype is torch.bool
-        scores = scores.masked_fill(~attn_mask, -torch.inf) if boolean else scores + attn_mask
+    scores = scores_of(q, k, attn_mask, is_causal, scale=scale, enable_gqa=enable_gqa)
     safe = torch.ops.aten._safe_softmax.default  # 0 in a row that is masked altogether
     soft = softer(safe, temperature, scores, -1)
     weights = soft + (safe(scores, -1) - soft).detach()
-    attended: Tensor = weights @ v
+    attended: Tensor = weights @ (shared(v, q.shape[-3]) if enable_gqa else v)
     return attended.to(query.dtype)
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from fxgrad.errors import InputError
 from fxgrad.methods.attentions import read_by, rolled, sensitivity_of, weights_of
-from fxgrad.methods.definition import Map
+from fxgrad.methods.definition import Map, method
 from fxgrad.methods.ends import ends
 from fxgrad.methods.options import refuse_few
 from fxgrad.methods.parts import Attention
@@ -21,6 +21,7 @@ from fxgrad.methods.problem import Problem
 from fxgrad.run.recording import Contributions
 
 
+@method(passes="own")
 def biattn(problem: Problem, n_steps: int = 20) -> Map:
     """F * P, the class token's row: what the last block's attention hands on, times what was gathered until there.
 
@@ -37,6 +38,7 @@ def biattn(problem: Problem, n_steps: int = 20) -> Map:
     return Map(tokens=problem.row_of(_feedback(problem, blocks[-1], n_steps) * perceived))
 
 
+@method(passes="own")
 def legrad(problem: Problem) -> Map:
     """Sum over blocks l of mean_heads,rows relu(ds/dA_l), s the target read from block l's output.
 
@@ -64,6 +66,7 @@ def legrad(problem: Problem) -> Map:
     return Map(tokens=problem.mean(torch.stack(slopes).sum(0))[:, : problem.anatomy.prefix + problem.anatomy.count])
 
 
+@method(passes="own")
 def transatt(problem: Problem) -> Map:
     """Product over blocks of (I + mean_heads relu(R * dy/dA)) / 2, later ones on the left, the class token's row.
 

@@ -28,7 +28,7 @@ CELLS = 7
 """How many cells RISE's coarse masks have along each axis."""
 
 
-@method(takes_gradient=False, of_inputs=True, reads=NOTHING)
+@method(takes_gradient=False, of_inputs=True, reads=NOTHING, passes="hundreds")
 def occlusion(problem: Problem, window: int | None = None, baseline: float = 0.0) -> Map:
     """For each part, the target's value less that where the part has the baseline's value, spread over its elements.
 
@@ -40,7 +40,7 @@ def occlusion(problem: Problem, window: int | None = None, baseline: float = 0.0
     return game.spread(ablation.attribute(game.nothing_covered.expand(problem.batch, -1)))
 
 
-@method(takes_gradient=False, of_inputs=True, reads=NOTHING)
+@method(takes_gradient=False, of_inputs=True, reads=NOTHING, passes="hundreds")
 def kernel_shap(
     problem: Problem, samples: int = 1000, window: int | None = None, baseline: float = 0.0, seed: int = 0
 ) -> Map:
@@ -62,7 +62,7 @@ def kernel_shap(
     return game.spread(torch.cat(rows))
 
 
-@method(takes_gradient=False, of_inputs=True, reads=NOTHING)
+@method(takes_gradient=False, of_inputs=True, reads=NOTHING, passes="hundreds")
 def rise(problem: Problem, samples: int = 1000, share: float = 0.5, baseline: float = 0.0, seed: int = 0) -> Map:
     """mean of m * (y(x m) - mean of y) / share over random masks m between 0 and 1, whose mean is `share`.
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from torch import Tensor
 
@@ -13,6 +13,7 @@ from fxgrad.errors import InputError
 from fxgrad.methods.parts import PARTS
 
 Function = TypeVar("Function", bound="Callable[..., Map]")
+Passes = Literal["shared", "own", "hundreds"]
 _MARK = "_fxgrad_method"
 
 
@@ -51,6 +52,8 @@ class Method:
         reads: of which nodes it asks `Problem.run`, or `values`, for more than the inputs: `PARTS`, those of blocks and
             attentions; `BLOCKS`, the blocks' inputs and outputs; `INPUTS`, none; `NOTHING`: it runs the model at other
             inputs only. All methods of a call share one run that has these; a node beyond them costs another run.
+        passes: what it costs: "shared", at most one forward and one backward pass, which all such methods of a call
+            share; "own", several passes of its own; "hundreds", hundreds of forward passes, and no gradient.
         steps: the option that brings its shares nearer to the target's value; "" if they are exact.
     """
 
@@ -61,6 +64,7 @@ class Method:
     takes_gradient: bool = True
     of_inputs: bool = False
     reads: str = PARTS
+    passes: Passes = "shared"
     steps: str = ""
 
     def refused(self, option: str) -> str | None:
@@ -86,13 +90,14 @@ def method(
     takes_gradient: bool = True,
     of_inputs: bool = False,
     reads: str = PARTS,
+    passes: Passes = "shared",
     steps: str = "",
 ) -> Callable[[Function], Function]:
     """State facts about a method. The function stays as it is, and nothing is registered.
 
     Args:
         name: by default the function's.
-        shares, layered, takes_gradient, of_inputs, reads, steps: see `Method`.
+        shares, layered, takes_gradient, of_inputs, reads, passes, steps: see `Method`.
 
     Returns:
         A decorator.
@@ -106,7 +111,8 @@ def method(
     """
 
     def marked(function: Function) -> Function:
-        facts = Method(name or _name(function), function, shares, layered, takes_gradient, of_inputs, reads, steps)
+        known = name or _name(function)
+        facts = Method(known, function, shares, layered, takes_gradient, of_inputs, reads, passes, steps)
         setattr(function, _MARK, facts)
         return function
 

@@ -35,13 +35,9 @@ METHODS: dict[str, Callable[..., Map]] = {
     )
 }
 """Every method by its name; the docstrings have the formulas, the decorators further facts."""
-BLACK_BOX = ("occlusion", "rise", "kernel_shap")
+BLACK_BOX = tuple(name for name, function in METHODS.items() if method_of(function).passes == "hundreds")
 """Methods that take hundreds of forward passes, and no gradient."""
-SHARING = tuple(
-    name
-    for name in METHODS
-    if name not in ("integrated_gradients", "smoothgrad", "shift_averaged", "transatt", "biattn", "legrad", *BLACK_BOX)
-)
+SHARING = tuple(name for name, function in METHODS.items() if method_of(function).passes == "shared")
 """Methods that one forward and one backward pass serve together."""
 
 

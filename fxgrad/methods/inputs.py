@@ -66,7 +66,7 @@ def products(problem: Problem, found: Contributions) -> dict[str, Tensor]:
     return _maps(problem, {name: wide(x) * found.gradients[name] for name, x in found.inputs.items()})
 
 
-@method(of_inputs=True, reads=NOTHING, steps="n_steps")
+@method(of_inputs=True, reads=NOTHING, passes="own", steps="n_steps")
 def integrated_gradients(
     problem: Problem,
     n_steps: int = 50,
@@ -117,7 +117,7 @@ RULES: dict[str, Callable[[int], list[tuple[float, float]]]] = {
 """Number of points -> (place between 0 and 1, weight) of each."""
 
 
-@method(of_inputs=True, reads=NOTHING)
+@method(of_inputs=True, reads=NOTHING, passes="own")
 def smoothgrad(problem: Problem, samples: int = 25, noise: float = 0.15, seed: int = 0, at: str = "input") -> Map:
     """Mean of dy/dx over noisy copies of x, summed over channels.
 

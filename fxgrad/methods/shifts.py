@@ -18,7 +18,7 @@ from fxgrad.methods.parts import NOTHING
 from fxgrad.methods.problem import Problem
 
 
-@method(of_inputs=True, reads=NOTHING)
+@method(of_inputs=True, reads=NOTHING, passes="own")
 def shift_averaged(problem: Problem, shifts: int = 5, flip: bool = False) -> Map:
     """mean of sum_c x_s * dy/dx_s over shifted pictures x_s, each map shifted back to x.
 

@@ -9,11 +9,13 @@ from fxgrad.ops.composed import TWINS
 from fxgrad.ops.normalization import Layout, hold_scale
 from fxgrad.ops.pieces import piece
 from fxgrad.ops.refused import refuse
+from fxgrad.ops.repairs import packed, relaid
 from fxgrad.ops.rows import Rows, rows_of
-from fxgrad.ops.secants import Taylor, reference, rescale, root_of, secant, taylor, through
+from fxgrad.ops.secants import rescale, secant, through
+from fxgrad.ops.series import Taylor, reference, root_of, taylor
 from fxgrad.ops.stops import constant
 from fxgrad.ops.twins import Twin
-from fxgrad.ops.weights import packed, relaid, root, weighted
+from fxgrad.ops.weights import root, weighted
 
 __all__ = [
     "TWINS",

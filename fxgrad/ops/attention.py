@@ -24,12 +24,13 @@ from fxgrad.kinds import Kind, Operand
 from fxgrad.ops import fused, swapped
 from fxgrad.ops.backward import Decided, Rewriting, replace_call
 from fxgrad.ops.blocks import laid_out, weights_transposed_times
-from fxgrad.ops.function import Function
+from fxgrad.ops.function import Function, recording
 from fxgrad.ops.kernels import Settings
 from fxgrad.ops.opaque import Opaque
+from fxgrad.ops.shares import share
 from fxgrad.ops.short import Short, short
 from fxgrad.ops.swapped import SDPA
-from fxgrad.ops.weights import Weighted, recording, share, weighted
+from fxgrad.ops.weights import Weighted, weighted
 
 
 class _Blockwise(Function):

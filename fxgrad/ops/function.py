@@ -1,4 +1,4 @@
-"""The base class of the autograd functions in `fxgrad.ops`."""
+"""The base class of the autograd functions in `fxgrad.ops`, and whether a call is recorded or transformed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from types import new_class
 from typing import Any, ClassVar
 
 import torch
+from torch import Tensor
 
 TRANSFORMED: Any = getattr(torch._C, "_are_functorch_transforms_active", None)
 """Tells whether a call is inside a transformation of `torch.func`; None if PyTorch no longer has the function."""
@@ -25,6 +26,21 @@ def transformed() -> bool:
     if TRANSFORMED is None or MODES is None:
         return True
     return torch.compiler.is_compiling() or TRANSFORMED() or MODES() > 0
+
+
+def recording(*operands: Any) -> bool:
+    """Whether autograd may record a call with these operands, so that tensors must be kept for the backward.
+
+    Example:
+        >>> with torch.no_grad():
+        ...     recording(torch.ones(1, requires_grad=True))
+        False
+    """
+    if not torch.is_grad_enabled():
+        return False
+    # torch.compile cannot trace an autograd.Function that records nothing. In eager mode, a tensor wrapped by vmap does
+    # not tell whether the tensor inside requires a gradient.
+    return not torch.compiler.is_compiling() or any(isinstance(o, Tensor) and o.requires_grad for o in operands)
 
 
 class Function(torch.autograd.Function):

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fxgrad.ops.secants import Taylor, secant, taylor
+from fxgrad.ops.secants import secant
+from fxgrad.ops.series import Taylor, taylor
 
 
 def mse_loss(self: Tensor, target: Tensor, reduction: int = 1) -> Tensor:

@@ -15,8 +15,7 @@ from torch import Tensor, fx
 from fxgrad.graph.nodes import arguments_of
 from fxgrad.kinds import Kind
 from fxgrad.ops.backward import Backward, Decided, Rewriting, replace_call
-from fxgrad.ops.function import Function
-from fxgrad.ops.weights import recording
+from fxgrad.ops.function import Function, recording
 
 
 class Layout(NamedTuple):

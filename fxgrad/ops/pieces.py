@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor, fx
 
-from fxgrad.ops.function import Function
-from fxgrad.ops.weights import recording
+from fxgrad.ops.function import Function, recording
 
 
 class _Piece(Function):

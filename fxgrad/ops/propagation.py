@@ -29,8 +29,9 @@ from fxgrad.errors import NoRuleError
 from fxgrad.graph.replay import Replay
 from fxgrad.kinds import Kind, Operand
 from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting, replace_call
+from fxgrad.ops.shares import Weigh, share
 from fxgrad.ops.twins import Twin
-from fxgrad.ops.weights import Weigh, Weighted, otherwise, positional, share
+from fxgrad.ops.weights import Weighted, otherwise, positional
 from fxgrad.ops.zero import at_zero
 
 Call = Callable[[Tensor, Tensor, Tensor | None], Tensor]

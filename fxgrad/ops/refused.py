@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from fxgrad import errors
-from fxgrad.ops.function import Function
-from fxgrad.ops.weights import recording
+from fxgrad.ops.function import Function, recording
 
 
 class _Refused(Function):

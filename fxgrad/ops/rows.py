@@ -15,8 +15,7 @@ from torch import Tensor, fx
 
 from fxgrad.graph.replay import Replay
 from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting
-from fxgrad.ops.function import Function
-from fxgrad.ops.weights import recording
+from fxgrad.ops.function import Function, recording
 from fxgrad.ops.zero import at_zero
 
 

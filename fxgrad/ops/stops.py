@@ -15,8 +15,9 @@ from fxgrad.graph.nodes import differentiable
 from fxgrad.graph.replay import Replay
 from fxgrad.kinds import Kind, Operand
 from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting
-from fxgrad.ops.function import Function
-from fxgrad.ops.weights import ACTIVATIONS, Weigh, Weighted, hold, otherwise, recording, share
+from fxgrad.ops.function import Function, recording
+from fxgrad.ops.shares import ACTIVATIONS, Weigh, hold, share
+from fxgrad.ops.weights import Weighted, otherwise
 
 
 class _Constant(Function):

@@ -18,9 +18,10 @@ from fxgrad.ops.attention import split
 from fxgrad.ops.backward import Decided, Rewriting, replace_call
 from fxgrad.ops.normalization import HALF
 from fxgrad.ops.scores import scores_of, shared
+from fxgrad.ops.shares import Weigh
 from fxgrad.ops.swapped import SDPA
 from fxgrad.ops.twins import Twin
-from fxgrad.ops.weights import Weigh, Weighted, weighted
+from fxgrad.ops.weights import Weighted, weighted
 
 
 def softer(op: Any, temperature: float, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

@@ -18,9 +18,8 @@ from torch.utils import _pytree as pytree
 from fxgrad.graph.replay import Replay
 from fxgrad.kinds import Kind, Operand
 from fxgrad.ops.backward import Backward, Decided, Pairs, Rewriting, replace_call
-from fxgrad.ops.function import Function
+from fxgrad.ops.function import Function, recording
 from fxgrad.ops.losses import RESTS
-from fxgrad.ops.weights import recording
 
 
 class _Graft(Function):

@@ -7,19 +7,20 @@ zero *holds* the operand: no autograd graph is recorded for it.
 
 from __future__ import annotations
 
-import functools
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from fxgrad.graph.nodes import arguments_of
-from fxgrad.kinds import Kind, Operand, Role
+from fxgrad.kinds import Kind, Operand
 from fxgrad.ops.backward import Backward, Decided, Rewriting, replace_call
-from fxgrad.ops.function import Function
+from fxgrad.ops.function import Function, recording
+from fxgrad.ops.repairs import pack, relaid
+from fxgrad.ops.shares import Weigh, hand_on, hold, hold_activated, hold_denominator, homogeneous, share
 
 
 class _Scale(Function):
@@ -36,113 +37,6 @@ class _Scale(Function):
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
         return cotangent * ctx.weight, None
-
-
-class _Relaid(Function):
-    """Identity in `result`; its backward gives the cotangent the strides of `x` where these are ambiguous."""
-
-    @staticmethod
-    def forward(result: Tensor, x: Tensor) -> Tensor:
-        return result.detach()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
-        ctx.save_for_backward(inputs[1])
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
-        (x,) = ctx.saved_tensors
-        if cotangent.stride() == x.stride():
-            return cotangent, None
-        order = sorted(range(x.dim()), key=lambda axis: -x.stride(axis))
-        laid = cotangent.permute(order).clone(memory_format=torch.contiguous_format)
-        return laid.permute([order.index(axis) for axis in range(x.dim())]), None
-
-
-def relaid(op: Any, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Call `op`; its vjp is the op's own, given a cotangent with the strides of `x`.
-
-    With an axis of size 1, a tensor may look both contiguous and channels-last. PyTorch's backward of a batch norm in
-    eval mode then reads a cotangent whose strides differ from the input's in the wrong order.
-
-    Args:
-        op: returns a tensor in the shape of `x`, or a tuple that starts with one.
-        x: its first operand, of any shape and floating-point dtype.
-        *args, **kwargs: further arguments of `op`.
-
-    Returns:
-        The result of `op`.
-
-    Example:
-        >>> x = torch.ones(1, 2, 3, requires_grad=True)
-        >>> y = relaid(torch.neg, x)
-        >>> torch.autograd.grad(y, x, torch.ones(1, 3, 2).transpose(1, 2))[0].unique()
-        tensor([-1.])
-    """
-    result = op(x, *args, **kwargs)
-    if not recording(x) or 1 not in x.shape:
-        return result
-    if isinstance(result, Tensor):
-        return _Relaid.call(result, x)
-    return (_Relaid.call(result[0], x), *result[1:])
-
-
-class _Packed(Function):
-    """Identity in `result` = x Wᵀ; its backward multiplies by W, which is what `op` makes of the unit vectors."""
-
-    @staticmethod
-    def forward(result: Tensor, x: Tensor, op: Callable[[Tensor], Tensor]) -> Tensor:
-        return result.detach()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Any], output: Tensor) -> None:
-        ctx.features, ctx.dtype, ctx.op = inputs[1].shape[-1], inputs[1].dtype, inputs[2]
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, Tensor, None]:
-        units = torch.eye(ctx.features, dtype=ctx.dtype, device=cotangent.device)
-        return None, cotangent @ ctx.op(units).to(cotangent.dtype).T, None
-
-
-def packed(op: Any, sources: tuple[str, ...], x: Tensor, **others: Any) -> Any:
-    """Call `op`, a product of the rows of `x` and a packed matrix W that only `op` can read; its vjp multiplies by W.
-
-    Such ops have no derivative in PyTorch. Called on the unit vectors, `op` shows W, in the numbers that it uses.
-
-    Args:
-        op: returns x Wᵀ, (..., outputs), plus its bias if it has one.
-        sources: the names of biases among the other arguments; without them (None), `op` returns x Wᵀ.
-        x: its first operand, (..., features).
-        **others: all other arguments of `op`, constants.
-
-    Returns:
-        The result of `op`.
-
-    Example:
-        >>> W = torch.tensor([[1, 2], [3, 4], [5, 6]], dtype=torch.int8)
-        >>> x = torch.ones(1, 2, requires_grad=True)
-        >>> y = packed(lambda x, W: x @ W.float().T, (), x, W=W)
-        >>> torch.autograd.grad(y, x, torch.tensor([[0.0, 1.0, 0.0]]))[0]
-        tensor([[3., 4.]])
-    """
-    if not recording(x):
-        return op(x, **others)
-    return _Packed.call(op(x.detach(), **others), x, functools.partial(op, **{**others, **dict.fromkeys(sources)}))
-
-
-def recording(*operands: Any) -> bool:
-    """Whether autograd may record a call with these operands, so that tensors must be kept for the backward.
-
-    Example:
-        >>> with torch.no_grad():
-        ...     recording(torch.ones(1, requires_grad=True))
-        False
-    """
-    if not torch.is_grad_enabled():
-        return False
-    # torch.compile cannot trace an autograd.Function that records nothing. In eager mode, a tensor wrapped by vmap does
-    # not tell whether the tensor inside requires a gradient.
-    return not torch.compiler.is_compiling() or any(isinstance(o, Tensor) and o.requires_grad for o in operands)
 
 
 def _scale(operand: Any, weight: Any) -> Any:
@@ -239,64 +133,6 @@ def root(op: Any, weights: tuple[Any, ...], x: Tensor, *args: Any, **kwargs: Any
     return weighted(op, weights, _NotAtZero.call(x) if recording(x) else x, *args, **kwargs)
 
 
-Weigh = Callable[[Sequence[Operand], "float | None"], "list[float]"]
-"""Operands and degree of homogeneity -> one weight per operand."""
-
-
-def share(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """Among the factors, the strongest role takes all, in equal shares; weaker ones are held.
-
-    Operands that enter additively (computed sources) keep their own vjp; operands that the row calls held (read
-    positions, say) get 0. The carriers of a linear op are one factor together, its coefficients one factor each.
-    """
-
-    def factor(operand: Operand) -> str:
-        return operand.part if operand.part == "carrier" else operand.name
-
-    factors: dict[str, Role] = {}
-    for o in operands:
-        if o.part not in ("source", "held") and o.data:
-            factors[factor(o)] = max(o.role, factors.get(factor(o), o.role))
-    strongest = max(factors.values(), default=Role.CONSTANT)
-    n = sum(role is strongest for role in factors.values())
-    shares = {name: 1 / n if role is strongest else 0.0 for name, role in factors.items()}
-    return [0.0 if o.part == "held" else shares.get(factor(o), 1.0) for o in operands]
-
-
-def hold_denominator(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """The numerator takes all; under a constant numerator, the reciprocal has degree -1."""
-    constant_numerator = not any(o.data for o in operands if o.part == "numerator")
-    return [1.0 if o.part == "numerator" else -1.0 if constant_numerator else 0.0 for o in operands]
-
-
-def homogeneous(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """Euler: a function of degree n is its own gradient times its operand, divided by n."""
-    return [1.0 / degree if degree else 0.0] * len(operands)
-
-
-ACTIVATIONS = frozenset({Kind.GATED_ACTIVATION, Kind.SQUASH, Kind.PIECEWISE_LINEAR})
-
-
-def hold_activated(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """Like `share`, but an activation counts as a gate where it multiplies a carrier that is no activation (SwiGLU)."""
-    carriers = [o for o in operands if o.role is Role.CARRIER and o.part not in ("source", "held")]
-    if all(o.kind in ACTIVATIONS for o in carriers):
-        return share(operands, degree)
-    return share(
-        [replace(o, role=Role.GATE) if o in carriers and o.kind in ACTIVATIONS else o for o in operands], degree
-    )
-
-
-def hold(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """0 for every operand."""
-    return [0.0] * len(operands)
-
-
-def hand_on(operands: Sequence[Operand], degree: float | None) -> list[float]:
-    """1 for every operand: the op's own vjp."""
-    return [1.0] * len(operands)
-
-
 @dataclass(frozen=True)
 class Weighted(Backward):
     """The op's own vjp, times a weight per operand.
@@ -316,7 +152,7 @@ class Weighted(Backward):
         elif decided.options.get("relaid"):
             replace_call(node, relaid)
         elif decided.options.get("packed"):
-            _pack(node, decided)
+            pack(node, decided)
         return node
 
 
@@ -378,18 +214,13 @@ def _weigh(node: fx.Node, decided: Decided) -> None:
     replace_call(node, weighted, tuple(weight(p, a) for p, a in enumerate(node.args)))
 
 
-def _pack(node: fx.Node, decided: Decided) -> None:
-    """Call the op through `packed`, with all arguments but the first by their names."""
-    arguments = arguments_of(node)
-    node.args = (arguments.pop(next(iter(arguments))),)
-    node.kwargs = arguments
-    replace_call(node, packed, tuple(o.name for o in decided.operands if o.part == "source"))
-
-
 NATIVE = Weighted("native", frozenset(Kind) - {Kind.CONSTANT}, balanced=False)
+
 SHARE = Weighted("share", frozenset({Kind.PRODUCT}), share)
+
 HELD = Held("held")
 """The backward of held nodes. `classify` chooses it, no policy does."""
+
 BACKWARDS = (
     NATIVE,
     SHARE,

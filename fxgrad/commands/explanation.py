@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 
 from fxgrad.errors import InputError
 from fxgrad.methods import Attribution, Target, attribute
+from fxgrad.methods.classes import class_of
 from fxgrad.methods.entry import METHODS, known
 from fxgrad.methods.photo import Photo, photo
-from fxgrad.methods.targets import class_of, scored
+from fxgrad.methods.scoring import scored
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.proof.check import CheckReport, check
 

@@ -16,8 +16,8 @@ from fxgrad.methods.definition import Method
 from fxgrad.methods.entry import known
 from fxgrad.methods.placing import within
 from fxgrad.methods.problem import Problem
+from fxgrad.methods.scoring import Scored
 from fxgrad.methods.search import Search
-from fxgrad.methods.targets import Scored
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.recording import Contributions
 

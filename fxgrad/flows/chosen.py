@@ -11,8 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from fxgrad.errors import InputError
-from fxgrad.methods.outputs import differentiable
-from fxgrad.methods.targets import called
+from fxgrad.methods.outputs import called, differentiable
 from fxgrad.run.passes import differentiated
 from fxgrad.run.recording import Cotangents
 

@@ -22,7 +22,7 @@ from fxgrad.graph.nodes import descendants
 from fxgrad.graph.sizes import known
 from fxgrad.methods.outputs import differentiable
 from fxgrad.methods.parts import Anatomy
-from fxgrad.methods.targets import Scored, gradients
+from fxgrad.methods.scoring import Scored, gradients
 from fxgrad.run.examples import BATCH
 
 _GOLDEN = (math.sqrt(5) - 1) / 2

@@ -1,4 +1,4 @@
-"""What a model returns: which tensor has the logits, and how a function of the outputs is written."""
+"""What a model returns: which tensor has the logits, how a function of the outputs is written, and what it returns."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fxgrad.errors import InputError
+from fxgrad.errors import FxgradError, InputError, one_line
 
 
 def logits_of(outputs: Any, fits: Callable[[Tensor], bool] = lambda output: output.dim() > 0) -> Tensor:
@@ -83,3 +83,41 @@ def differentiable(value: Any) -> bool:
         (True, False, False)
     """
     return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
+
+
+def called(target: Callable[[Any], Any], outputs: Any) -> Any:
+    """What a user's function of the outputs returns.
+
+    Raises:
+        InputError: it ends in an error.
+
+    Example:
+        >>> import torch
+        >>> called(lambda logits: logits[:, 1], torch.tensor([[1.0, 5.0]]))
+        tensor([5.])
+    """
+    try:
+        return target(outputs)
+    except FxgradError:
+        raise
+    except Exception as error:
+        shapes = ", ".join(str(tuple(v.shape)) for v in pytree.tree_leaves(outputs) if isinstance(v, Tensor))
+        raise InputError(
+            f"the target function ({getattr(target, '__name__', 'a function of the outputs')}) ended in "
+            f"{one_line(error).rstrip('.')}. It gets what the model returns for the whole batch, here "
+            f"{type(outputs).__name__} with {shapes}."
+        ) from error
+
+
+def one_each(value: Any, batch: int) -> Tensor:
+    """The result of the user's function, checked to have one real number per example, (batch,)."""
+    if not isinstance(value, Tensor) or value.shape not in ((), (batch,)):
+        given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise InputError(f"a function as the target returns one number per example, ({batch},); this one gave {given}.")
+    if value.is_complex():
+        raise InputError(
+            "a function as the target returns real numbers; this one gave complex ones. Return a real part."
+        )
+    if value.dim() == 0 and batch > 1:
+        raise InputError(f"the target function returned one number for {batch} examples; return ({batch},), one each.")
+    return value.reshape(batch)

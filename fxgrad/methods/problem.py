@@ -19,8 +19,8 @@ from fxgrad.methods.layers import of_layer
 from fxgrad.methods.outputs import differentiable
 from fxgrad.methods.parts import Anatomy
 from fxgrad.methods.placing import layout, per_example, per_token
+from fxgrad.methods.scoring import Scored
 from fxgrad.methods.structure import Structure
-from fxgrad.methods.targets import Scored
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.recording import Contributions
 from fxgrad.run.runs import Runs

@@ -24,10 +24,12 @@ from fxgrad.methods.definition import Map, Method
 from fxgrad.methods.layers import output_of
 from fxgrad.methods.names import Names
 from fxgrad.methods.options import refuse_wrong
+from fxgrad.methods.outputs import called
 from fxgrad.methods.parts import NOTHING, Anatomy
 from fxgrad.methods.problem import Problem, size_of_batch
+from fxgrad.methods.scoring import scored
 from fxgrad.methods.search import GRAPH, Search
-from fxgrad.methods.targets import Contrast, Target, called, scored
+from fxgrad.methods.targets import Contrast, Target
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.run.runs import Runs
 

@@ -20,8 +20,8 @@ from fxgrad.demo import __main__ as demo
 from fxgrad.demo.canvases import canvas
 from fxgrad.demo.model import digits_vit, preprocess
 from fxgrad.errors import InputError
+from fxgrad.methods.classes import class_of
 from fxgrad.methods.photo import photo
-from fxgrad.methods.targets import class_of
 from fxgrad.module.converted import ConvertedModule
 from fxgrad.reading import read_image
 

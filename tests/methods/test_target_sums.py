@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import fxgrad
 from fxgrad.methods import Contrast, Map, Probability, Problem
-from fxgrad.methods.targets import logits_of
+from fxgrad.methods.outputs import logits_of
 from tests.methods.test_examples import encoder
 from tests.methods.test_target_batches import Function, converted, surprise
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 
 import fxgrad
 from fxgrad.methods import Attribution, Contrast, Probability, Similarity, Token
-from fxgrad.methods.targets import logits_of, scored
+from fxgrad.methods.outputs import logits_of
+from fxgrad.methods.scoring import scored
 from fxgrad.methods.text import Text
 from tests.helpers import balanced_vit
 

@@ -18,6 +18,7 @@ class Contrast:
     """The difference of two targets, a - b: what speaks for a rather than for b.
 
     Example:
+        >>> import torch
         >>> from fxgrad.methods.scoring import scored
         >>> scored(Contrast(2, 0), torch.tensor([[1.0, 5.0, 7.0]])).score(torch.tensor([[1.0, 5.0, 7.0]]))
         tensor([6.])
@@ -63,6 +64,7 @@ class Finer:
     Source: Zhang et al., Finer-CAM, CVPR 2025, arXiv:2501.11309, section 3.
 
     Example:
+        >>> import torch
         >>> from fxgrad.methods.scoring import scored
         >>> logits = torch.tensor([[1.0, 5.0, 7.0, 6.5]])
         >>> scored(Finer(2, others=2), logits).score(logits)

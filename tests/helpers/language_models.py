@@ -11,6 +11,8 @@ import transformers as tr
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 
+from fxgrad.text import Explainer
+
 SENTENCES = [
     "the sky is blue and the night is red.",
     "I said: unlikely, he said it rains",
@@ -92,6 +94,8 @@ IN_FLOAT32 = {"llama", "qwen3", "gemma3", "mamba", "mixtral", "t5"}
 """Norms, or experts, compute in float32 whatever the model's dtype is."""
 HALF_WAY = {"mixtral"}
 """No kernel for float64."""
+WRAPPED = {"bert", "masked", "tokens", "spans", "sentence"}
+"""Their tokenizer puts tokens around a text."""
 
 
 def model(name: str) -> nn.Module:
@@ -102,3 +106,9 @@ def model(name: str) -> nn.Module:
         if parameter.dim() > 1:
             parameter.mul_(4)
     return built if name in HALF_WAY else built.double()
+
+
+@cache
+def explainer(name: str) -> Explainer:
+    """One for all tests: it has nothing but the converted model, and converting takes most of their time."""
+    return Explainer(model(name), tokenizer(name in WRAPPED))

@@ -13,7 +13,7 @@ import fxgrad
 from fxgrad.methods import Token
 from fxgrad.text import Explainer, Explanation, explain
 from fxgrad.text.prompts import encoded
-from tests.helpers.language_models import IN_FLOAT32, model, tokenizer
+from tests.helpers.language_models import IN_FLOAT32, WRAPPED, explainer, model, tokenizer
 
 SOUND = torch.randn(2, 8, 32, generator=torch.Generator().manual_seed(0)).double()
 SAYING = ["llama", "qwen3", "gemma3", "gpt2", "mamba", "mixtral", "t5", "bart"]
@@ -28,7 +28,6 @@ ASKED: dict[str, tuple[list[Any], list[Any]]] = {
     "spans": ([("who is red", "the night is red."), ("what", "the sky is blue")], [" night", None]),
     "sentence": (PROMPTS, ["the night is red.", "one two"]),
 }
-WRAPPED = ["bert", "masked", "tokens", "spans", "sentence"]
 
 
 def of(name: str) -> tuple[Any, Any]:
@@ -43,7 +42,7 @@ def error(found: Explanation) -> float:
 @pytest.mark.parametrize("name", ASKED)
 def test_rows_add_up_and_a_batch_is_its_prompts(name: str) -> None:
     tolerance = 2e-5 if name == "mixtral" else 1e-6 if name in IN_FLOAT32 else 1e-9
-    own = Explainer(*of(name))
+    own = explainer(name)
     prompts, answers = ASKED[name]
     together = own.explain(prompts, answers)
     for prompt, answer, found in zip(prompts, answers, together):
@@ -61,7 +60,7 @@ def test_rows_add_up_and_a_batch_is_its_prompts(name: str) -> None:
 def test_a_causal_matrix(name: str) -> None:
     """It equals single calls of `attribute`, is 0 for later tokens, and the values are the model's own logits."""
     net, words = of(name)
-    found = explain(net, words, PROMPTS[0], ANSWERS[0])
+    found = explainer(name).explain(PROMPTS[0], ANSWERS[0])
     prompt, answer = words(PROMPTS[0])["input_ids"], words(ANSWERS[0])["input_ids"]
     ids = torch.tensor([prompt + answer])
     start = len(prompt) - 1
@@ -96,11 +95,12 @@ def test_one_conversion_for_all_lengths(name: str) -> None:
 
 def test_what_a_model_says_itself() -> None:
     net, words = of("gpt2")
-    found = explain(net, words, PROMPTS[0], generate={"max_new_tokens": 3})
+    own = explainer("gpt2")
+    found = own.explain(PROMPTS[0], generate={"max_new_tokens": 3})
     ids = torch.tensor([words(PROMPTS[0])["input_ids"]])
     said = net.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, pad_token_id=0)
     assert "".join(found.answer_tokens) == words.decode(said[0, ids.shape[1] :])
-    several = explain(net, words, PROMPTS, generate={"max_new_tokens": 2})
+    several = own.explain(PROMPTS, generate={"max_new_tokens": 2})
     assert [len(one.answer_tokens) for one in several] == [2, 2]
     label = explain(*of("bert"), PROMPTS[0])
     with torch.no_grad():
@@ -114,18 +114,17 @@ def test_this_answer_and_not_that_one(name: str) -> None:
     other = {"gpt2": " red", "bart": " red", "bert": 0, "masked": " red blue", "tokens": 2}[name]
     prompt, answer = (ASKED[name][i][0] for i in range(2))
     answer = " blue" if name in ("gpt2", "bart") else answer
-    net, words = of(name)
+    own = explainer(name)
     found, plain, unlike = (
-        explain(net, words, prompt, answer, against=other), explain(net, words, prompt, answer),
-        explain(net, words, prompt, other if name != "tokens" else 2),
+        own.explain(prompt, answer, against=other), own.explain(prompt, answer),
+        own.explain(prompt, other if name != "tokens" else 2),
     )  # fmt: skip
     assert found.against is not None and plain.against is None and error(found) < 1e-9
     assert torch.allclose(found.matrix[0], plain.matrix[0] - unlike.matrix[0], atol=1e-9)
 
 
 def test_a_span_is_one_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    net, words = of("gpt2")
-    found = explain(net, words, PROMPTS[0], ANSWERS[0])
+    found = explainer("gpt2").explain(PROMPTS[0], ANSWERS[0])
     counted: list[int] = []
     attribute = fxgrad.attribute
     monkeypatch.setattr(
@@ -142,8 +141,7 @@ def test_a_span_is_one_backward_pass(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_parts_of_parts_add_up() -> None:
-    net, words = of("gpt2")
-    found = explain(net, words, "the nightly skies", " blueish rains, redder")
+    found = explainer("gpt2").explain("the nightly skies", " blueish rains, redder")
     assert len(found.words().spans) < len(found.spans)
     for part in (
         found.span(1, 4),
@@ -163,36 +161,34 @@ def test_parts_of_parts_add_up() -> None:
 
 def test_the_likeness_of_two_texts() -> None:
     net, words = of("sentence")
-    found = explain(net, words, PROMPTS[0], PROMPTS[1])
+    found = explainer("sentence").explain(PROMPTS[0], PROMPTS[1])
     with torch.no_grad():
         a, b = (net(**words(text, return_tensors="pt")).last_hidden_state.mean(1) for text in PROMPTS)
     assert float(found.values) == pytest.approx(float(torch.cosine_similarity(a, b)), abs=1e-9)
-    assert float(explain(net, words, PROMPTS[0], PROMPTS[0]).values) == pytest.approx(1)
+    assert float(explainer("sentence").explain(PROMPTS[0], PROMPTS[0]).values) == pytest.approx(1)
 
 
 def test_an_encoder_and_a_decoder_have_both_sides() -> None:
-    net, words = of("bart")
-    found = explain(net, words, PROMPTS[0], ANSWERS[0])
-    source = words(PROMPTS[0])["input_ids"]
+    found = explainer("bart").explain(PROMPTS[0], ANSWERS[0])
+    source = tokenizer()(PROMPTS[0])["input_ids"]
     assert len(found.prompt_tokens) == len(source) + 1 and found.prompt_tokens[-1] == "</s>"
     assert found.columns[found.prompt :] == found.answer_tokens[:-1]
     assert not found.matrix[0, found.prompt :].any() and found.matrix[-1].ne(0).all()
 
 
 def test_sound_has_frames() -> None:
-    net, words = of("whisper")
-    found = explain(net, words, SOUND[0], " blue red")
+    own = explainer("whisper")
+    found = own.explain(SOUND[0], " blue red")
     assert found.columns[:2] == (" frame 0", " frame 1") and found.prompt == 33 and error(found) < 1e-9
     source = found.matrix[:, :32]
     assert bool(source.ne(0).all()) and len(found.words().prompt_tokens) == 33
-    assert explain(net, words, SOUND[0], generate={"max_new_tokens": 3, "min_new_tokens": 3}).answer_tokens
+    assert own.explain(SOUND[0], generate={"max_new_tokens": 3, "min_new_tokens": 3}).answer_tokens
     with pytest.raises(fxgrad.InputError, match="GPT2LMHeadModel takes texts, and no features of sound"):
         explain(*of("gpt2"), SOUND[0])
 
 
 def test_hops_hand_on_what_spoke_for_a_token() -> None:
-    net, words = of("gpt2")
-    found = explain(net, words, PROMPTS[0], ANSWERS[0])
+    found = explainer("gpt2").explain(PROMPTS[0], ANSWERS[0])
     steps = len(found.answer_tokens)
     assert torch.equal(found.hops(0).matrix, found.matrix)
     assert not found.hops(steps).matrix[:, found.prompt :].any()
@@ -206,13 +202,13 @@ def test_hops_hand_on_what_spoke_for_a_token() -> None:
 
 
 def test_other_methods() -> None:
-    net, words = of("gpt2")
     for method in ("attcat", "genatt", "gradient"):
-        found = explain(net, words, PROMPTS[0], ANSWERS[0], method=method)
+        own = Explainer(*of("gpt2"), method=method)
+        found = own.explain(PROMPTS[0], ANSWERS[0])
         assert found.matrix.shape == (len(found.answer_tokens), len(found.columns)) and found.method == method
         assert (found.biases is None) == (found.completeness_error is None)
         whole = found.span(0, len(found.spans)).matrix[0]  # of the sum of all logits, whatever was asked before
-        again = explain(net, words, PROMPTS[0], ANSWERS[0], method=method).span(0, len(found.spans)).matrix[0]
+        again = own.explain(PROMPTS[0], ANSWERS[0]).span(0, len(found.spans)).matrix[0]
         assert torch.allclose(whole, again, atol=1e-9)
         assert (method == "gradient") == torch.allclose(whole, found.matrix.sum(0), atol=1e-9)
     with pytest.raises(fxgrad.InputError, match="gives no shares, so there is nothing to hand on"):

@@ -15,7 +15,6 @@ pytest.importorskip("transformers")
 
 import transformers as tr
 
-import fxgrad
 from fxgrad.errors import InputError
 from fxgrad.text import Explainer, Explanation, explain
 from fxgrad.text.seen import cells
@@ -33,6 +32,12 @@ def picture(seed: int = 0, size: tuple[int, int] = (48, 32)) -> Image.Image:
 @cache
 def explainer(name: str) -> Explainer:
     return Explainer(model(name), words())
+
+
+@cache
+def reading() -> Explainer:
+    """LLaVA with its processor."""
+    return Explainer(model("llava"), llava_processor())
 
 
 def error(found: Explanation) -> float:
@@ -81,10 +86,9 @@ def qwen() -> Any:
 
 
 def test_texts_with_pictures_go_through_the_processor(tmp_path: Path) -> None:
-    processor = llava_processor()
-    own = Explainer(model("llava"), processor)
+    own = reading()
     found = own.explain(("<image> the sky", picture()), " is blue")
-    given = processor(text="<image> the sky", images=[picture()], return_tensors="pt")
+    given = llava_processor()(text="<image> the sky", images=[picture()], return_tensors="pt")
     assert torch.equal(found.matrix, own.explain(given, " is blue").matrix)
     assert found.columns == ("[picture]", " the", " sky", " is")
     two = own.explain(("<image> and<image> the sky", [picture(), picture(1)]), " is blue")
@@ -135,7 +139,7 @@ def test_the_map_is_input_x_gradient_of_the_models_own_pixels() -> None:
 def test_figure_page_and_numbers(tmp_path: Path) -> None:
     import json
 
-    found = Explainer(model("llava"), llava_processor()).explain(("<image> the sky", picture()), " is blue").words()
+    found = reading().explain(("<image> the sky", picture()), " is blue").words()
     figure = found.plot(tmp_path / "a.png")
     drawn = [axes for part in figure.subfigs[1:] for axes in part.axes if axes.images]
     assert [axes.get_title() for axes in drawn] == ["is", "blue"]
@@ -169,16 +173,16 @@ def test_what_is_said_of_bad_input() -> None:
     ):
         own.explain(("<image> the sky", picture()), " is")
     with pytest.raises(InputError, match=r"a text comes with a text, or with pictures of PIL, not with ndarray"):
-        Explainer(model("llava"), llava_processor()).explain(("<image> the sky", np.zeros((4, 4, 3))), " is")
+        reading().explain(("<image> the sky", np.zeros((4, 4, 3))), " is")
     with pytest.raises(InputError, match=r"the tokenizer cannot write this prompt as one text"):
-        Explainer(model("llava"), llava_processor()).explain(("<image><image> the sky", picture()), " is")
+        reading().explain(("<image><image> the sky", picture()), " is")
     batch = {"input_ids": torch.ones(2, 3, dtype=torch.long), "pixel_values": torch.zeros(2, 3, 4, 4)}
     with pytest.raises(InputError, match=r"what a processor gives is of one prompt"):
         own.explain(batch, " is")
-    converted = fxgrad.convert(
-        model("gemma3"), kwargs={**processed("gemma3", "the sky"), "pixel_values": torch.zeros(1, 3, 32, 32).double()}
-    )
+    seeing = explainer("gemma3")
+    seeing.explain(processed("gemma3", "the sky"), " is")
+    assert seeing.converted is not None
     with pytest.raises(
         InputError, match=r"does not say how token_type_ids go on. Pass the model of transformers itself"
     ):
-        explain(converted, words(), processed("gemma3", "the sky"), " is blue")
+        explain(seeing.converted, words(), processed("gemma3", "the sky"), " is blue")

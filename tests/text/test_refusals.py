@@ -12,7 +12,7 @@ pytest.importorskip("transformers")
 
 import fxgrad
 from fxgrad.text import Explainer, explain
-from tests.helpers.language_models import CAUSAL, model, tokenizer
+from tests.helpers.language_models import CAUSAL, explainer, model, tokenizer
 
 LONG = "one two three four five six seven " * 20
 
@@ -74,7 +74,7 @@ def test_models_that_say_nothing_themselves() -> None:
     with pytest.raises(fxgrad.InputError, match=r"does not generate\. Give the answer, or the model of transformers"):
         explain(libra, tokenizer(), "the sky")
     found = explain(libra, tokenizer(), "the sky", " blue")
-    assert torch.allclose(found.matrix, explain(model("gpt2"), tokenizer(), "the sky", " blue").matrix, atol=1e-9)
+    assert torch.allclose(found.matrix, explainer("gpt2").explain("the sky", " blue").matrix, atol=1e-9)
     silent = model("gpt2")
     silent.generate = lambda input_ids, **_: torch.cat([input_ids, torch.tensor([[2]])], 1)  # type: ignore[operator, assignment]
     with pytest.raises(fxgrad.InputError, match=r"ends at once after this prompt\. Give the answer"):
@@ -108,7 +108,7 @@ def test_a_converted_module_gets_all_that_its_prompts_need() -> None:
     words = tokenizer(wrapped=True)
     bare = fxgrad.convert(model("bert"), kwargs={"input_ids": ids})
     alone = explain(bare, words, "the sky is", 1)
-    assert torch.allclose(alone.values, explain(model("bert"), words, "the sky is", 1).values, atol=1e-9)
+    assert torch.allclose(alone.values, explainer("bert").explain("the sky is", 1).values, atol=1e-9)
     assert alone.completeness_error is not None and alone.completeness_error < 1e-9
     with pytest.raises(fxgrad.InputError, match="takes no attention_mask, which these prompts need"):
         explain(bare, words, ["the sky is", "one"], [1, 1])
@@ -117,10 +117,10 @@ def test_a_converted_module_gets_all_that_its_prompts_need() -> None:
     three = {"input_ids": ids[:, :3], "attention_mask": ids[:, :3] + 1, "use_cache": False}
     masked = fxgrad.convert(model("gpt2"), kwargs=three)
     found = explain(masked, tokenizer(), "the sky is", " blue")
-    assert torch.allclose(found.matrix, explain(model("gpt2"), tokenizer(), "the sky is", " blue").matrix, atol=1e-9)
+    assert torch.allclose(found.matrix, explainer("gpt2").explain("the sky is", " blue").matrix, atol=1e-9)
     filling = fxgrad.convert(model("masked"), kwargs={"input_ids": ids, "attention_mask": ids + 1})
     found = explain(filling, words, "the [MASK]", " sky")
-    assert torch.allclose(found.values, explain(model("masked"), words, "the [MASK]", " sky").values, atol=1e-9)
+    assert torch.allclose(found.values, explainer("masked").explain("the [MASK]", " sky").values, atol=1e-9)
 
 
 def test_a_pair_after_a_single_text_keeps_its_types() -> None:

@@ -91,8 +91,9 @@ def attempt(program: Program) -> None:
         assert_complete(converted, model, some, program.seed, bar)
     assert_rows_independent(converted, program.examples(3, 4), program.examples(3, 5))
     assert_biases_are_sources(converted, inputs, program.seed, bar)
-    assert_plain_gradient(converted.under("gradient"), model, inputs, program.seed, bar)
-    assert_copies(converted, inputs)
+    plain = converted.under("gradient")
+    assert_plain_gradient(plain, model, inputs, program.seed, bar)
+    assert_copies(converted, plain, inputs)
     assert_untouched(whole, before, program)
 
 
@@ -229,10 +230,10 @@ def assert_same(ours: fxgrad.ConvertedModule, theirs: fxgrad.ConvertedModule, in
     assert_forward_identical(ours, theirs, inputs)
 
 
-def assert_copies(converted: fxgrad.ConvertedModule, inputs: Inputs) -> None:
+def assert_copies(converted: fxgrad.ConvertedModule, plain: fxgrad.ConvertedModule, inputs: Inputs) -> None:
     """Copies, and the way back from another policy, lead to the same module; classification to the same decisions."""
     assert_same(copy.deepcopy(converted), converted, inputs)
-    assert_same(converted.under("gradient").under("libragrad"), converted, inputs)
+    assert_same(plain.under("libragrad"), converted, inputs)
     classified = converted.classified
     assert classify(classified.captured, classified.table).decisions == classified.decisions
     with pytest.raises(fxgrad.CaptureError, match="converted already"):

@@ -86,9 +86,11 @@ def _tried(captured: Captured, model: nn.Module, spec: pytree.TreeSpec, choices:
         with settings(), torch.no_grad():
             for leaves in choices:
                 args, kwargs = pytree.tree_unflatten(leaves, spec)
+                # First the model, which may refuse them: the program's kernels check no sizes.
+                wanted = pytree.tree_leaves(model(*args, **kwargs))
                 with captured.once_cast():
                     found = _run(captured, leaves)
-                if not _alike(found, pytree.tree_leaves(model(*args, **kwargs))):
+                if not _alike(found, wanted):
                     return captured
     except Exception:  # of either: the checks stay
         return captured

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -81,7 +82,30 @@ def trace(
     """
     watch = watch or Watch()
     watch.bounded = dynamic_shapes is None  # then fewer sizes may be free
+    fixed = dict(watch.fixed)
     draws = tuple(_recorded(model, example, Decisions(reads=False, draws=True))) if on_random == "freeze" else ()
+    spread = example if draws or dynamic_shapes is not None else _spread(example)
+    traced = partial(_traced, model, example, dynamic_shapes, draws, watch, eager)
+    try:
+        return traced(spread)
+    except CaptureError:
+        if spread is example or _runs(model, spread):
+            raise
+    _LOG.info("the model takes a batch of one only: tracing again for that")
+    watch.fixed, watch.refused, watch.because = fixed, "", {}
+    return traced(example)
+
+
+def _traced(
+    model: nn.Module,
+    example: Arguments,
+    dynamic_shapes: Any,
+    draws: tuple[Reading, ...],
+    watch: Watch,
+    eager: bool,
+    spread: Arguments,
+) -> tuple[ExportedProgram, tuple[Reading, ...]]:
+    """(the program, the numbers drawn), traced with the spread example, or where it decides otherwise, the example."""
 
     def attempt(
         example: Arguments, known: Sequence[Reading], reads: bool, own: Mapping[str, Any] = _NONE
@@ -94,7 +118,6 @@ def trace(
         shapes = free if dynamic_shapes is None else [dynamic_shapes]
         return first_that_exports(shapes, export, watch, lambda error: not reads and _about_data(error))
 
-    spread = example if draws or dynamic_shapes is not None else _spread(example)
     try:
         return attempt(spread, draws, reads=False), draws
     except Exception as error:
@@ -189,6 +212,15 @@ def _spread(example: Arguments) -> Arguments:
 
     args, kwargs = pytree.tree_map(double, example)
     return args, kwargs
+
+
+def _runs(model: nn.Module, example: Arguments) -> bool:
+    """Whether the model takes an example."""
+    try:
+        outputs_of(model, example)
+    except Exception:
+        return False
+    return True
 
 
 def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:

@@ -99,6 +99,21 @@ def var_mean(
     return var / 2 + var.detach() / 2, mean
 
 
+def entr(self: Tensor) -> Tensor:
+    """x * -log x, with the logarithm held."""
+    return -torch.xlogy(self, self.detach())
+
+
+def as_strided_scatter(
+    self: Tensor, src: Tensor, size: Sequence[int], stride: Sequence[int], storage_offset: int | None = None
+) -> Tensor:
+    """The elements of `src` where the op puts them, and those of `self` elsewhere."""
+    numbers = torch.arange(1, src.numel() + 1, device=src.device).reshape(src.shape)
+    start = torch.zeros_like(self, dtype=torch.int64)
+    put = torch.as_strided_scatter(start, numbers, list(size), list(stride), storage_offset)
+    return torch.where(put > 0, src.flatten()[(put - 1).clamp(min=0)], self)
+
+
 def instance_norm(
     input: Tensor,
     weight: Tensor | None,
@@ -163,6 +178,8 @@ TWINS: dict[str, Callable[..., Any]] = {
     "aten.scatter_reduce": scatter_prod,
     "aten.index_reduce.default": index_prod,
     "aten.aminmax": aminmax,
+    "aten.special_entr": entr,
+    "aten.as_strided_scatter": as_strided_scatter,
     "aten.var_mean.correction": var_mean,
     "aten.instance_norm": instance_norm,
     "aten.native_layer_norm": native_layer_norm,

@@ -125,7 +125,7 @@ def root_of(op: Any, point: float, *args: Any, **kwargs: Any) -> tuple[float, fl
         *args, **kwargs: numbers that follow the first operand.
 
     Raises:
-        ValueError: the function is not 0 there, or its derivative is not finite.
+        ValueError: the function is not 0 there, or has no derivative.
 
     Example:
         >>> root_of(torch.log, 1.0)
@@ -135,6 +135,6 @@ def root_of(op: Any, point: float, *args: Any, **kwargs: Any) -> tuple[float, fl
     with torch.enable_grad():
         y = op(x, *args, **kwargs)
     slope = float(torch.autograd.grad(y, x)[0]) if y.requires_grad else math.nan
-    if y.item() != 0 or not math.isfinite(slope):
+    if y.item() != 0 or math.isnan(slope):
         raise ValueError(f"it is {y.item():g} at {point:g}, with the slope {slope:g}")
     return float(point), slope

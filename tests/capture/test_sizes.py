@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import fxgrad
+from fxgrad.capture import alone, capture
 from fxgrad.capture.checks import Check, NotSupportedError
 from fxgrad.errors import InputError
 
@@ -395,3 +396,47 @@ def test_a_size_by_which_a_line_cuts_leaves_the_others_free() -> None:
     assert [i.shape for i in libra.classified.captured.inputs] == [(None, 12), (None, None)]
     words = torch.randn(3, 7)
     assert torch.equal(libra(pixels[:3], words), model(pixels[:3], words))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda m, x: m.linear(x).view(1, 3, 8),
+        lambda m, x: m.linear(x.expand(1, 6, 4)),
+        lambda m, x, w: F.conv_transpose1d(x, w),
+    ],
+    ids=["view", "expand", "weight"],
+)
+def test_a_model_of_a_batch_of_one_only(function: Any) -> None:
+    torch.manual_seed(0)
+    model = Of(function).double().eval()
+    inputs = (torch.randn(1, 6, 4).double(),)
+    if function.__code__.co_argcount == 3:
+        inputs = (torch.randn(1, 1, 4).double(), torch.randn(1, 1, 3).double())
+    with pytest.raises(RuntimeError):
+        model(*(torch.cat([leaf, leaf]) for leaf in inputs))
+    libra = fxgrad.convert(model, inputs)
+    assert torch.equal(libra(*inputs), model(*inputs))
+    assert fxgrad.check(libra, inputs).passed
+
+
+def test_the_program_runs_only_on_sizes_that_the_model_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels of a captured program check no sizes: PyTorch's normalization would read beyond its statistics."""
+
+    class Normalized(nn.Module):
+        def forward(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+            asked.append(tuple(mean.shape))
+            return F.batch_norm(x, mean, var) * (1 if x.shape[0] == 1 else 2)
+
+    def run(captured: Any, leaves: list[Any]) -> list[Any]:
+        ran.append(tuple(leaves[1].shape))
+        return own(captured, leaves)
+
+    own = alone._run
+    monkeypatch.setattr(alone, "_run", run)
+    asked: list[Any] = []
+    ran: list[Any] = []
+    captured = capture(Normalized().eval(), (torch.randn(3, 5, 2), torch.zeros(5), torch.ones(5)))
+    assert (1,) in asked, "the model refused statistics of one channel"
+    assert not ran
+    assert captured.checks, "so that the check of the batch stays"

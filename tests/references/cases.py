@@ -34,6 +34,7 @@ from tests.references.textbook import (
     shared,
     silu_gate,
     tanh_gelu_gate,
+    through,
 )
 
 aten = torch.ops.aten
@@ -157,6 +158,7 @@ UNIT: dict[str, Callable[[Tensor], Tensor]] = {
     "asin": lambda x: torch.asin(0.75 * torch.tanh(x)),
     "acos": lambda x: torch.acos(0.75 * torch.tanh(x)),
     "atanh": lambda x: torch.atanh(0.75 * torch.tanh(x)),
+    "erfinv": lambda x: torch.erfinv(0.75 * torch.tanh(x)),
 }
 assert set(ELEMENTWISE) | set(UNIT) == set(SECANTS)
 SQUASHES_AND_GATES = [
@@ -171,7 +173,10 @@ LOGARITHMS = [
     case("log", "log", "n a b : positive", torch.log, logarithm(math.e)),
     case("log2", "log2", "n a b : positive", torch.log2, logarithm(2)),
     case("log10", "log10", "n a b : positive", torch.log10, logarithm(10)),
-]
+    case("lgamma", "lgamma", "n a b : positive", torch.lgamma, through(1.0, torch.lgamma, -0.5772156649015329)),
+    case("acosh", "acosh", "n a b : positive", lambda x: torch.acosh(1 + x),
+         lambda x: through(1.0, torch.acosh, math.inf, lambda u: torch.log1p(u + (u * (u + 2)).sqrt()))(1 + x)),
+]  # fmt: skip
 
 
 def vector_norm(x: Tensor, p: float) -> Tensor:
@@ -212,6 +217,8 @@ GATES: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "log2": ("positive", torch.log2),
     "log10": ("positive", torch.log10),
     "logit": ("any", lambda x: torch.logit(0.75 + torch.tanh(x) / 8)),
+    "lgamma": ("positive", torch.lgamma),
+    "acosh": ("positive", lambda x: torch.acosh(1 + x)),
     "pow.Scalar": ("any", lambda x: torch.pow(1.5, x)),
     "angle": ("any", torch.angle),
     "sgn": ("any", torch.sgn),
@@ -414,6 +421,9 @@ class GeneralizedMean(nn.Module):
 
 
 COMPOSED = [
+    case("entr", "special_entr", "n a : positive", torch.special.entr, lambda x: x * -x.detach().log()),
+    case("as_strided_scatter", "as_strided_scatter", "9, 2 2", lambda x, y: torch.as_strided_scatter(x, y, (2, 2), (1, 3), 1),
+         lambda x, y: torch.cat([x[:1], y[:, 0], x[3:4], y[:, 1], x[6:]])),
     case("glu", "glu", "n a 6", F.glu, lambda x: x[..., :3] * x[..., 3:].sigmoid().detach()),
     case("glu_axis_1", "glu", "n 4 a", lambda x: F.glu(x, 1), lambda x: x[:, :2] * x[:, 2:].sigmoid().detach()),
     case("mse_loss", "mse_loss", "n a : normal, n a : normal", F.mse_loss, lambda x, y: ((x - y) * (x - y).detach()).mean()),

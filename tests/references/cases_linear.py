@@ -50,6 +50,24 @@ class GridSample(nn.Module):
         return F.grid_sample(x, self.grid.expand(x.shape[0], 2, 3, 2) - 1, align_corners=False)
 
 
+def copied(x: Tensor) -> Tensor:
+    """Every view as a copy; `turned` is what comes out."""
+    x = aten.t_copy(aten.alias_copy(x))
+    x = aten.transpose_copy.int(aten.permute_copy(aten.unsqueeze_copy(x, 0), [0, 2, 1]), 1, 2)
+    x = aten.squeeze_copy(aten.expand_copy(x, [1, 4, 3]))
+    x = aten.as_strided_copy(aten.view_copy(x, [12]), [4, 3], [3, 1], 0)
+    first, second = aten.split_with_sizes_copy(x, [1, 3])
+    rows = aten.unbind_copy.int(second)
+    x = torch.cat([first, torch.stack([aten.slice_copy.Tensor(row, 0, 0, 3) for row in rows])])
+    diagonal = aten.diagonal_copy(aten.narrow_copy(x, 0, 1, 3))
+    return x * 2 + diagonal + aten.select_copy.int(aten.unfold_copy(x, 1, 2, 1), 2, 0).sum(1, True)
+
+
+def turned(x: Tensor) -> Tensor:
+    x = x.T
+    return x * 2 + torch.stack([x[1, 0], x[2, 1], x[3, 2]]) + x[:, :2].sum(1, True)
+
+
 UNPOOL = torch.tensor([[0, 2, 4], [12, 14, 16]])
 
 
@@ -161,6 +179,9 @@ PLUMBING = [
          lambda x: aten._unsafe_index(x, [None, INDEX])[0] + torch.cat([x]).as_strided([4], [2], 1) + x.take(INDEX)
          + x[:1].masked_select(KEEP[None]).sum() + aten.unsafe_split(x, 1)[2][0],
          lambda x: x[0, INDEX] + x.flatten()[[1, 3, 5, 7]] + x[0, INDEX] + x[0, KEEP].sum() + x[2]),
+    case("copies", "alias_copy as_strided_copy diagonal_copy expand_copy narrow_copy permute_copy select_copy.int slice_copy.Tensor"
+         " split_with_sizes_copy squeeze_copy t_copy transpose_copy.int unbind_copy.int unfold_copy unsqueeze_copy view_copy",
+         "3 4", copied, turned),
     case("block_diag", "block_diag", "a b, b a", torch.block_diag),
     case("pads", "reflection_pad1d reflection_pad2d reflection_pad3d replication_pad1d replication_pad2d replication_pad3d",
          "2 3 4 5", lambda x: aten.reflection_pad1d(x[0], [1, 2]).sum() + aten.reflection_pad2d(x, [1, 1, 0, 2])[..., :5]

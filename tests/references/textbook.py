@@ -116,6 +116,7 @@ SECANTS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
     "atanh": (0.0, lambda x: ratio((torch.log1p(x) - torch.log1p(-x)) / 2, x, 1.0)),
     "cosh": (1.0, lambda x: torch.sinh(x / 2) * ratio(torch.sinh(x / 2), x / 2, 1.0)),
     "acos": (math.pi / 2, lambda x: -ratio(torch.asin(x), x, 1.0)),
+    "erfinv": (0.0, lambda x: ratio(torch.erfinv(x), x, math.sqrt(math.pi) / 2)),
 }
 """f(0), and x -> (f(x) - f(0)) / x."""
 
@@ -135,6 +136,18 @@ def logarithm(base: float) -> Callable[[Tensor], Tensor]:
         return u * ratio(log / math.log(base), u, 1 / math.log(base)).detach()
 
     return function
+
+
+def through(
+    root: float, function: Callable[[Tensor], Tensor], limit: float, apart: Callable[[Tensor], Tensor] | None = None
+) -> Callable[[Tensor], Tensor]:
+    """x -> (x - r) * slope, the slope f(x) / (x - r) held; `apart` is f as a function of x - r."""
+
+    def of(x: Tensor) -> Tensor:
+        u = x - root
+        return u * ratio(function(x) if apart is None else apart(u), u, limit).detach()
+
+    return of
 
 
 def gated(gate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -5,7 +5,7 @@ BIN := .venv/bin
 MEASURED := bench/measured
 BENCH_OUT := $(if $(filter quick,$(FXGRAD_BENCH)),build/bench-quick,$(MEASURED))
 
-.PHONY: demo train test lint completeness paper-cost export-table precision-table zoo fuzz bench processor large policies linear patching answers flows gpu evaluate evidence \
+.PHONY: demo train test lint completeness paper-cost export-table precision-table zoo fuzz bench processor large policies torch-ops linear patching answers flows gpu evaluate evidence \
 	evidence-of-trained real gallery web docs notebooks site clean
 
 .venv/ready: pyproject.toml
@@ -62,6 +62,10 @@ large: .venv/ready  ## ten minutes, 8 GB: memory of a model of 1.2 billion param
 
 policies: .venv/ready  ## a minute: how complete every policy is, and how far from other packages; write bench/measured/policies.md
 	$(BIN)/python -m bench.tables.policies --out $(MEASURED)/policies.md
+
+torch-ops: .venv/ready  ## a quarter of an hour: PyTorch's own ops and samples; write bench/measured/torch-ops.md
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check expecttest
+	$(BIN)/python -m bench.tables.torch_ops --out $(MEASURED)/torch-ops.md
 
 linear: .venv/ready  ## three minutes: how exact linear maps and pairs are, and what they cost; write bench/measured/linear.md
 	$(BIN)/python -m bench.tables.linear --out $(MEASURED)/linear.md --folder $(MEASURED)

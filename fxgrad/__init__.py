@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from fxgrad import lazy
 
 if TYPE_CHECKING:
+    from fxgrad.capture.within import returning
     from fxgrad.errors import (
         ArtefactError,
         CaptureError,
@@ -72,12 +73,14 @@ __all__ = [
     "origins",
     "pairs",
     "patching",
+    "returning",
     "save",
     "trace",
     "vjp",
 ]
 
 _HOMES = {
+    "returning": "capture.within",
     "ArtefactError": "errors",
     "CaptureError": "errors",
     "ExportError": "errors",

@@ -39,7 +39,7 @@ from fxgrad.capture.tracing import (
     with_builtins,
 )
 from fxgrad.capture.watch import Watch
-from fxgrad.errors import CaptureError, first_line, one_line
+from fxgrad.errors import CaptureError, FxgradError, first_line, one_line
 from fxgrad.graph.places import raised_at
 
 OnRandom = Literal["error", "freeze"]
@@ -227,6 +227,8 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
     """A message about why the export failed: the example inputs, the model's control flow, or something else."""
     try:
         outputs_of(model, example)
+    except FxgradError as own:
+        return str(own)
     except Exception as own:
         leaves, spec = pytree.tree_flatten(example)
 

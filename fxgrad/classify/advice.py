@@ -109,6 +109,7 @@ def not_balanceable(
     found: Sequence[Stuck],
     kept: Mapping[str, str],
     native: Callable[[Kind], bool],
+    module: Callable[[str], str | None],
     unruled: Sequence[str] = (),
 ) -> NotBalanceableError:
     """The error for nodes that can only multiply, but reach an output otherwise.
@@ -119,6 +120,7 @@ def not_balanceable(
         found: these nodes.
         kept: name of each node whose value is an output that can be balanced -> the output's name.
         native: whether another policy, which leaves a kind as PyTorch has it, would get through.
+        module: name of a node -> the module whose output is its value, if there is one.
         unruled: ops on the way without a row, which would make no difference.
     """
     lines = [line for stuck in found[:SHOWN] for line in stuck.lines()]
@@ -128,12 +130,17 @@ def not_balanceable(
     return NotBalanceableError(
         f"under {policy}, {len(found)} op(s) can only multiply (their backward passes nothing on), but reach "
         f"{listed(outputs, 'and')} otherwise:\n"
-        + "\n".join([*lines, *_advice(policy, found, kept, native, bool(unruled))])
+        + "\n".join([*lines, *_advice(policy, found, kept, native, module, bool(unruled))])
     )
 
 
 def _advice(
-    policy: str, found: Sequence[Stuck], kept: Mapping[str, str], native: Callable[[Kind], bool], unruled: bool
+    policy: str,
+    found: Sequence[Stuck],
+    kept: Mapping[str, str],
+    native: Callable[[Kind], bool],
+    module: Callable[[str], str | None],
+    unruled: bool,
 ) -> list[str]:
     first = found[0].decision
     carrier = found[0].carrier()
@@ -146,9 +153,10 @@ def _advice(
     if any(stuck.apart() for stuck in found):
         lines.append("Let the model return the joined parts as a tuple: then those that carry can be attributed.")
     if carrier is not None and source is None:
+        path = module(carrier.node)
         lines.append(
             f"Let the model return {carrier.node} ({carrier.op} at {carrier.place}), of which {first.op} is computed: "
-            "that can be attributed."
+            f"that can be attributed{f': convert fxgrad.returning(model, {path!r})' if path else ''}."
         )
     if native(first.kind):
         lines.append(_native(policy, first.kind) + (', and pass on_unknown="native".' if unruled else "."))

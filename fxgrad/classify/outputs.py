@@ -17,6 +17,7 @@ from fxgrad.classify.idioms import with_averages, with_scores
 from fxgrad.classify.liveness import stuck_paths, with_liveness
 from fxgrad.classify.refusals import Unruled, no_rule, with_suggestions
 from fxgrad.errors import FxgradError
+from fxgrad.graph.places import returned_by
 from fxgrad.kinds import Kind
 from fxgrad.table.loading import RuleTable
 
@@ -174,4 +175,9 @@ class _Problem:
             other = replace(table, policy={**table.policy, kind: "native"})
             return not stuck_paths(paths, self.decided(facts, other))
 
-        return not_balanceable(table.name, named, list(found.values()), self.kept, works, unruled)
+        return not_balanceable(table.name, named, list(found.values()), self.kept, works, self.module, unruled)
+
+    def module(self, name: str) -> str | None:
+        """The module whose output a node's value is, which the model could be made to return."""
+        captured = self.captured
+        return None if captured.signature is None else returned_by(captured.graph, name)

@@ -169,6 +169,29 @@ def calls_of(nodes: Iterable[fx.Node]) -> Iterator[tuple[fx.Node, list[str]]]:
         yield node, list(names)
 
 
+def returned_by(graph: fx.Graph, name: str) -> str | None:
+    """The path of a module that is called once and whose result is a node's value alone; None if there is none.
+
+    Args:
+        graph: of a captured program.
+        name: of the node.
+
+    Example:
+        >>> graph = torch.export.export(torch.nn.Sequential(torch.nn.ReLU(), torch.nn.Tanh()), (torch.ones(2),)).graph
+        >>> returned_by(graph, "relu"), returned_by(graph, "input_1")
+        ('0', None)
+    """
+    inside: dict[str, set[fx.Node]] = {}
+    for node, calls in calls_of(graph.nodes):
+        for call in calls:
+            inside.setdefault(call, set()).add(node)
+    for call, nodes in reversed(inside.items()):  # the innermost first
+        exits = {node.name for node in nodes if any(user not in nodes for user in node.users)}
+        if exits == {name} and "@" not in call and f"{call}@1" not in inside:
+            return call
+    return None
+
+
 def _stack(node: fx.Node) -> list[tuple[str, str]] | None:
     """(path, key of the call) for each module that encloses a node, outermost first, without the model itself."""
     found = [(path, str(key)) for key, (path, _) in (node.meta.get("nn_module_stack") or {}).items()]

@@ -263,13 +263,16 @@ class Search:
         return decision is None or decision.role is Role.CARRIER
 
     def stream(self, blocks: list[Block]) -> fx.Node | None:
-        """The node whose shape gives the number of tokens: a block's input, or the input sequence."""
+        """The node whose shape gives the number of tokens: a block's input, the input sequence, or the last feature map."""
         named = {n.name: n for n in self.reached}
         entries = [named[b.entry] for b in blocks]
         sequences = [n for n in (*entries, self.source) if len(self.sizes(n)) == 3 and not is_map(n)]
         if sequences:
             return sequences[0]
-        return entries[-1] if entries and entries[-1] is not self.source else None
+        if entries:
+            return entries[-1] if entries[-1] is not self.source else None
+        maps = (n for n in reversed(self.nodes) if is_map(n) and self.carries(n))
+        return next((n for n in maps if any(self.sizes(n)[axis] != 1 for axis in spatial_axes(n))), None)
 
     def with_parts(self, block: Block, tokens: int | None) -> Block:
         """The block with its attentions and residual sums."""

@@ -145,3 +145,23 @@ def test_sources_inside_of_windows_go_to_their_tokens() -> None:
         wanted, found = (fxgrad.attribute(c, (x,), target=1, method=method) for c in both)
         assert torch.allclose(found.patches, wanted.patches, rtol=1e-9, atol=1e-12), method
         assert found.patches.shape == (2, 4, 6) and found.completeness_error < 1e-10  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("rank", [1, 2])
+def test_a_network_without_blocks_is_mapped_on_its_last_feature_map(rank: int) -> None:
+    conv, pool = ((nn.Conv1d, nn.AdaptiveAvgPool1d), (nn.Conv2d, nn.AdaptiveAvgPool2d))[rank - 1]
+
+    class Plain(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.pool, self.last = conv(2, 4, 3), conv(4, 6, 3, 2), pool(1), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            h = torch.relu(self.second(torch.relu(self.first(x))))
+            return self.last(self.pool(h).flatten(1))  # type: ignore[no-any-return]
+
+    torch.manual_seed(0)
+    model, x = Plain().double().eval(), torch.randn(3, 2, *[9] * rank, dtype=torch.float64)
+    found = fxgrad.attribute(fxgrad.convert(model, (x,)), (x,), target=1, method="fullgrad")
+    assert found.grid == (3,) * rank and found.map.shape == (3, 3**rank)
+    assert found.total is not None and torch.allclose(found.total, model(x)[:, 1])

@@ -64,7 +64,6 @@ policies: .venv/ready  ## a minute: how complete every policy is, and how far fr
 	$(BIN)/python -m bench.tables.policies --out $(MEASURED)/policies.md
 
 torch-ops: .venv/ready  ## a quarter of an hour: PyTorch's own ops and samples; write bench/measured/torch-ops.md
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check expecttest
 	$(BIN)/python -m bench.tables.torch_ops --out $(MEASURED)/torch-ops.md
 
 linear: .venv/ready  ## three minutes: how exact linear maps and pairs are, and what they cost; write bench/measured/linear.md

@@ -1,9 +1,8 @@
 """PyTorch's own table of ops, with its own samples of inputs, through the pass: what is complete, and what is refused.
 
 Every floating-point operand of a sample is an input. Each op runs in a process of its own, since samples may be such
-that a kernel reads where it must not. PyTorch's table imports `expecttest`, which fxgrad does not need.
+that a kernel reads where it must not.
 
-    pip install expecttest
     python -m bench.tables.torch_ops --out bench/measured/torch-ops.md
     python -m bench.tables.torch_ops --only scatter --samples 20
 """
@@ -147,8 +146,8 @@ def page(only: str, samples: int, jobs: int) -> tuple[str, bool]:
     lines = [
         "# PyTorch's own ops",
         "",
-        f"Written by `python -m bench.tables.torch_ops`: of {len(found)} ops with a gradient, {sum(counts.values())} of "
-        f"PyTorch's own samples, in float64, with every floating-point operand as an input. Torch {torch.__version__}.",
+        f"Written by `python -m bench.tables.torch_ops`: of {len(found)} ops with a gradient, {sum(counts.values())} "
+        f"of PyTorch's own samples, in float64, with every floating-point operand an input. Torch {torch.__version__}.",
         "",
         *markdown(["samples", "count"], counts.most_common(), "lr"),
         "",

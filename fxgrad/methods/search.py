@@ -263,7 +263,7 @@ class Search:
         return decision is None or decision.role is Role.CARRIER
 
     def stream(self, blocks: list[Block]) -> fx.Node | None:
-        """The node whose shape gives the number of tokens: a block's input, the input sequence, or the last feature map."""
+        """The node whose shape gives the tokens: a block's input, the input sequence, or the last feature map."""
         named = {n.name: n for n in self.reached}
         entries = [named[b.entry] for b in blocks]
         sequences = [n for n in (*entries, self.source) if len(self.sizes(n)) == 3 and not is_map(n)]

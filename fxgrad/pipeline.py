@@ -49,7 +49,8 @@ def convert(
         rules: the policy: a preset ("libragrad", "attnlrp", "gradient"), the path of a TOML file, or a list of
             these, such as ["libragrad", "my_ops.toml"]. The list may also have {op: function} for custom ops.
             Parameters of a policy stand behind its name: "gamma (gamma = 0.5)".
-        dynamic_shapes: as for `torch.export.export`, to choose the free sizes yourself.
+        dynamic_shapes: as for `torch.export.export`, to choose the free sizes yourself. Those at `Dim.AUTO` are free
+            where the model's code allows it, and else fixed, which the report says.
         through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
             frozen backbone. By default their results are constants, as for autograd.
         on_unknown: "error" refuses a model with ops that no rule covers; "native" keeps these ops' own

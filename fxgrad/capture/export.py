@@ -68,8 +68,8 @@ def capture(
             `torch.export.save` wrote.
         args, kwargs: example inputs; any shapes and dtypes that the model takes. A tensor in the place of args is
             the only one. An ExportedProgram that has example inputs needs none.
-        dynamic_shapes: as for `torch.export.export`. By default all sizes are free that the model's code leaves free;
-            what it assumes of them becomes checks of the inputs.
+        dynamic_shapes: as for `torch.export.export`; `Dim.AUTO` is free where it can be. By default all sizes are free
+            that the model's code leaves free; what it assumes of them becomes checks of the inputs.
         through_no_grad: also attribute parts that the model computes under its own `torch.no_grad()`, such as a
             frozen backbone. By default their results are constants, as for autograd.
         on_random: "error" refuses a model that draws random numbers; "freeze" draws them once, for the example, and

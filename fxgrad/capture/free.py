@@ -18,7 +18,7 @@ from torch.export.graph_signature import InputKind
 from torch.utils import _pytree as pytree
 
 from fxgrad.capture.shapes import sizes_in
-from fxgrad.capture.tracing import signature_of, unwrapped
+from fxgrad.capture.tracing import StoppedError, signature_of, unwrapped
 from fxgrad.capture.watch import Watch
 from fxgrad.errors import one_line
 from fxgrad.graph.nodes import placeholders_of
@@ -60,6 +60,36 @@ def choices(model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
     return found
 
 
+def fewer(shapes: Any) -> list[Any]:
+    """These `dynamic_shapes`, then with `Dim.AUTO` at first axes only, then with none: best first.
+
+    Args:
+        shapes: as for `torch.export.export`.
+
+    Example:
+        >>> for choice in fewer(({0: Dim.AUTO, 1: Dim.AUTO, 2: Dim.DYNAMIC},)):
+        ...     print(choice)
+        ({0: DimHint(AUTO), 1: DimHint(AUTO), 2: DimHint(DYNAMIC)},)
+        ({0: DimHint(AUTO), 1: DimHint(STATIC), 2: DimHint(DYNAMIC)},)
+        ({0: DimHint(STATIC), 1: DimHint(STATIC), 2: DimHint(DYNAMIC)},)
+    """
+
+    def keeping(axes: Container[int]) -> Any:
+        def of(path: Sequence[Any], hint: Any) -> Any:
+            # The last step to a hint is the axis, in a dict of axes or a list of them.
+            step = path[-1] if path else None
+            axis = getattr(step, "key", getattr(step, "idx", None))
+            return hint if hint != Dim.AUTO or axis in axes else Dim.STATIC
+
+        return pytree.tree_map_with_path(of, shapes)
+
+    found = [shapes]
+    for choice in (keeping({0}), keeping(())):
+        if choice != found[-1]:
+            found.append(choice)
+    return found
+
+
 def first_that_exports(
     options: Sequence[Any],
     export: Callable[[Any], ExportedProgram],
@@ -77,25 +107,59 @@ def first_that_exports(
     Raises:
         Exception: what exporting for the last one raised.
     """
-    for choice in options[:-1]:
+
+    def attempt(choice: Any) -> ExportedProgram | None:
+        with oblivious() if choice is options[0] else nullcontext():
+            program = export(choice)
+            for needs in (_pinned, _cut):
+                if found := needs(program, watch):
+                    watch.fixed |= found
+                    program = export(without(choice, watch.fixed))
+                    sizes_in(program)
+        if cut := cut_batch(program):
+            watch.refuse(cut_by(next(iter(cut.values()))))
+            return None
+        return program
+
+    return _first(options[:-1], attempt, watch, hopeless) or export(options[-1])
+
+
+def as_chosen(
+    shapes: Any, export: Callable[[Any], ExportedProgram], watch: Watch, hopeless: Callable[[Exception], bool]
+) -> ExportedProgram:
+    """The program for the user's own `dynamic_shapes`; `Dim.AUTO` is free where it can be, as by default.
+
+    Args:
+        shapes: as for `torch.export.export`. A size that they name, bound or call dynamic is never fixed.
+        export, watch, hopeless: as for `first_that_exports`. Fewer are tried only where the model's own code failed.
+
+    Raises:
+        Exception: what exporting raised, in the end with no size at `Dim.AUTO`.
+    """
+
+    def of_shapes(error: Exception) -> bool:
+        return not isinstance(error, StoppedError) or hopeless(error)
+
+    *options, last = fewer(shapes)
+    return _first(options, export, watch, of_shapes) or export(last)
+
+
+def _first(
+    options: Sequence[Any],
+    attempt: Callable[[Any], ExportedProgram | None],
+    watch: Watch,
+    hopeless: Callable[[Exception], bool],
+) -> ExportedProgram | None:
+    for choice in options:
         try:
-            with oblivious() if choice is options[0] else nullcontext():
-                program = export(choice)
-                for needs in (_pinned, _cut):
-                    if found := needs(program, watch):
-                        watch.fixed |= found
-                        program = export(without(choice, watch.fixed))
-                        sizes_in(program)
-            if cut := cut_batch(program):
-                watch.refuse(cut_by(next(iter(cut.values()))))
-                continue
-            return program
+            if program := attempt(choice):
+                return program
         except Exception as error:
             if hopeless(error):
                 raise
             # With fewer free sizes it may work, and else the last error says why.
             watch.refuse(f"torch.export, which cannot leave it free ({one_line(unwrapped(error))})")
-    return export(options[-1])
+    return None
 
 
 def _pinned(program: ExportedProgram, watch: Watch) -> dict[tuple[int, int], str]:

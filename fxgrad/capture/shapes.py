@@ -251,8 +251,10 @@ class _Reading:
                 symbol = getattr(getattr(size, "node", None), "_expr", None)
                 if isinstance(symbol, sympy.Symbol):
                     found[at, axis] = self.known.line_for(symbol)
-                elif int(size) == 1 or self.watch.refused:
-                    found[at, axis] = ONE if int(size) == 1 else self.watch.because.get((at, axis), self.watch.refused)
+                elif int(size) == 1:
+                    found[at, axis] = ONE
+                elif reason := self.watch.because.get((at, axis)):
+                    found[at, axis] = reason
         return found
 
 

@@ -20,7 +20,7 @@ from torch.utils import _pytree as pytree
 from fxgrad.capture.admission import refuse_other_dtype
 from fxgrad.capture.captured import input_names
 from fxgrad.capture.decisions import Decisions, OtherReadingError, Reading
-from fxgrad.capture.free import choices, first_that_exports, without
+from fxgrad.capture.free import as_chosen, choices, first_that_exports, without
 from fxgrad.capture.guards import without_guards
 from fxgrad.capture.higher_order import AsWithoutGrad
 from fxgrad.capture.program import Arguments
@@ -114,9 +114,13 @@ def _traced(
             modes = (Decisions(known, reads=reads, draws=bool(draws)),) if known else ()
             return _exported(model, example, shapes, watch, modes, eager, own)
 
+        def hopeless(error: Exception) -> bool:
+            return not reads and _about_data(error)
+
+        if dynamic_shapes is not None:
+            return as_chosen(dynamic_shapes, export, watch, hopeless)
         free = [without(choice, watch.fixed) for choice in choices(model, *example)]
-        shapes = free if dynamic_shapes is None else [dynamic_shapes]
-        return first_that_exports(shapes, export, watch, lambda error: not reads and _about_data(error))
+        return first_that_exports(free, export, watch, hopeless)
 
     try:
         return attempt(spread, draws, reads=False), draws
@@ -138,7 +142,7 @@ def _traced(
             last = error
         if not isinstance(unwrapped(last), OtherReadingError):
             break
-        watch.refused, watch.because = "", {}
+        watch.because = {}
     raise CaptureError(_diagnose(model, example, last)) from last
 
 

@@ -39,8 +39,8 @@ class Watch(TorchFunctionMode):
     Attributes:
         bounded: whether to stop a trace in which a size becomes too intricate.
         lines: index of a guard -> `file:line: code`.
-        refused: why not all sizes were left free, or "".
-        because: place of a size that a trace fixed before it was refused -> the line that did.
+        because: place of a size that was free where a refused trace began -> the line that fixed it there, or else why
+            the trace was refused.
         fixed: place of a size not to be left free -> the line that needs the example's.
     """
 
@@ -51,7 +51,6 @@ class Watch(TorchFunctionMode):
         self._environment: Any = None
         self._given: dict[Place, sympy.Symbol] = {}
         self.lines: dict[int, str] = {}
-        self.refused = ""
         self.because: dict[Place, str] = {}
         self.fixed: dict[Place, str] = dict(fixed or {})
 
@@ -66,12 +65,12 @@ class Watch(TorchFunctionMode):
                     self._environment = getattr(size.node, "shape_env", None)
 
     def refuse(self, reason: str) -> None:
-        """Note why not all sizes are left free, and which of them the trace had fixed for reasons of their own."""
-        self.refused = self.refused or reason
+        """Note why the sizes of this trace cannot all be free; those that it had fixed have reasons of their own."""
         known = Guards(self._environment, self)
         for place, symbol in self._given.items():
-            if known.now(symbol).is_number and (line := known.line_for(symbol)):
-                self.because.setdefault(place, line)
+            own = known.line_for(symbol) if known.now(symbol).is_number else ""
+            if own or place not in self.because:
+                self.because[place] = own or reason
 
     def __torch_function__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None

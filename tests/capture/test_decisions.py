@@ -106,7 +106,7 @@ class Distinct(_Base):
         return y.tanh() if len(known) > 1 else y
 
 
-GENERAL = [Sized, Resized]
+GENERAL = [Resized] if torch.__version__ < (2, 12) else [Sized, Resized]  # it cannot slice by a size that it traces
 MODELS = [
     Ends,
     Distinct,

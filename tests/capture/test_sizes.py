@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.export import Dim
 from torch.nn import functional as F
 
 import fxgrad
@@ -18,7 +19,7 @@ from fxgrad.capture import alone, capture
 from fxgrad.capture.checks import Check, NotSupportedError
 from fxgrad.errors import InputError
 
-AUTO = torch.export.Dim.AUTO
+AUTO = Dim.AUTO
 OLD = torch.__version__ < (2, 12)  # its adaptive pooling wants sizes with the same remainders; it tells fewer lines
 
 
@@ -266,7 +267,7 @@ def test_inputs_in_a_dictionary() -> None:
 
 def test_shapes_that_the_user_gives_stay() -> None:
     model = Of(start_of_table).eval()
-    bounded = torch.export.Dim("length", min=4, max=12)
+    bounded = Dim("length", min=4, max=12)
     libra = fxgrad.convert(model, (shaped(2, 6, 4),), dynamic_shapes=(({1: bounded},),))
     assert libra.classified.captured.inputs[0].shape == (2, None, 4)
     assert torch.equal(libra(x := shaped(2, 12, 4)), model(x))
@@ -278,13 +279,13 @@ def test_shapes_that_the_user_gives_stay() -> None:
 
 
 def test_shapes_that_the_model_does_not_leave_free_are_refused() -> None:
-    shapes = ({0: torch.export.Dim("batch"), 1: torch.export.Dim("length")},)
+    shapes = ({0: Dim("batch"), 1: Dim("length")},)
     with pytest.raises(fxgrad.CaptureError) as caught:
         fxgrad.convert(nn.Sequential(nn.Linear(4, 2)).eval(), (shaped(3, 4),), dynamic_shapes=shapes)
     said = str(caught.value)
     assert said.startswith("dynamic_shapes does not fit the model or the example: You marked length as dynamic but")
     assert "constant (4). Pass torch.export.Dim.AUTO for these, or no dynamic_shapes" in said
-    shapes = ({0: torch.export.Dim("batch", max=2)},)
+    shapes = ({0: Dim("batch", max=2)},)
     with pytest.raises(fxgrad.CaptureError, match=r"dynamic_shapes does not fit .*: 3 not in range \[.*2\]\. Pass"):
         fxgrad.convert(nn.Linear(4, 2).eval(), (shaped(3, 4),), dynamic_shapes=shapes)
 
@@ -298,20 +299,24 @@ def test_an_exported_program_keeps_its_guards() -> None:
         libra(shaped(2, 10))
 
 
+class Counted(nn.Module):
+    """Takes nothing but a number for the size of an axis, as a C function of torch's may."""
+
+    def __init__(self, axis: int = 1) -> None:
+        super().__init__()
+        self.axis, self.linear = axis, nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) * number(x.shape[self.axis])
+
+
+def number(size: Any) -> int:
+    if not isinstance(size, int):
+        raise TypeError("a number, please")
+    return size
+
+
 def test_only_some_axes_can_be_free() -> None:
-    class Counted(nn.Module):  # a size becomes a bound method's argument that must be a number
-        def __init__(self) -> None:
-            super().__init__()
-            self.linear = nn.Linear(4, 4)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return self.linear(x) * hash_of(x.shape[1])
-
-    def hash_of(size: Any) -> int:
-        if not isinstance(size, int):
-            raise TypeError("a number, please")
-        return size
-
     model = Counted().eval()
     libra = fxgrad.convert(model, (shaped(2, 5, 4),))
     assert torch.equal(libra(x := shaped(3, 5, 4)), model(x))
@@ -321,6 +326,42 @@ def test_only_some_axes_can_be_free() -> None:
         libra(shaped(3, 6, 4))
     with pytest.raises(fxgrad.InputError, match=r"Axis 2 is fixed at 4 by .*: return self.linear\(x\)"):
         libra(shaped(3, 5, 3))  # it has a reason of its own
+
+
+@pytest.mark.parametrize("shapes", [({0: AUTO, 1: AUTO},), {"x": [AUTO, AUTO, 4]}, {"x": {0: Dim.DYNAMIC, 1: AUTO}}])
+def test_the_user_s_auto_is_free_where_it_can_be(shapes: Any) -> None:
+    model = Counted().eval()
+    libra = fxgrad.convert(model, (shaped(2, 5, 4),), dynamic_shapes=shapes)
+    assert libra.classified.captured.inputs[0].shape == (None, 5, 4)
+    assert torch.equal(libra(x := shaped(3, 5, 4)), model(x))
+    with pytest.raises(fxgrad.InputError) as caught:
+        libra(shaped(3, 6, 4))
+    assert "Axis 1 is fixed at 5 by torch.export, which cannot leave it free (TypeError: a num" in str(caught.value)
+    with pytest.raises(fxgrad.InputError) as caught:
+        libra(shaped(3, 5, 3))
+    assert "or pass dynamic_shapes" in str(caught.value) and "Axis 2" not in str(caught.value)  # nobody tried
+    assert "Axis 1 is" in str(libra.report) and "Axis 2 is" not in str(libra.report)
+
+
+def test_the_user_s_auto_may_have_to_be_fixed_throughout() -> None:
+    model = Counted(axis=0).eval()
+    libra = fxgrad.convert(model, (shaped(2, 5, 4),), dynamic_shapes=({0: AUTO, 1: AUTO},))
+    assert libra.classified.captured.inputs[0].shape == (2, 5, 4)
+    assert torch.equal(libra(x := shaped(2, 5, 4)), model(x))
+
+
+@pytest.mark.parametrize(
+    ("shapes", "said"),
+    [
+        (({0: Dim.DYNAMIC, 1: AUTO},), "a number, please"),
+        (({0: Dim("batch"), 1: AUTO},), "a number, please"),
+        (({0: AUTO}, {0: AUTO}), "structure of `inputs` and `dynamic_shapes`"),
+        ({"x": AUTO}, "Unexpected input tensor shape"),
+    ],
+)
+def test_what_the_user_wants_free_is_never_fixed_and_mistakes_are_not_hidden(shapes: Any, said: str) -> None:
+    with pytest.raises(fxgrad.CaptureError, match=said):
+        fxgrad.convert(Counted(axis=0).eval(), (shaped(2, 5, 4),), dynamic_shapes=shapes)
 
 
 @pytest.mark.parametrize(

@@ -27,6 +27,7 @@ from fxgrad.capture.checks import NotSupportedError
 from fxgrad.capture.decompose import decomposed
 from fxgrad.capture.free import choices, places_of, without
 from fxgrad.capture.functional import make_functional
+from fxgrad.capture.guards import assert_plainly
 from fxgrad.capture.higher_order import close_programs
 from fxgrad.capture.layouts import write_by_copies
 from fxgrad.capture.objects import explicit_shapes, opened, plainly_called, spared, with_tensors
@@ -150,6 +151,7 @@ def _functional(program: ExportedProgram, example: Arguments, options: _Options,
     _LOG.info("making %d nodes functional", len(program.graph.nodes))
     without_gradients(program.state_dict)
     write_by_copies(program.graph)
+    assert_plainly(program.graph)
     if not options.through_no_grad:
         detach_without_grad(program.graph)
     # A second trace makes ops of the casts of autocast, and takes tensors of tensor classes apart.

@@ -45,6 +45,8 @@ from fxgrad.graph.places import raised_at
 OnRandom = Literal["error", "freeze"]
 """What to do with a model that draws random numbers: refuse it, or draw once and keep the numbers."""
 _NONE: Mapping[str, Any] = {}
+_READ = torch.ops.aten._local_scalar_dense.default
+"""What code of Python's reads a tensor's value by."""
 _LOG = logging.getLogger(__name__)
 
 
@@ -256,7 +258,7 @@ def _diagnose(model: nn.Module, example: Arguments, error: Exception) -> str:
         )
     line = raised_at(error)
     where = f" at {line}" if line else ""
-    if _about_data(error):
+    if _about_data(error) and getattr(error, "func", _READ) is _READ:  # else an op needs the value, and no branch
         return (
             f"control flow depends on the data{where}, so the model is not one graph. Replace the branch by "
             f"torch.where, or move it out of forward. torch.export says: {first_line(error)}"

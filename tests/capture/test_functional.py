@@ -138,3 +138,13 @@ def test_state_that_is_written_to_is_refused_and_an_input_copied() -> None:
     model, given = Net(lambda net, x: net.last(x.mul_(2))).eval(), x.clone()
     libra = fxgrad.convert(model, (given,))
     assert torch.equal(libra(given), model(x.clone())) and torch.equal(given, x)
+
+
+def test_a_program_that_asserts_something_of_its_data_can_be_taken_apart() -> None:
+    def asserted(net: Net, x: Tensor) -> Tensor:
+        torch._check(x.isfinite().all().item())
+        return _half_written(net, x)
+
+    model, x = Net(asserted).double().eval(), torch.randn(3, 4, 6).double()
+    libra = fxgrad.convert(model, (x,))
+    assert torch.equal(libra(x), model(x)) and fxgrad.check(libra, (x,), original=model).passed

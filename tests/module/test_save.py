@@ -6,6 +6,7 @@ import copy
 import functools
 import gc
 import json
+import logging
 import os
 import pickle
 import subprocess
@@ -459,3 +460,15 @@ def test_no_second_set_of_tensors() -> None:
     gc.collect()
     left = [t for t in gc.get_objects() if type(t) in (Tensor, nn.Parameter) and t.shape == (5, 1234)]
     assert [t.dtype for t in left] == [torch.float64] and left[0] is libra.get_parameter("0.weight")
+
+
+def test_reading_a_file_logs_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    libra = fxgrad.convert(nn.Linear(4, 2).eval(), (torch.randn(3, 4),))
+    fxgrad.save(libra, tmp_path / "libra.pt2")
+    logger = logging.getLogger("torch")
+    logger.addHandler(caplog.handler)
+    try:
+        fxgrad.load(tmp_path / "libra.pt2")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING] == []

@@ -94,7 +94,7 @@ def trace(
         if spread is example or _runs(model, spread):
             raise
     _LOG.info("the model takes a batch of one only: tracing again for that")
-    watch.fixed, watch.refused, watch.because = fixed, "", {}
+    watch.fixed, watch.because = fixed, {}
     return traced(example)
 
 

@@ -7,6 +7,7 @@ A suggestion, not a rule: a few numbers in (-0.5, 0.5) prove nothing. The user d
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -44,7 +45,10 @@ def suggest(node: fx.Node, data: list[str]) -> Suggestion:
     name = str(op).removesuffix(".default")
     try:
         with torch.no_grad():
-            kind, row, because = _guess(_Probe(node, data), data)
+            guesses = [_guess(_Probe(node, data, item), data) for item in _items(node)]
+        kind, row, because = guesses[0]
+        if any(guess[:2] != guesses[0][:2] for guess in guesses):
+            kind, row, because = Kind.COMPOSED, f"carrier = {_names(data)}", "its results are of several kinds"
     except Exception:  # raised by the op, which does not take random numbers
         kind, row, because = Kind.COMPOSED, f"carrier = {_names(data)}", "it could not be tried on random numbers"
     return Suggestion(kind, f'"{name}" = {{ {row} }}', because)
@@ -55,16 +59,25 @@ def _names(names: list[str]) -> str:
     return quoted[0] if len(quoted) == 1 else f"[{', '.join(quoted)}]"
 
 
-class _Probe:
-    """The op as a function of its data operands; all other arguments are fixed."""
+def _items(node: fx.Node) -> list[int | None]:
+    """Which of the op's results are used, of floating dtype; None if it has one alone."""
+    results = node.meta["val"]
+    if not isinstance(results, (list, tuple)):
+        return [None]
+    used: list[Any] = sorted({user.args[1] for user in node.users if user.target is operator.getitem})
+    return [item for item in used if isinstance(results[item], Tensor) and results[item].is_floating_point()]
 
-    def __init__(self, node: fx.Node, data: list[str]) -> None:
+
+class _Probe:
+    """One result of the op, by its index, as a function of its data operands; all other arguments are fixed."""
+
+    def __init__(self, node: fx.Node, data: list[str], item: int | None) -> None:
         op: Any = node.target
         names = [a.name for a in op._schema.arguments]
         arguments = dict(zip(names, node.args)) | node.kwargs
         generator = torch.Generator().manual_seed(0)
         self.fixed = {k: fx.node.map_arg(v, lambda n: _stand_in(n, generator)) for k, v in arguments.items()}
-        self.op, self.data, self.generator = op, data, generator
+        self.op, self.data, self.item, self.generator = op, data, item, generator
         if any(not isinstance(self.fixed[name], Tensor) for name in data):
             raise TypeError("lists of tensors are not tried")
 
@@ -76,10 +89,10 @@ class _Probe:
 
     def __call__(self, *values: Tensor) -> Tensor:
         result = self.op(**(self.fixed | dict(zip(self.data, values))))
-        first = result[0] if isinstance(result, (tuple, list)) else result
-        if not isinstance(first, Tensor) or not first.isfinite().all():
+        own = result if self.item is None else result[self.item]
+        if not isinstance(own, Tensor) or not own.isfinite().all():
             raise ValueError("not finite")
-        return first
+        return own
 
 
 def _stand_in(node: fx.Node, generator: torch.Generator) -> Any:
@@ -109,6 +122,8 @@ def _guess(f: _Probe, data: list[str]) -> tuple[Kind, str, str]:
         return _guess_of_two(f, data, x, y, degree)
     if degree == 1:
         return Kind.PIECEWISE_LINEAR, carriers, "homogeneous of degree 1"
+    if degree == 0:  # such a function hands nothing on, by Euler's theorem
+        return Kind.GATE, carriers, "homogeneous of degree 0"
     if degree is not None:
         kind = Kind.POWER if degree > 0 else Kind.GATE
         return kind, f"{carriers}, degree = {degree:g}", f"homogeneous of degree {degree:g}"

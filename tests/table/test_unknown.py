@@ -77,6 +77,19 @@ def test_suggestions_agree_with_the_table(case: str) -> None:
     assert ("secant = true" in text) == (case == "gate, secant")
 
 
+def test_every_result_that_is_used_counts() -> None:
+    """The factors of a decomposition have other degrees than what it says of the size."""
+    message = refusal(lambda x: torch.linalg.svdvals(x))
+    assert "aten._linalg_svd.default has no row" in message and "looks like piecewise_linear (homogeneous" in message
+    message = refusal(lambda x: torch.matmul(*torch.linalg.qr(x)))
+    assert "aten.linalg_qr.default has no row" in message and "looks like composed (its results are" in message
+
+
+def test_a_direction_is_no_constant() -> None:
+    message = refusal(lambda x: torch.linalg.qr(x)[0])
+    assert '[gate]\n      "aten.linalg_qr" = { carrier = "A" }\n' in message
+
+
 def test_what_cannot_be_tried_is_composed() -> None:
     message = refusal(lambda x: torch.special.ndtri(x / 4))  # a quantile: only in (0, 1)
     assert "looks like composed (it could not be tried on random numbers); and a twin, {op: function}, add" in message

@@ -34,7 +34,7 @@ KNOWN: Mapping[str, str] = {
     "native_group_norm": "returns its scale, which is held, as an output",
     "native_batch_norm": "the kernel reads statistics without a look at their number, and is asked about one example",
     "_native_batch_norm_legit": "the kernel reads statistics without a look at their number, as above",
-    "nn.functional.embedding": "in a table that is an input, PyTorch gives `padding_idx` no gradient, or others a sparse one",
+    "nn.functional.embedding": "in a table that is an input, PyTorch gives `padding_idx` no gradient",
     "nn.functional.max_unpool": "indices that meet: PyTorch's gradient goes to all that were written there",
     "nn.functional.soft_margin_loss": "a value near 0 as the sum of f(0) and its opposite, which round",
     "nn.functional.softplus": "a value near 0 as the sum of f(0) and its opposite, which round",

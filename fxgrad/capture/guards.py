@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from typing import Any
 
+import torch
 from torch import fx
 from torch.export import ExportedProgram
 from torch.fx.experimental import symbolic_shapes
@@ -23,7 +24,6 @@ def without_guards(program: ExportedProgram) -> ExportedProgram:
         program: a fresh one, not the user's.
 
     Example:
-        >>> import torch
         >>> program = torch.export.export(torch.nn.GELU(), (torch.ones(2, 3),))
         >>> without_guards(program) is program
         True
@@ -42,7 +42,6 @@ def assert_plainly(graph: fx.Graph) -> None:
         graph: of a fresh program.
 
     Example:
-        >>> import torch
         >>> graph = fx.Graph()
         >>> holds = graph.placeholder("holds")
         >>> number = graph.call_function(CAST, (holds,))
@@ -59,3 +58,36 @@ def assert_plainly(graph: fx.Graph) -> None:
             graph.erase_node(node)
             if not number.users:
                 graph.erase_node(number)
+
+
+def asserted(node: fx.Node) -> fx.Node | None:
+    """The tensor, of one bool, that the model asserts to hold; None if the node asserts something else, as of a size.
+
+    Args:
+        node: of a program; `torch._check(condition.item())` is an assertion that a number made of it is 1.
+
+    Example:
+        >>> class Positive(torch.nn.Module):
+        ...     def forward(self, x):
+        ...         torch._check((x > 0).all().item())
+        ...         return x
+        >>> graph = torch.export.export(Positive(), (torch.ones(2),)).graph
+        >>> [str(found) for node in graph.nodes if (found := asserted(node))]
+        ['all_1']
+    """
+    if node.target is not torch.ops.aten._assert_scalar.default:
+        return None
+    found: Any = node.args[0]
+    if isinstance(found, fx.Node) and found.target is operator.eq and found.args[1:] == (1,):
+        found = found.args[0]
+    if isinstance(found, fx.Node) and (
+        found.target is CAST or (found.target is torch.sym_ite and found.args[1:] == (1, 0))
+    ):
+        found = found.args[0]
+    if not isinstance(found, fx.Node) or found.target not in _ITEMS:
+        return None
+    (tensor,) = found.all_input_nodes
+    return tensor if tensor.meta["val"].dtype is torch.bool else None
+
+
+_ITEMS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)

@@ -12,12 +12,15 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.capture.complexes import move_parts, moves_complex_numbers
+from fxgrad.capture.guards import asserted
 from fxgrad.capture.layouts import replace_copy
 from fxgrad.graph.copies import prune
 from fxgrad.graph.decided import MARK, decided, is_decision
+from fxgrad.graph.places import place_of
 
 aten = torch.ops.aten
 CHECKS = ("_assert", "sym_constrain_range", "_check")
+_REFUSED = "the model itself refuses these inputs: what it asserts of its data does not hold, at {}"
 
 
 def tidy(graph: fx.Graph) -> None:
@@ -46,6 +49,8 @@ def tidy(graph: fx.Graph) -> None:
 def _tidy_node(graph: fx.Graph, node: fx.Node) -> None:
     if is_decision(node):
         node.target, node.args = decided, (node.args[0], str(node.args[1]).removeprefix(MARK))
+    elif condition := asserted(node):
+        node.target, node.args = decided, (condition, _REFUSED.format(place_of(condition)))
     elif getattr(node.target, "__name__", "").startswith(CHECKS) and not node.users:
         graph.erase_node(node)
     elif node.target is aten._unsafe_view.default:

@@ -1,4 +1,5 @@
-"""A captured graph's check that the inputs decide as the example did, where the model's Python code read their data."""
+"""A captured graph's check of its inputs' data: that they decide as the example did, where the model's Python code read
+them, and that what the model asserts of them holds."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ def decided(condition: Tensor, message: str) -> None:
 
     Args:
         condition: bool, one element, on any device.
-        message: what was decided and where.
+        message: what was decided or asserted, and where.
 
     Raises:
         InputError: the condition is false.

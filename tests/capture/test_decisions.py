@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import transformers
 from torch import nn
 from torch.nn import functional as F
 
@@ -418,3 +419,50 @@ def test_the_message_is_the_same_whatever_runs_the_program():
             call()
         texts.add(str(caught.value))
     assert len(texts) == 1
+
+
+class Placed(_Base):
+    """Puts rows in the places of a prompt that are marked, as a model of pictures does; `way` says how it is checked."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.way = way
+
+    def forward(self, x, rows, marked):
+        fits = marked.sum() == rows.shape[0]
+        if self.way == "item":
+            torch._check(fits.item(), lambda: "rows and marks do not match")
+        elif self.way == "tensor":
+            torch._check_tensor_all(fits[None], lambda: "rows and marks do not match")
+        else:
+            transformers.utils.torch_compilable_check(fits, "rows and marks do not match", RuntimeError)
+        return self.linear(x.masked_scatter(marked[..., None], rows)).tanh()
+
+
+@pytest.mark.parametrize("exported", [False, True])
+@pytest.mark.parametrize("way", ["item", "tensor", "transformers"])
+def test_what_a_model_asserts_of_its_data_is_asserted(way, exported, tmp_path):
+    model = Placed(way).double().eval()
+    marked = torch.tensor([[True, False, False], [False, True, True]])
+    x, rows = torch.randn(2, 3, 4).double(), torch.randn(3, 4).double()
+    source = torch.export.export(model, (x, rows, marked)) if exported else model
+    libra = fxgrad.convert(source, (x, rows, marked))
+    fxgrad.save(libra, tmp_path / "placed.pt2")
+    other = torch.zeros_like(marked).index_fill(1, torch.tensor([0]), True)
+    with pytest.raises(RuntimeError, match="do not match"):
+        model(x, rows, other)
+    for module in (libra, libra.under("gradient"), fxgrad.load(tmp_path / "placed.pt2")):
+        assert torch.equal(module(x, rows, marked), model(x, rows, marked))
+        with pytest.raises(InputError, match=r"the model itself refuses these inputs: .* does not hold, at .*\.py:\d+"):
+            module(x, rows, other)
+    assert fxgrad.check(libra, (x, rows, marked)).passed
+
+
+def test_what_a_model_asserts_of_sizes_stays_with_the_checks_of_sizes():
+    class Sized(_Base):
+        def forward(self, x):
+            torch._check(x.shape[0] < 100)
+            return self.linear(x)
+
+    libra = fxgrad.convert(Sized().eval(), (torch.ones(2, 4),))
+    assert not any("decided" in str(node.target) for node in libra.classified.captured.graph.nodes)

@@ -75,9 +75,11 @@ def asserted(node: fx.Node) -> fx.Node | None:
         >>> [str(found) for node in graph.nodes if (found := asserted(node))]
         ['all_1']
     """
+    found: Any = node.args[0] if node.args else None
+    if node.target in _ASSERTIONS and isinstance(found, fx.Node):
+        return found
     if node.target is not torch.ops.aten._assert_scalar.default:
         return None
-    found: Any = node.args[0]
     if isinstance(found, fx.Node) and found.target is operator.eq and found.args[1:] == (1,):
         found = found.args[0]
     if isinstance(found, fx.Node) and (
@@ -90,4 +92,5 @@ def asserted(node: fx.Node) -> fx.Node | None:
     return tensor if tensor.meta["val"].dtype is torch.bool else None
 
 
+_ASSERTIONS = (torch.ops.aten._assert_async.default, torch.ops.aten._assert_async.msg)
 _ITEMS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)

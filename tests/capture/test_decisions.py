@@ -432,6 +432,8 @@ class Placed(_Base):
         fits = marked.sum() == rows.shape[0]
         if self.way == "item":
             torch._check(fits.item(), lambda: "rows and marks do not match")
+        elif self.way == "async":
+            torch._assert_async(fits, "rows and marks do not match")
         elif self.way == "tensor":
             torch._check_tensor_all(fits[None], lambda: "rows and marks do not match")
         else:
@@ -440,13 +442,13 @@ class Placed(_Base):
 
 
 @pytest.mark.parametrize("exported", [False, True])
-@pytest.mark.parametrize("way", ["item", "tensor", "transformers"])
+@pytest.mark.parametrize("way", ["item", "tensor", "transformers", "async"])
 def test_what_a_model_asserts_of_its_data_is_asserted(way, exported, tmp_path):
     model = Placed(way).double().eval()
     marked = torch.tensor([[True, False, False], [False, True, True]])
     x, rows = torch.randn(2, 3, 4).double(), torch.randn(3, 4).double()
     source = torch.export.export(model, (x, rows, marked)) if exported else model
-    if exported and torch.__version__ < (2, 12):
+    if exported and way != "async" and torch.__version__ < (2, 12):
         with pytest.raises(CaptureError, match=r"torch\.export cannot decompose the program"):
             fxgrad.convert(source, (x, rows, marked))
         return

@@ -12,6 +12,8 @@ from torch.fx.experimental import symbolic_shapes
 
 CAST: Any = getattr(symbolic_shapes, "cast_symbool_to_symint_guardless", None)
 """Makes a number of a bool; None where this torch has no such function."""
+_ASSERTIONS = (torch.ops.aten._assert_async.default, torch.ops.aten._assert_async.msg)
+_ITEMS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)
 
 
 def without_guards(program: ExportedProgram) -> ExportedProgram:
@@ -90,7 +92,3 @@ def asserted(node: fx.Node) -> fx.Node | None:
         return None
     (tensor,) = found.all_input_nodes
     return tensor if tensor.meta["val"].dtype is torch.bool else None
-
-
-_ASSERTIONS = (torch.ops.aten._assert_async.default, torch.ops.aten._assert_async.msg)
-_ITEMS = (torch.ops.aten.item.default, torch.ops.aten._local_scalar_dense.default)

@@ -33,6 +33,8 @@ def returning(model: nn.Module, path: str) -> nn.Module:
         >>> libra = fxgrad.convert(returning(model, "2"), (torch.randn(5, 3),))
         >>> fxgrad.check(libra).passed, list(libra.state_dict()) == list(model.state_dict())
         (True, True)
+
+    Source: of logits, not probabilities, as in Alber et al., iNNvestigate neural networks!, arXiv:1808.04260.
     """
     if not isinstance(model, nn.Module):
         raise InputError(

@@ -50,8 +50,8 @@ NOTES = """## What stands behind these numbers
 - **Networks without attention** (ResNet, ConvNeXt, Mixer) have no product to prune: their floor is the plain
   gradient's.
 - **Small models** pay for Python: every rewritten node is an `autograd.Function`.
-- **Conversion** ends with a run of the model and one of the converted module, to compare their bits: of ViT-B/16 with two
-  pictures about half of a second. Without (`verify=False`), it takes 0.3 s more than torch.export.
+- **Conversion** ends with a run of the model and one of the converted module, to compare their bits: of ViT-B/16 with
+  two pictures about half of a second. Without (`verify=False`), it takes 0.3 s more than torch.export.
 """
 
 

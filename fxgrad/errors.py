@@ -5,6 +5,9 @@ Every message says what happened, where (module path, source line) and what to d
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 LONGEST = 400
 """Characters of another library's message that are kept."""
 
@@ -23,6 +26,17 @@ def first_line(error: BaseException) -> str:
 def one_line(error: BaseException) -> str:
     """An error of another library as one line: its class name and the first line of its message."""
     return f"{type(error).__name__}: {first_line(error)}"
+
+
+def closest(name: str, known: Iterable[str]) -> str:
+    """Up to three names that are close to a wrong one, else the first ones; "" if there are none.
+
+    Example:
+        >>> closest("haed", ["body", "head"]), closest("x", ["body", "head"])
+        ('head', 'body, head')
+    """
+    names = list(known)
+    return ", ".join(difflib.get_close_matches(name, names, 3) or names[:3])
 
 
 class FxgradError(Exception):

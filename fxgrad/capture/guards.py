@@ -54,7 +54,7 @@ def assert_plainly(graph: fx.Graph) -> None:
         ['holds', '_assert_scalar_default']
     """
     for node in list(graph.nodes):
-        number = node.args[0] if node.target is operator.eq and node.args[1:] == (1,) else None
+        number = _equal_to_one(node)
         if isinstance(number, fx.Node) and number.target is CAST:
             node.replace_all_uses_with(number.args[0])
             graph.erase_node(node)
@@ -82,8 +82,7 @@ def asserted(node: fx.Node) -> fx.Node | None:
         return found
     if node.target is not torch.ops.aten._assert_scalar.default:
         return None
-    if isinstance(found, fx.Node) and found.target is operator.eq and found.args[1:] == (1,):
-        found = found.args[0]
+    found = _equal_to_one(found) or found
     if isinstance(found, fx.Node) and (
         found.target is CAST or (found.target is torch.sym_ite and found.args[1:] == (1, 0))
     ):
@@ -92,3 +91,9 @@ def asserted(node: fx.Node) -> fx.Node | None:
         return None
     (tensor,) = found.all_input_nodes
     return tensor if tensor.meta["val"].dtype is torch.bool else None
+
+
+def _equal_to_one(node: Any) -> Any:
+    """The x of a node `x == 1`; None for another."""
+    compared = isinstance(node, fx.Node) and node.target is operator.eq and node.args[1:] == (1,)
+    return node.args[0] if compared else None

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from typing import Any
 
 from torch import nn
 
 from fxgrad.capture.tracing import around
-from fxgrad.errors import InputError
+from fxgrad.errors import InputError, closest
 
 
 def returning(model: nn.Module, path: str) -> nn.Module:
@@ -42,7 +41,7 @@ def returning(model: nn.Module, path: str) -> nn.Module:
         )
     modules = {name: module for name, module in model.named_modules() if name}
     if path not in modules:
-        close = ", ".join(difflib.get_close_matches(path, modules, 3)) or ", ".join(list(modules)[:3])
+        close = closest(path, modules)
         raise InputError(
             f"the model has no module {path!r}. " + (f"Close to it: {close}." if close else "It has none.")
         )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import fx
 
 from fxgrad.classify.decision import Decision
-from fxgrad.errors import InputError
+from fxgrad.errors import InputError, closest
 from fxgrad.graph.axes import Atom
 from fxgrad.graph.nodes import descendants
 from fxgrad.graph.places import calls_of
@@ -39,8 +38,7 @@ def output_of(layer: str, nodes: Mapping[str, fx.Node], decisions: Mapping[str, 
     exits = [n for n in decisions if n in inside and any(u.name not in inside for u in nodes[n].users)]
     if not exits:
         paths = sorted({d.place.module_path for d in decisions.values()})
-        close = ", ".join(difflib.get_close_matches(layer, paths, 3)) or ", ".join(paths[:3])
-        raise InputError(f"no layer {layer!r} that depends on the input. Close to it: {close}.")
+        raise InputError(f"no layer {layer!r} that depends on the input. Close to it: {closest(layer, paths)}.")
     return exits[-1]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, fx
 
 from fxgrad.classify.decision import Decision
-from fxgrad.errors import InputError
+from fxgrad.errors import InputError, closest
 from fxgrad.graph.places import calls_of
 from fxgrad.methods.definition import Map, Method
 from fxgrad.methods.names import Names
@@ -166,5 +165,4 @@ def _chosen(where: Sequence[str], known: Sequence[str], modules: Mapping[str, st
 
 
 def _unknown(name: str, known: Iterable[str]) -> str:
-    close = ", ".join(difflib.get_close_matches(name, list(known), 3)) or ", ".join(list(known)[:3])
-    return f"no relevance reaches a module or value {name!r}. Close to it: {close}."
+    return f"no relevance reaches a module or value {name!r}. Close to it: {closest(name, known)}."
